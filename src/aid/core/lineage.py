@@ -1,0 +1,180 @@
+"""Where an artifact comes from: the verb, its settings, and the hashes of its inputs, back to the pictures.
+
+A lineage is a small graph. Each node is one run of a verb; its key is the hash of what decided the
+result (verb, settings, content of the inputs), so it is known before the work starts and the same
+run has the same key everywhere. Plain files and folders from outside are nodes of the verbs `file`
+and `pictures`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from aid.core.files import sha256_file, sha256_of
+from aid.errors import ArtifactError, FileError
+
+LINEAGE_FILE = "lineage.json"
+METADATA_KEY = "aid.lineage"
+MAX_HEADER_BYTES = 100_000_000
+
+
+class Source(BaseModel):
+    """One input of a run: the hash of its content, and the key of the node that made it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    sha256: str
+    key: str = ""
+
+
+class Node(BaseModel):
+    """One run of a verb."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    verb: str
+    settings: dict[str, Any]
+    inputs: dict[str, Source]
+
+    def key(self) -> str:
+        """The hash of what decides the result: not where inputs came from, only what they contain."""
+        contents = {name: source.sha256 for name, source in self.inputs.items()}
+        return sha256_of({"verb": self.verb, "settings": self.settings, "inputs": contents})
+
+
+class Lineage(BaseModel):
+    """An artifact's node and all its ancestors; `files` (path -> sha256) once the artifact is whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    key: str
+    nodes: dict[str, Node]
+    files: dict[str, str] = {}
+
+    @property
+    def node(self) -> Node:
+        return self.nodes[self.key]
+
+    @property
+    def sha256(self) -> str:
+        """The content hash of a whole artifact: that of its files."""
+        return sha256_of(self.files)
+
+    def embedded(self) -> str:
+        """The text that a file's own metadata carries: the graph without file hashes."""
+        return json.dumps(self.model_dump(mode="json", exclude={"files"}), sort_keys=True, ensure_ascii=False)
+
+    def walk(self) -> Iterator[tuple[int, str, Node, str]]:
+        """(depth, key, node, name under which its child uses it), the artifact first, each node once."""
+        seen: set[str] = set()
+        stack = [(0, self.key, "")]
+        while stack:
+            depth, key, name = stack.pop()
+            node = self.nodes.get(key)
+            if node is None or key in seen:
+                continue
+            seen.add(key)
+            yield depth, key, node, name
+            stack.extend((depth + 1, source.key, label) for label, source in reversed(node.inputs.items()))
+
+
+def describe(verb: str, settings: dict[str, Any], inputs: Mapping[str, Path]) -> Lineage:
+    """The lineage of a run about to start."""
+    nodes: dict[str, Node] = {}
+    sources: dict[str, Source] = {}
+    for name, path in inputs.items():
+        ancestry = lineage_of(path)
+        nodes.update(ancestry.nodes)
+        sources[name] = Source(sha256=ancestry.sha256, key=ancestry.key)
+    node = Node(verb=verb, settings=settings, inputs=sources)
+    return Lineage(key=node.key(), nodes={**nodes, node.key(): node})
+
+
+def lineage_of(path: Path) -> Lineage:
+    """The lineage of an artifact folder, of a file inside one, of a file that carries its own, or of
+    plain pictures and files from outside.
+
+    Raises FileError if nothing is there.
+    """
+    if path.is_dir():
+        return read_lineage(path) if (path / LINEAGE_FILE).is_file() else _of_folder(path)
+    if not path.is_file():
+        raise FileError(f"{path} does not exist", "a file or folder", "Check the path.")
+    made = embedded_lineage(path) or _of_member(path)
+    content = {path.name: sha256_file(path)}
+    if made is not None:
+        return Lineage(key=made.key, nodes=made.nodes, files=content)
+    node = Node(verb="file", settings={}, inputs={path.name: Source(sha256=content[path.name])})
+    return Lineage(key=node.key(), nodes={node.key(): node}, files=content)
+
+
+def read_lineage(folder: Path) -> Lineage:
+    """The lineage.json of an artifact folder. Raises ArtifactError if it is malformed."""
+    try:
+        return Lineage.model_validate_json((folder / LINEAGE_FILE).read_bytes())
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"{folder / LINEAGE_FILE} is not a lineage ({type(error).__name__})",
+            "the file that AID wrote",
+            "Delete the folder and run the same command again.",
+        ) from error
+
+
+def embedded_lineage(path: Path) -> Lineage | None:
+    """The lineage in a safetensors header or a PNG's text, if it carries one."""
+    text = None
+    if path.suffix == ".safetensors":
+        text = _safetensors_metadata(path).get(METADATA_KEY)
+    elif path.suffix == ".png":
+        text = _png_text(path)
+    try:
+        return Lineage.model_validate_json(text) if text else None
+    except ValidationError:
+        return None
+
+
+def _safetensors_metadata(path: Path) -> dict[str, str]:
+    with open(path, "rb") as stream:
+        prefix = stream.read(8)
+        size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 0 < size <= MAX_HEADER_BYTES:
+            return {}
+        try:
+            metadata = json.loads(stream.read(size)).get("__metadata__", {})
+        except (ValueError, AttributeError, RecursionError):
+            return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _png_text(path: Path) -> str | None:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            text = getattr(picture, "text", {}).get(METADATA_KEY)
+    except (OSError, ValueError, SyntaxError):
+        return None
+    return str(text) if text else None
+
+
+def _of_member(path: Path) -> Lineage | None:
+    for folder in path.absolute().parents:
+        if (folder / LINEAGE_FILE).is_file():
+            made = read_lineage(folder)
+            return made if path.absolute().relative_to(folder).as_posix() in made.files else None
+    return None
+
+
+def _of_folder(folder: Path) -> Lineage:
+    files = {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+    if not files:
+        raise FileError(f"{folder} is empty", "a folder of pictures", "Check the path.")
+    node = Node(verb="pictures", settings={}, inputs={name: Source(sha256=sha) for name, sha in files.items()})
+    return Lineage(key=node.key(), nodes={node.key(): node}, files=files)
