@@ -99,7 +99,9 @@ def main() -> None:
     pixels = read_world(chosen.world, chosen.edge_px)
     held, trained = pixels[::97], pixels
     vae = build_vae()
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=chosen.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(
+        vae.parameters(), lr=chosen.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
     average = {name: value.clone() for name, value in vae.state_dict().items()}
     state_path = chosen.out.with_suffix(".state.pt")
     step, spent = 0, 0.0
@@ -128,12 +130,21 @@ def main() -> None:
             average[name].lerp_(value, 1 - keep)
         history.append(10 * np.log10(4 / square.item()))
         if step % 100 == 0:
-            print(f"step {step} {spent:.0f} s psnr {np.mean(history[-100:]):.2f} dB loss {loss.item():.4f}", flush=True)
+            print(
+                f"step {step} {spent:.0f} s psnr {np.mean(history[-100:]):.2f} dB loss {loss.item():.4f}",
+                flush=True,
+            )
         if time.time() - saved > 120:
             saved = time.time()
             part = state_path.with_suffix(".part")
             torch.save(
-                {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step, "spent": spent},
+                {
+                    "vae": vae.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "average": average,
+                    "step": step,
+                    "spent": spent,
+                },
                 part,
             )
             os.replace(part, state_path)
@@ -146,8 +157,16 @@ def main() -> None:
         after = vae(x).sample
         latents = vae.encode(x).latent_dist.mean * SCALE
     psnr = 10 * np.log10(4 / (after.clamp(-1, 1) - x).square().mean().item())
-    print(f"psnr {psnr:.2f} dB; folding moved a pixel by {(before - after).abs().max():.1e}; latent std {latents.std():.3f}")
-    metadata = {"made_by": "starter/train_vae.py", "steps": str(step), "edge_px": str(chosen.edge_px), "psnr_db": f"{psnr:.2f}", "config": json.dumps(dict(vae.config), default=str)}
+    print(
+        f"psnr {psnr:.2f} dB; folding moved a pixel by {(before - after).abs().max():.1e}; latent std {latents.std():.3f}"
+    )
+    metadata = {
+        "made_by": "starter/train_vae.py",
+        "steps": str(step),
+        "edge_px": str(chosen.edge_px),
+        "psnr_db": f"{psnr:.2f}",
+        "config": json.dumps(dict(vae.config), default=str),
+    }
     save_file({n: v.contiguous() for n, v in vae.state_dict().items()}, str(chosen.out), metadata=metadata)
 
 

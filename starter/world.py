@@ -80,7 +80,13 @@ def main() -> None:
     with ProcessPoolExecutor() as pool:
         jobs = {
             style: pool.submit(
-                build_style, style, chosen.out, chosen.per_style, chosen.seed, chosen.edge_px, chosen.all_cells
+                build_style,
+                style,
+                chosen.out,
+                chosen.per_style,
+                chosen.seed,
+                chosen.edge_px,
+                chosen.all_cells,
             )
             for style in chosen.styles
         }

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -52,9 +52,8 @@ class Inputs(BaseModel):
         return named
 
 
-S = TypeVar("S", bound=Settings)
-I = TypeVar("I", bound=Inputs)  # noqa: E741
-P = ParamSpec("P")
+S = TypeVar("S", bound=Settings, contravariant=True)
+I = TypeVar("I", bound=Inputs, contravariant=True)  # noqa: E741
 
 
 class Verb(Protocol[S, I]):

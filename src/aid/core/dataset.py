@@ -1,9 +1,9 @@
 """The Dataset noun: prepared pictures, their records, and their cached latents on disk.
 
-    records.jsonl          one Record a line, in a fixed order
-    pictures/...           cropped and resized pictures, lossless WebP, as the model sees them
-    latents-WxH.npy        float16 [n, 2, 4, H/8, W/8]: mean and standard deviation of each latent, by `row`
-    report.json            counts, quarantined files, duplicates
+records.jsonl          one Record a line, in a fixed order
+pictures/...           cropped and resized pictures, lossless WebP, as the model sees them
+latents-WxH.npy        float16 [n, 2, 4, H/8, W/8]: mean and standard deviation of each latent, by `row`
+report.json            counts, quarantined files, duplicates
 """
 
 from __future__ import annotations
@@ -98,11 +98,12 @@ class Dataset:
         """float16 [n, 2, 4, height/8, width/8]: mean and standard deviation, unscaled; memory-mapped."""
         path = self.folder / latent_file(width, height)
         try:
-            return np.load(path, mmap_mode="r")
+            latents: np.ndarray[Any, np.dtype[np.float16]] = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise ArtifactError(
                 f"{path} could not be mapped ({error})", "cached latents", "Run `aid prepare` again."
             ) from error
+        return latents
 
 
 def latent_file(width: int, height: int) -> str:

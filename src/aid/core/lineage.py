@@ -176,5 +176,7 @@ def _of_folder(folder: Path) -> Lineage:
     }
     if not files:
         raise FileError(f"{folder} is empty", "a folder of pictures", "Check the path.")
-    node = Node(verb="pictures", settings={}, inputs={name: Source(sha256=sha) for name, sha in files.items()})
+    node = Node(
+        verb="pictures", settings={}, inputs={name: Source(sha256=sha) for name, sha in files.items()}
+    )
     return Lineage(key=node.key(), nodes={node.key(): node}, files=files)

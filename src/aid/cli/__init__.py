@@ -1,0 +1,79 @@
+"""The command line: one short command per verb, and a few that only look.
+
+Nothing heavy is imported before a command runs; `aid --help` costs what click costs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from aid import __version__
+from aid.errors import AidError
+from aid.verbs import VERBS
+
+GROUPS = {"train": "Train a checkpoint (finetune) or an embedding."}
+OTHERS = {
+    "make": "Run a whole recipe; only what changed is built again.",
+    "styles": "AID's styles: list, search, since when.",
+    "lineage": "Where a file comes from, back to the pictures.",
+}
+
+
+class Lazy(click.Group):
+    """A group whose commands are built when they are called or asked for help."""
+
+    def __init__(self, name: str, prefix: str, summary: str, **words: bool) -> None:
+        super().__init__(name, help=summary, **words)  # type: ignore[arg-type]
+        self.prefix = prefix
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        names = [name.removeprefix(self.prefix) for name in VERBS if name.startswith(self.prefix)]
+        if self.prefix:
+            return names
+        heads = dict.fromkeys(name.partition(" ")[0] for name in names)
+        return [*heads, *OTHERS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        full = self.prefix + cmd_name
+        if full in GROUPS:
+            return Lazy(cmd_name, f"{cmd_name} ", GROUPS[full])
+        if full in OTHERS:
+            from aid.cli import looking
+
+            return looking.COMMANDS[full]
+        if full in VERBS:
+            from aid.cli import verb_command
+
+            return verb_command.command(full)
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        summaries = GROUPS | OTHERS | {name: found.summary for name, found in VERBS.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summaries[self.prefix + name]) for name in self.list_commands(ctx)])
+
+
+root = click.version_option(__version__, message="aid %(version)s")(
+    Lazy("aid", "", "AID: illustrators' pictures in, a released multi-style model out.")
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command. An error of ours is one clear line and exit code 1; a wrong word 2; Ctrl-C 130."""
+    try:
+        root.main(args=arguments, prog_name="aid", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("Interrupted. The same command continues where it can.", err=True)
+        sys.exit(130)
+    except AidError as error:
+        click.echo(f"aid: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"aid: {where}{error.strerror or error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,107 @@
+"""How the command line tells a person what is going on: live bars in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from aid.core.workbench import Ticker
+
+PLAIN_SECONDS = 15.0  # between lines where no bar can be drawn
+
+
+class Rate(ProgressColumn):
+    """Units a second, over the last moments."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.speed or 0.0
+        unit = task.fields.get("unit") or "it"
+        return Text(f"{speed:.1f} {unit}/s" if speed >= 1 or speed == 0 else f"{1 / speed:.1f} s/{unit}")
+
+
+class ConsoleProgress:
+    """Progress on standard error, so that standard output holds only results."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
+        if self.console.is_terminal:
+            with self._bar(label, total, unit, done) as tick:
+                yield tick
+        else:
+            with self._lines(label, total, unit, done) as tick:
+                yield tick
+
+    @contextmanager
+    def _bar(self, label: str, total: int, unit: str, done: int) -> Iterator[Ticker]:
+        columns = (
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            Rate(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console) as bars:
+            bar = bars.add_task(label, total=total, completed=done, unit=unit, note="")
+
+            def tick(count: int = 1, note: str = "") -> None:
+                bars.update(bar, advance=count, **({"note": note} if note else {}))
+
+            yield tick
+
+    @contextmanager
+    def _lines(self, label: str, total: int, unit: str, done: int) -> Iterator[Ticker]:
+        began = told = time.monotonic()
+        start, count_done = done, done
+
+        def line(note: str) -> None:
+            rate = (count_done - start) / max(1e-9, time.monotonic() - began)
+            left = f", {(total - count_done) / rate:.0f} s left" if rate and count_done < total else ""
+            self.say(
+                f"  {label}: {count_done}/{total} {unit}, {rate:.1f}/s{left}{', ' if note else ''}{note}"
+            )
+
+        def tick(count: int = 1, note: str = "") -> None:
+            nonlocal told, count_done
+            count_done += count
+            if time.monotonic() - told > PLAIN_SECONDS:
+                told = time.monotonic()
+                line(note)
+
+        yield tick
+        line("")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool) -> None:
+    """A table for a person, or its rows as JSON objects."""
+    if as_json:
+        keys = [column.lower().replace(" ", "_") for column in columns]
+        json.dump(
+            [dict(zip(keys, row, strict=True)) for row in rows], sys.stdout, ensure_ascii=False, indent=1
+        )
+        print()
+        return
+    table = Table(*columns, title=title or None, title_justify="left", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)

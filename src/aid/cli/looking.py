@@ -1,0 +1,111 @@
+"""The commands that look: make (at a whole recipe), styles, lineage."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aid.console import print_table
+from aid.core.lineage import Node, lineage_of
+from aid.errors import SettingsError
+from aid.running import DEVICE, THREADS, bench
+
+JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON.")
+MAX_SHOWN = 12  # inputs of one node shown to a person; --json has all
+
+
+def command(name: str) -> click.Command:
+    return COMMANDS[name]
+
+
+def run_recipe(
+    recipe: Path,
+    out: Path | None,
+    words: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    device: str,
+    threads: int,
+) -> None:
+    """Run RECIPE step by step. Artifacts lie in --out, one folder a step; what has not changed is kept."""
+    from aid.make import make, read_recipe
+
+    runs = out or Path("runs") / recipe.stem
+    plan = read_recipe(recipe, runs, _assigned(words))
+    if dry_run:
+        from aid.estimate import explain_recipe
+
+        explain_recipe(plan, as_json)
+        return
+    rows, began = [], time.monotonic()
+    for step, ran in make(plan, bench(device, threads)):
+        seconds = time.monotonic() - began
+        rows.append((step.name, "made" if ran else "kept", f"{seconds:.1f}", str(step.out)))
+        began = time.monotonic()
+    print_table(plan.title, ("Step", "Result", "Seconds", "Folder"), rows, as_json)
+
+
+def show_lineage(path: Path, as_json: bool) -> None:
+    """Print where PATH comes from: every verb, its settings, and its inputs back to the pictures' hashes."""
+    ancestry = lineage_of(path)
+    if as_json:
+        json.dump(ancestry.model_dump(mode="json"), sys.stdout, ensure_ascii=False, indent=1)
+        print()
+        return
+    for depth, key, node, name in ancestry.walk():
+        _print_node(depth, key, node, name)
+
+
+def list_styles(query: str, as_json: bool) -> None:
+    """List AID's styles, or those like QUERY: old names and misspellings find the right ones."""
+    from aid.core.catalogue import load_catalogue
+
+    catalogue = load_catalogue()
+    found = catalogue.search(query) if query else catalogue.styles
+    rows = [(style.trigger, style.since, ", ".join(style.aliases)) for style in found]
+    print_table(f"{len(rows)} styles", ("Trigger", "Since", "Also"), rows, as_json)
+
+
+def _assigned(words: tuple[str, ...]) -> Mapping[str, Path]:
+    pairs = [word.partition("=") for word in words]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise SettingsError(f"--input {name}", "NAME=PATH")
+    return {name: Path(path).expanduser() for name, _, path in pairs}
+
+
+def _print_node(depth: int, key: str, node: Node, name: str) -> None:
+    pad = "  " * depth
+    label = f"{name} = " if name else ""
+    click.echo(f"{pad}{label}{node.verb}  [{key[:12]}]")
+    told = {field: value for field, value in node.settings.items() if not isinstance(value, (dict, list))}
+    if told:
+        click.echo(f"{pad}  " + "  ".join(f"{field}={value}" for field, value in told.items())[:400])
+    outside = [(label, source.sha256) for label, source in node.inputs.items() if not source.key]
+    for label, sha in outside[:MAX_SHOWN]:
+        click.echo(f"{pad}  {label}  sha256:{sha}")
+    if len(outside) > MAX_SHOWN:
+        click.echo(f"{pad}  ... and {len(outside) - MAX_SHOWN} more; --json has all")
+
+
+def _command(name: str, callback: Any, *params: click.Parameter) -> click.Command:
+    return click.Command(name, params=[*params], callback=callback, help=callback.__doc__)
+
+
+_PATH = click.Path(path_type=Path)
+COMMANDS = {
+    "make": _command(
+        "make", run_recipe, click.Argument(["recipe"], type=_PATH),
+        click.Option(["--out"], type=_PATH, help="Where artifacts go.  [runs/RECIPE]"),
+        click.Option(["--input", "words"], multiple=True, metavar="NAME=PATH", help="A path the recipe calls $NAME."),
+        click.Option(["--dry-run"], is_flag=True, help="Explain every step, run nothing."), JSON, DEVICE, THREADS,
+    ),
+    "styles": _command("styles", list_styles, click.Argument(["query"], default=""), JSON),
+    "lineage": _command("lineage", show_lineage, click.Argument(["path"], type=_PATH), JSON),
+}  # fmt: skip

@@ -1,0 +1,61 @@
+"""The Release noun: a finished model's folder, as it is uploaded and as AID draws with it.
+
+model.safetensors      the checkpoint (LDM SD1 layout, ModelSpec metadata)
+embeddings/            NAME.safetensors and NAME.pt; the file's stem is what calls it
+catalogue.toml         styles, characters, category words, versions, recommended parameters
+samples/               all.png and one contact sheet a style
+report.json            what the judge found
+card.md, card.zh.md    the model card; README.md is the same card as model hubs read it
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from aid.core.catalogue import Catalogue, Language
+from aid.core.report import Report
+from aid.errors import ArtifactError
+
+MODEL_FILE = "model.safetensors"
+EMBEDDING_FOLDER = "embeddings"
+CATALOGUE_FILE = "catalogue.toml"
+SAMPLE_FOLDER = "samples"
+REPORT_FILE = "report.json"
+CARD_FILES: dict[Language, str] = {"en": "card.md", "zh": "card.zh.md"}
+
+
+class Release:
+    """A release folder, opened read-only. Raises ArtifactError if it holds no model or no catalogue."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in (MODEL_FILE, CATALOGUE_FILE):
+            if not (folder / name).is_file():
+                raise ArtifactError(
+                    f"{folder} has no {name}", "a folder made by `aid release`", "Choose a release's folder."
+                )
+
+    @property
+    def model(self) -> Path:
+        return self.folder / MODEL_FILE
+
+    @cached_property
+    def embeddings(self) -> dict[str, Path]:
+        """The word that calls each embedding -> its safetensors file, sorted."""
+        files = sorted((self.folder / EMBEDDING_FOLDER).glob("*.safetensors"))
+        return {path.stem: path for path in files}
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """Raises FileError if it is malformed."""
+        return Catalogue.read(self.folder / CATALOGUE_FILE)
+
+    @cached_property
+    def report(self) -> Report | None:
+        """None if the release was not measured."""
+        return Report.read(self.folder) if (self.folder / REPORT_FILE).is_file() else None
+
+    def card(self, language: Language = "en") -> str:
+        """The model card, Markdown."""
+        return (self.folder / CARD_FILES[language]).read_text(encoding="utf-8")

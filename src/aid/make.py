@@ -1,0 +1,182 @@
+"""A recipe, from pictures to release: the verbs in the order written.
+
+    title = "..."
+
+    [[step]]
+    name = "dataset"                        # the artifact's folder, and `@dataset` for later steps
+    verb = "prepare"
+    inputs.pictures.new = "aid:pictures/new"    # shipped with AID; other paths are relative to the recipe
+    inputs.vae = "aid:base"
+    settings.resolution_px = 64
+
+A step whose settings and inputs have not changed is not run again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aid.core.artifact import Inputs, Settings, is_current
+from aid.core.lineage import describe
+from aid.core.workbench import Workbench
+from aid.errors import AidError, FileError, SettingsError
+from aid.starter import shipped
+from aid.verbs import Entry, entry
+
+
+class StepText(BaseModel):
+    """One `[[step]]` as written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    verb: str
+    inputs: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+
+
+class RecipeText(BaseModel):
+    """A recipe file as written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    title: str
+    description: str = ""
+    step: tuple[StepText, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step ready to run: checked settings, and inputs as paths."""
+
+    name: str
+    entry: Entry
+    settings: Settings
+    inputs: Inputs
+    out: Path
+
+    def missing(self) -> list[Path]:
+        return [path for path in self.inputs.paths().values() if not path.exists()]
+
+    def current(self) -> bool:
+        """Whether its artifact is there already and still fits."""
+        if self.missing():
+            return False
+        verb = self.entry.load()
+        return is_current(
+            self.out, describe(verb.name, self.settings.model_dump(mode="json"), self.inputs.paths())
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe, checked whole before anything runs."""
+
+    title: str
+    description: str
+    steps: tuple[Step, ...]
+
+
+def read_recipe(path: Path, runs: Path, assignments: Mapping[str, Path] | None = None) -> Recipe:
+    """Read and check a recipe; artifacts will lie in `runs`. `assignments` gives paths to inputs that
+    the recipe leaves to its user, written `$NAME` there.
+
+    Raises FileError or SettingsError naming the step and field.
+    """
+    try:
+        text = RecipeText.model_validate(tomllib.loads(path.read_text()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} could not be read ({error})", "a recipe in TOML") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise SettingsError(explain(str(path), error, RecipeText)) from error
+    steps: list[Step] = []
+    for step in text.step:
+        resolve = _Resolver(path, runs, [made.name for made in steps], dict(assignments or {}), step.name)
+        steps.append(_check(step, resolve, runs))
+    return Recipe(text.title, text.description, tuple(steps))
+
+
+def make(recipe: Recipe, bench: Workbench) -> Iterator[tuple[Step, bool]]:
+    """Run the steps in order; yields each with whether it had to be run."""
+    for number, step in enumerate(recipe.steps, 1):
+        if missing := step.missing():
+            raise FileError(
+                f"step {step.name}: {missing[0]} does not exist",
+                "every input",
+                "`aid make --dry-run` lists what is missing.",
+            )
+        current = step.current()
+        if not current:
+            bench.progress.say(f"[{number}/{len(recipe.steps)}] {step.name}: {step.entry.summary}")
+            step.entry.load()(step.settings, step.inputs, step.out, bench)
+        yield step, not current
+
+
+def explain(where: str, error: ValidationError, model: type[BaseModel]) -> str:
+    """The first thing wrong with a file or settings, in one sentence."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), list(model.model_fields), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{where} has no field {field}{hint}"
+    return f"{where}: {field or 'value'} is {first['input']!r}: {first['msg']}"
+
+
+def checked(model: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """`model` made from values. Raises SettingsError saying where and what."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(explain(where, error, model)) from error
+
+
+def _check(step: StepText, resolve: _Resolver, runs: Path) -> Step:
+    where = f"step {step.name}"
+    try:
+        found = entry(step.verb)
+    except AidError as error:
+        raise SettingsError(f"{where}: {error}") from error
+    settings = checked(found.settings_type(), step.settings, f"{where}, settings")
+    inputs = checked(found.inputs_type(), resolve.tree(step.inputs), f"{where}, inputs")
+    return Step(step.name, found, settings, inputs, runs / step.name)
+
+
+@dataclass(frozen=True)
+class _Resolver:
+    """Turns what a recipe writes for an input into a path."""
+
+    recipe: Path
+    runs: Path
+    made: Sequence[str]
+    assignments: Mapping[str, Path]
+    step: str
+
+    def tree(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self.tree(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.tree(item) for item in value]
+        return self.path(value) if isinstance(value, str) else value
+
+    def path(self, text: str) -> Path:
+        if text.startswith("@"):
+            name, _, inner = text[1:].partition("/")
+            if name not in self.made:
+                earlier = ", ".join(self.made) or "none"
+                raise SettingsError(
+                    f"step {self.step} uses {text}", f"an earlier step: {earlier}", "Steps run in order."
+                )
+            return self.runs / name / inner if inner else self.runs / name
+        if text.startswith("aid:"):
+            return shipped(text.removeprefix("aid:"))
+        if text.startswith("$"):
+            return self.assignments.get(text[1:], Path(text))
+        return self.recipe.parent / Path(text).expanduser()

@@ -1,0 +1,187 @@
+"""A whole SD1 model in memory, and its single file on disk (LDM layout)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from aid.errors import FileError, ModelError
+from aid.sd.architecture import METADATA_KEY, SD1, Architecture, detect
+from aid.sd.layouts import POSITION_IDS, VAE, modern_keys, text_key, unet_key, vae_key, vae_shape
+from aid.sd.tensorfile import is_pickle, read_header, read_tensors, write_tensors
+from aid.sd.tokenizer import CHUNK, load_tokenizer
+
+VAE_SCALE = 0.18215  # latents are multiplied by it before noise is added (Rombach et al. 2022)
+
+
+@dataclass
+class StableDiffusion:
+    """U-Net, text encoder and VAE in eval mode, with what the file said about itself."""
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    architecture: Architecture
+    metadata: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+    vae_path: Path | None = None
+    tokenizer: CLIPTokenizer = field(default_factory=load_tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.unet.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = next(self.unet.parameters()).dtype
+        return dtype
+
+    def modules(self) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
+        return self.unet, self.text_encoder, self.vae
+
+
+def create_checkpoint(architecture: Architecture, seed: int) -> StableDiffusion:
+    """A model with random weights. The U-Net's residual branches start at zero, as LDM's do."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _assemble(architecture)
+        for name, parameter in model.unet.named_parameters():
+            if name.endswith(("conv2.weight", "conv2.bias", "proj_out.weight", "proj_out.bias")):
+                torch.nn.init.zeros_(parameter)
+        torch.nn.init.zeros_(model.unet.conv_out.weight)
+        torch.nn.init.zeros_(model.unet.conv_out.bias)
+    return model
+
+
+def load_checkpoint(
+    path: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    vae: Path | None = None,
+) -> StableDiffusion:
+    """Read an SD1 single file or an artifact that holds one; `vae` replaces the file's own VAE.
+
+    Raises FileError for a missing, damaged or unsafe file and ModelError for another architecture.
+    """
+    path = resolve_checkpoint(path)
+    tensors, metadata = _read(path)
+    architecture = detect({key: tensor.shape for key, tensor in tensors.items()}, metadata, str(path))
+    with _empty_weights():
+        model = _assemble(architecture)
+    if vae is not None:
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(VAE)}
+        tensors |= read_vae(vae)
+    for module, rename in _parts(model):
+        _fill(module, tensors, rename, path, dtype, device)
+    model.metadata, model.path, model.vae_path = dict(metadata), path, vae
+    return model
+
+
+def save_checkpoint(
+    model: StableDiffusion, path: Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float16
+) -> None:
+    """Write the LDM single file atomically: every key of SD1's, position ids as int64."""
+    described = {} if model.architecture == SD1 else {METADATA_KEY: model.architecture.model_dump_json()}
+    write_tensors(path, ldm_tensors(model, dtype), {**described, **metadata})
+
+
+def ldm_tensors(model: StableDiffusion, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The model's weights under their LDM names."""
+    tensors: dict[str, Tensor] = {POSITION_IDS: torch.arange(CHUNK + 2).unsqueeze(0)}
+    for module, rename in _parts(model):
+        for key, tensor in module.state_dict().items():
+            if not key.endswith("position_ids"):
+                tensors[rename(key)] = vae_shape(rename(key), tensor.detach()).to("cpu", dtype)
+    return tensors
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The single file that `path` names: itself, or the `model.safetensors` of an artifact folder."""
+    found = path / "model.safetensors" if path.is_dir() else path
+    if not found.is_file():
+        raise FileError(f"{found} does not exist", "a checkpoint file or a folder that holds one")
+    return found
+
+
+def resolve_vae(path: Path) -> Path:
+    """The file that `path` names: a VAE file, or a checkpoint or artifact that holds one."""
+    return resolve_checkpoint(path)
+
+
+def read_vae(path: Path) -> dict[str, Tensor]:
+    """A VAE's tensors under their LDM names, from a VAE file (with or without prefix) or a checkpoint."""
+    path = resolve_vae(path)
+    tensors, _ = _read(path)
+    if any(key.startswith(VAE) for key in tensors):
+        return {key: tensor for key, tensor in tensors.items() if key.startswith(VAE)}
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(("loss", "model_ema"))}
+    if "encoder.down_blocks.0.resnets.0.conv1.weight" in kept:  # diffusers' own names
+        kept = {vae_key(key).removeprefix(VAE): vae_shape(vae_key(key), t) for key, t in kept.items()}
+    if "encoder.conv_in.weight" not in kept:
+        raise ModelError(f"{path} holds no VAE", "an AutoencoderKL in LDM or diffusers layout")
+    return {VAE + key: tensor for key, tensor in kept.items()}
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    metadata = {} if is_pickle(path) else read_header(path).metadata
+    return modern_keys(read_tensors(path)), metadata
+
+
+def _assemble(architecture: Architecture) -> StableDiffusion:
+    return StableDiffusion(
+        unet=UNet2DConditionModel(**architecture.unet_config()).eval(),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**architecture.text_config())).eval(),
+        vae=AutoencoderKL(**architecture.vae_config()).eval(),
+        architecture=architecture,
+    )
+
+
+def _parts(model: StableDiffusion) -> tuple[tuple[torch.nn.Module, Any], ...]:
+    return (model.unet, unet_key), (model.text_encoder, text_key), (model.vae, vae_key)
+
+
+@contextlib.contextmanager
+def _empty_weights() -> Iterator[None]:
+    """Build modules without spending time on initial values that are overwritten at once."""
+    keep = {name: getattr(torch.nn.init, name) for name in ("kaiming_uniform_", "uniform_", "normal_")}
+    try:
+        for name in keep:
+            setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+        yield
+    finally:
+        for name, function in keep.items():
+            setattr(torch.nn.init, name, function)
+
+
+def _fill(
+    module: torch.nn.Module,
+    tensors: Mapping[str, Tensor],
+    rename: Any,
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> None:
+    state: dict[str, Tensor] = {}
+    for key, parameter in module.state_dict().items():
+        if key.endswith("position_ids"):
+            state[key] = parameter
+            continue
+        tensor = tensors.get(rename(key))
+        if tensor is None:
+            raise ModelError(f"{path} lacks {rename(key)}", "a whole SD1 checkpoint")
+        if tensor.numel() != parameter.numel():
+            raise ModelError(
+                f"{path}: {rename(key)} has shape {list(tensor.shape)}", f"{list(parameter.shape)}"
+            )
+        state[key] = tensor.to(dtype).reshape(parameter.shape)
+    module.load_state_dict(state)
+    torch.nn.Module.to(module, device=device, dtype=dtype)  # diffusers' own `to` warns about nothing

@@ -1,0 +1,60 @@
+"""A training run's state on disk: written whole, newest wins, damaged ones are passed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aid.core.artifact import SCRATCH
+from aid.errors import FileError
+from aid.sd.tensorfile import read_header, read_tensors, write_tensors
+
+
+def save_state(
+    folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, object], keep: int
+) -> None:
+    """Write `scratch/state-STEP.safetensors` atomically and delete all but the newest `keep`."""
+    write_tensors(_path(folder, step), tensors, {"facts": json.dumps(facts, sort_keys=True)})
+    for stale in _states(folder)[keep:]:
+        stale.unlink()
+
+
+def load_state(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, object]] | None:
+    """The newest whole state: (step, tensors, facts), or None."""
+    for path in _states(folder):
+        try:
+            facts = json.loads(read_header(path).metadata["facts"])
+            return int(path.stem.partition("-")[2]), read_tensors(path), facts
+        except (FileError, KeyError, ValueError):
+            continue
+    return None
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as flat tensors, `optimiser.GROUPINDEX.NAME`."""
+    state = optimiser.state_dict()["state"]
+    return {
+        f"optimiser.{index}.{name}": torch.as_tensor(value)
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / SCRATCH / f"state-{step:08d}.safetensors"
+
+
+def _states(folder: Path) -> list[Path]:
+    return sorted((folder / SCRATCH).glob("state-*.safetensors"), reverse=True)

@@ -1,0 +1,60 @@
+"""Every verb by name, imported only when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aid.errors import SettingsError
+
+if TYPE_CHECKING:  # the command line's help must not wait for pydantic
+    from aid.core.artifact import Inputs, Settings
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a verb lives, the stem of its types' names, and what it does in one line."""
+
+    module: str
+    function: str
+    stem: str
+    summary: str
+
+    def load(self) -> Any:
+        return getattr(importlib.import_module(self.module), self.function)
+
+    def settings_type(self) -> type[Settings]:
+        return self._type("Settings")
+
+    def inputs_type(self) -> type[Inputs]:
+        return self._type("Inputs")
+
+    def _type(self, kind: str) -> Any:
+        room = self.module.rpartition(".")[0]
+        return getattr(importlib.import_module(f"{room}.settings"), self.stem + kind)
+
+
+VERBS = {
+    "prepare": Entry("aid.dataset.run", "prepare", "Prepare", "Folders of pictures -> Dataset."),
+    "train finetune": Entry(
+        "aid.train.run", "finetune", "Finetune", "Dataset -> Checkpoint: U-Net and text encoder together."
+    ),
+    "train embedding": Entry(
+        "aid.train.embedding", "embedding", "Embedding", "Bad pictures -> negative Embedding."
+    ),
+    "merge": Entry("aid.merge.run", "merge", "Merge", "Checkpoints -> Checkpoint, block by block."),
+    "generate": Entry("aid.generate.run", "generate", "Generate", "Checkpoint -> pictures."),
+    "judge": Entry("aid.evaluate.judge_run", "judge", "Judge", "Dataset -> Judge of styles and tags."),
+    "evaluate": Entry(
+        "aid.evaluate.run", "evaluate", "Evaluate", "Gallery -> Report: scores beside ceilings."
+    ),
+    "release": Entry("aid.release.run", "release", "Release", "Checkpoint, embeddings, report -> Release."),
+}
+
+
+def entry(name: str) -> Entry:
+    """The verb called `name`. Raises SettingsError."""
+    if name not in VERBS:
+        raise SettingsError(f"{name!r} is not a verb", ", ".join(VERBS))
+    return VERBS[name]
