@@ -68,9 +68,8 @@ class Step:
         if self.missing():
             return False
         verb = self.entry.load()
-        return is_current(
-            self.out, describe(verb.name, self.settings.model_dump(mode="json"), self.inputs.paths())
-        )
+        settings = self.settings.model_dump(mode="json")
+        return is_current(self.out, describe(verb.name, settings, self.inputs.paths()))
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,12 @@ class Entry:
         return getattr(importlib.import_module(self.module), self.function)
 
     def settings_type(self) -> type[Settings]:
-        return self._type("Settings")
+        found: type[Settings] = self._type("Settings")
+        return found
 
     def inputs_type(self) -> type[Inputs]:
-        return self._type("Inputs")
+        found: type[Inputs] = self._type("Inputs")
+        return found
 
     def _type(self, kind: str) -> Any:
         room = self.module.rpartition(".")[0]
@@ -46,9 +48,7 @@ VERBS = {
     "merge": Entry("aid.merge.run", "merge", "Merge", "Checkpoints -> Checkpoint, block by block."),
     "generate": Entry("aid.generate.run", "generate", "Generate", "Checkpoint -> pictures."),
     "judge": Entry("aid.evaluate.judge_run", "judge", "Judge", "Dataset -> Judge of styles and tags."),
-    "evaluate": Entry(
-        "aid.evaluate.run", "evaluate", "Evaluate", "Gallery -> Report: scores beside ceilings."
-    ),
+    "evaluate": Entry("aid.evaluate.run", "evaluate", "Evaluate", "Gallery -> Report with ceilings."),
     "release": Entry("aid.release.run", "release", "Release", "Checkpoint, embeddings, report -> Release."),
 }
 

@@ -65,7 +65,8 @@ class ConsoleProgress:
             bar = bars.add_task(label, total=total, completed=done, unit=unit, note="")
 
             def tick(count: int = 1, note: str = "") -> None:
-                bars.update(bar, advance=count, **({"note": note} if note else {}))
+                fields: dict[str, Any] = {"note": note} if note else {}
+                bars.update(bar, advance=count, **fields)
 
             yield tick
 
@@ -96,10 +97,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     """A table for a person, or its rows as JSON objects."""
     if as_json:
         keys = [column.lower().replace(" ", "_") for column in columns]
-        json.dump(
-            [dict(zip(keys, row, strict=True)) for row in rows], sys.stdout, ensure_ascii=False, indent=1
-        )
-        print()
+        objects = [dict(zip(keys, row, strict=True)) for row in rows]
+        print(json.dumps(objects, ensure_ascii=False, indent=1))
         return
     table = Table(*columns, title=title or None, title_justify="left", box=None, header_style="bold")
     for row in rows:

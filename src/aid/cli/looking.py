@@ -11,17 +11,13 @@ from typing import Any
 
 import click
 
-from aid.console import print_table
+from aid.cli.console import print_table
+from aid.cli.verb_command import DEVICE, THREADS, bench
 from aid.core.lineage import Node, lineage_of
 from aid.errors import SettingsError
-from aid.running import DEVICE, THREADS, bench
 
 JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON.")
 MAX_SHOWN = 12  # inputs of one node shown to a person; --json has all
-
-
-def command(name: str) -> click.Command:
-    return COMMANDS[name]
 
 
 def run_recipe(
@@ -62,14 +58,21 @@ def show_lineage(path: Path, as_json: bool) -> None:
         _print_node(depth, key, node, name)
 
 
-def list_styles(query: str, as_json: bool) -> None:
+def list_styles(query: str, version: str, as_json: bool) -> None:
     """List AID's styles, or those like QUERY: old names and misspellings find the right ones."""
     from aid.core.catalogue import load_catalogue
 
-    catalogue = load_catalogue()
-    found = catalogue.search(query) if query else catalogue.styles
-    rows = [(style.trigger, style.since, ", ".join(style.aliases)) for style in found]
-    print_table(f"{len(rows)} styles", ("Trigger", "Since", "Also"), rows, as_json)
+    found = load_catalogue().search(query, version)
+    rows = [(*_entry(one.entry), _how(one.match, one.via)) for one in found]
+    print_table(f"{len(rows)} found", ("Trigger", "Kind", "Since", "Versions", "Match"), rows, as_json)
+
+
+def _entry(entry: Any) -> tuple[str, str, str, str]:
+    return entry.trigger, entry.kind, entry.since, ", ".join(entry.versions)
+
+
+def _how(match: str, via: str) -> str:
+    return "" if match in ("listed", "same") else f"{match}: {via}"
 
 
 def _assigned(words: tuple[str, ...]) -> Mapping[str, Path]:
@@ -98,14 +101,20 @@ def _command(name: str, callback: Any, *params: click.Parameter) -> click.Comman
     return click.Command(name, params=[*params], callback=callback, help=callback.__doc__)
 
 
-_PATH = click.Path(path_type=Path)
+VERSION = click.Option(["--version"], default="", help="Only what this version knows, as v2.6.")
+PATH = click.Path(path_type=Path)
 COMMANDS = {
     "make": _command(
-        "make", run_recipe, click.Argument(["recipe"], type=_PATH),
-        click.Option(["--out"], type=_PATH, help="Where artifacts go.  [runs/RECIPE]"),
-        click.Option(["--input", "words"], multiple=True, metavar="NAME=PATH", help="A path the recipe calls $NAME."),
-        click.Option(["--dry-run"], is_flag=True, help="Explain every step, run nothing."), JSON, DEVICE, THREADS,
+        "make",
+        run_recipe,
+        click.Argument(["recipe"], type=PATH),
+        click.Option(["--out"], type=PATH, help="Where artifacts go.  [runs/RECIPE]"),
+        click.Option(["--input", "words"], multiple=True, metavar="NAME=PATH", help="What it calls $NAME."),
+        click.Option(["--dry-run"], is_flag=True, help="Explain every step, run nothing."),
+        JSON,
+        DEVICE,
+        THREADS,
     ),
-    "styles": _command("styles", list_styles, click.Argument(["query"], default=""), JSON),
-    "lineage": _command("lineage", show_lineage, click.Argument(["path"], type=_PATH), JSON),
-}  # fmt: skip
+    "styles": _command("styles", list_styles, click.Argument(["query"], default=""), VERSION, JSON),
+    "lineage": _command("lineage", show_lineage, click.Argument(["path"], type=PATH), JSON),
+}

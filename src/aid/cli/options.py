@@ -1,4 +1,4 @@
-"""A verb's command, made from its settings and inputs: their fields are the options, their docstrings the help."""
+"""Settings as command-line options: the fields are the options, their docstrings the help."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aid.errors import FileError, SettingsError
 SCALARS = {int: click.INT, float: click.FLOAT, str: click.STRING, Path: click.Path(path_type=Path)}
 
 
-def options(model: type[BaseModel], named_paths: bool = False) -> list[click.Parameter]:
+def options(model: type[BaseModel]) -> list[click.Parameter]:
     """One option a field that a word can express; the rest is for `--set` and `--settings`."""
     made = (_option(name, field) for name, field in model.model_fields.items())
     return [option for option in made if option is not None]
@@ -80,7 +80,7 @@ def _option(name: str, field: FieldInfo) -> click.Parameter | None:
     )
 
 
-def _kind(field: FieldInfo) -> tuple[click.ParamType | None, bool]:
+def _kind(field: FieldInfo) -> tuple[Any, bool]:
     """click's type for a field, and whether it may be given several times; None where words don't do."""
     annotation = _without_none(field.annotation)
     container, arguments = typing.get_origin(annotation), typing.get_args(annotation)

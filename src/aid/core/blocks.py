@@ -40,11 +40,11 @@ def block_range(name: str) -> list[str]:
     first, _, last = head.partition("-")
     letters = first.rstrip("0123456789")
     last = last if not last or last[0].isalpha() else letters + last
-    for block in filter(None, (first, last)):
+    for block in (first, last) if last else (first,):
         if block not in SD1_BLOCKS:
             near = difflib.get_close_matches(block, SD1_BLOCKS, 1)
             raise SettingsError(
-                f"{block} is not a block of sd1",
+                f"{block or repr(name)} is not a block of sd1",
                 "BASE, IN00-IN11, M00, OUT00-OUT11",
                 f"Did you mean {near[0]}?" if near else "",
             )

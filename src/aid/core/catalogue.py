@@ -198,12 +198,14 @@ class Catalogue(Noun):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the catalogue"
-            raise FileError(f"{name}: {place}: {first['msg']}", "a catalogue.toml as AID writes it") from error
+            raise FileError(
+                f"{name}: {place}: {first['msg']}", "a catalogue.toml as AID writes it"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise FileError(f"{name} is not TOML ({str(error)[:120]})", "a catalogue.toml") from error
 
     def write(self, path: Path) -> None:
-        """Write the catalogue as TOML. Only what is empty is left out: no meaning hangs on today's defaults."""
+        """Write the catalogue as TOML. Only what is empty is left out: nothing hangs on today's defaults."""
         write_text(path, toml(_spelt_out(self)))
 
     def entries(self) -> tuple[Style | Category | Character, ...]:
@@ -231,7 +233,7 @@ class Catalogue(Noun):
         return parameters.model_copy(update=own)
 
     def triggers(self, version: str = "") -> tuple[str, ...]:
-        """The trigger words of a version (the newest if empty), as they were spelt then, in catalogue order."""
+        """The trigger words of a version (the newest if empty), as they were spelt then."""
         name = self.version(version).name
         return tuple(self._trigger_in(entry, name) for entry in self.entries() if name in entry.versions)
 
@@ -245,7 +247,9 @@ class Catalogue(Noun):
         names = [known.name for known in self.versions]
         at = names.index(self.version(version).name)
         before = names[at - 1] if at else ""
-        gone = [entry for entry in self.entries() if before in entry.versions and names[at] not in entry.versions]
+        gone = [
+            entry for entry in self.entries() if before in entry.versions and names[at] not in entry.versions
+        ]
         return tuple(self._trigger_in(entry, before) for entry in gone)
 
     def search(self, query: str = "", version: str = "") -> list[Found]:
@@ -302,7 +306,9 @@ def _rank_name(wanted: str, name: str, old: bool) -> tuple[int, int, str] | None
 def _spelt_out(value: Any) -> Any:
     """A noun as plain mappings, without the fields that are empty by default."""
     if isinstance(value, Noun):
-        fields = {name: (getattr(value, name), field.default) for name, field in type(value).model_fields.items()}
+        fields = {
+            name: (getattr(value, name), field.default) for name, field in type(value).model_fields.items()
+        }
         return {name: _spelt_out(item) for name, (item, default) in fields.items() if item or item != default}
     return [_spelt_out(item) for item in value] if isinstance(value, tuple) else value
 

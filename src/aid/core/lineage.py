@@ -22,6 +22,8 @@ from aid.errors import ArtifactError, FileError
 LINEAGE_FILE = "lineage.json"
 METADATA_KEY = "aid.lineage"
 MAX_HEADER_BYTES = 100_000_000
+MANY_FILES = 10_000
+FILE = "file"  # a file is known by its content, not by its name
 
 
 class Source(BaseModel):
@@ -63,9 +65,13 @@ class Lineage(BaseModel):
         """The content hash of a whole artifact: that of its files."""
         return sha256_of(self.files)
 
-    def embedded(self) -> str:
-        """The text that a file's own metadata carries: the graph without file hashes."""
-        return json.dumps(self.model_dump(mode="json", exclude={"files"}), sort_keys=True, ensure_ascii=False)
+    def embedded(self, ancestors: bool = True) -> str:
+        """The text that a file's own metadata carries: the graph without file hashes. Folders of very
+        many pictures are summed up by one hash (their Dataset lists them); without `ancestors`, only
+        the node itself, which is enough for a picture among many."""
+        kept = self.nodes if ancestors else {self.key: self.node}
+        nodes = {key: _summed_up(node).model_dump(mode="json") for key, node in kept.items()}
+        return json.dumps({"key": self.key, "nodes": nodes}, sort_keys=True, ensure_ascii=False)
 
     def walk(self) -> Iterator[tuple[int, str, Node, str]]:
         """(depth, key, node, name under which its child uses it), the artifact first, each node once."""
@@ -79,6 +85,13 @@ class Lineage(BaseModel):
             seen.add(key)
             yield depth, key, node, name
             stack.extend((depth + 1, source.key, label) for label, source in reversed(node.inputs.items()))
+
+
+def _summed_up(node: Node) -> Node:
+    if node.verb != "pictures" or len(node.inputs) <= MANY_FILES:
+        return node
+    total = sha256_of({name: source.sha256 for name, source in node.inputs.items()})
+    return Node(verb="pictures", settings={"files": len(node.inputs), "sha256": total}, inputs={})
 
 
 def describe(verb: str, settings: dict[str, Any], inputs: Mapping[str, Path]) -> Lineage:
@@ -104,10 +117,10 @@ def lineage_of(path: Path) -> Lineage:
     if not path.is_file():
         raise FileError(f"{path} does not exist", "a file or folder", "Check the path.")
     made = embedded_lineage(path) or _of_member(path)
-    content = {path.name: sha256_file(path)}
+    content = {FILE: sha256_file(path)}
     if made is not None:
         return Lineage(key=made.key, nodes=made.nodes, files=content)
-    node = Node(verb="file", settings={}, inputs={path.name: Source(sha256=content[path.name])})
+    node = Node(verb="file", settings={}, inputs={path.name: Source(sha256=content[FILE])})
     return Lineage(key=node.key(), nodes={node.key(): node}, files=content)
 
 
@@ -170,7 +183,7 @@ def _of_member(path: Path) -> Lineage | None:
 
 def _of_folder(folder: Path) -> Lineage:
     files = {
-        path.relative_to(folder).as_posix(): sha256_file(path)
+        printable(path.relative_to(folder).as_posix()): sha256_file(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(".")
     }
@@ -180,3 +193,8 @@ def _of_folder(folder: Path) -> Lineage:
         verb="pictures", settings={}, inputs={name: Source(sha256=sha) for name, sha in files.items()}
     )
     return Lineage(key=node.key(), nodes={node.key(): node}, files=files)
+
+
+def printable(name: str) -> str:
+    """A file name as text that every encoding takes: bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -22,6 +22,7 @@ EMBEDDING_FOLDER = "embeddings"
 CATALOGUE_FILE = "catalogue.toml"
 SAMPLE_FOLDER = "samples"
 REPORT_FILE = "report.json"
+HUB_PAGE = "README.md"
 CARD_FILES: dict[Language, str] = {"en": "card.md", "zh": "card.zh.md"}
 
 

@@ -59,7 +59,9 @@ def _value(value: Any, depth: int) -> str:
     if isinstance(value, (list, tuple)):
         return _array([_value(item, depth + 1) for item in value], depth)
     if isinstance(value, Mapping):
-        pairs = [f"{_key(key)} = {_value(item, depth + 1)}" for key, item in value.items() if item is not None]
+        pairs = [
+            f"{_key(key)} = {_value(item, depth + 1)}" for key, item in value.items() if item is not None
+        ]
         return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
     raise TypeError(f"TOML has no {type(value).__name__}")
 

@@ -1,0 +1,1 @@
+"""prepare: folders of pictures with tags -> Dataset."""

@@ -131,9 +131,28 @@ def read_vae(path: Path) -> dict[str, Tensor]:
     return {VAE + key: tensor for key, tensor in kept.items()}
 
 
+def load_vae(path: Path, device: torch.device | str = "cpu") -> AutoencoderKL:
+    """Only the VAE of `path`, float32, in eval mode: from a VAE file, a checkpoint or an artifact.
+
+    Raises FileError and ModelError as `load_checkpoint` does.
+    """
+    path = resolve_vae(path)
+    tensors, metadata = read_vae(path), _read_metadata(path)
+    architecture = SD1
+    if METADATA_KEY in metadata:
+        architecture = Architecture.model_validate_json(metadata[METADATA_KEY])
+    with _empty_weights():
+        vae = AutoencoderKL(**architecture.vae_config()).eval()
+    _fill(vae, tensors, vae_key, path, torch.float32, device)
+    return vae
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    return {} if is_pickle(path) else read_header(path).metadata
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    metadata = {} if is_pickle(path) else read_header(path).metadata
-    return modern_keys(read_tensors(path)), metadata
+    return modern_keys(read_tensors(path)), _read_metadata(path)
 
 
 def _assemble(architecture: Architecture) -> StableDiffusion:

@@ -56,18 +56,17 @@ def _tensor(entry: dict[str, Any]) -> Any:
 
 def _from_panels(pixels: Pixels) -> bytes:
     """Low and high nibbles from the panels left and right of the first and last black column."""
-    lit = (pixels > 0).all(axis=2)
-    rows, columns = lit.any(axis=1).nonzero()[0], lit.any(axis=0).nonzero()[0]
+    rows, columns = np.nonzero((pixels > 0).all(axis=2))
     if not len(rows):
         return b""
-    nibbles = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & 0x0F
+    nibbles = pixels[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] & np.uint8(0x0F)
     black = np.flatnonzero(nibbles.sum(axis=(0, 2)) == 0)
     if len(black) < 2:
         return b""
     low, high = nibbles[:, : black[0]], nibbles[:, black[-1] + 1 :]
     if low.shape != high.shape:
         return b""
-    return ((_unmask(high) << 4) | _unmask(low)).tobytes()
+    return ((_unmask(high) << np.uint8(4)) | _unmask(low)).tobytes()
 
 
 def _unmask(block: Pixels) -> Pixels:

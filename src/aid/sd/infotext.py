@@ -29,14 +29,14 @@ FEWEST_FIELDS = 3  # a last line with fewer is part of the prompt
 
 @dataclass(frozen=True)
 class Weights:
-    """What a picture was drawn with, as its text names it: 10-digit model hashes, 12-digit embedding hashes."""
+    """What a picture was drawn with, as its text names it: 10 digits of a model's sha256."""
 
     model_hash: str = ""
     model: str = ""
     vae_hash: str = ""
     vae: str = ""
     embeddings: Mapping[str, str] = field(default_factory=dict)
-    """Name -> hash of each embedding that the prompts use."""
+    """Name -> 12 digits of the sha256 of each embedding that the prompts use."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ interpolation between its 1000 levels. `t` is fractional: 0 is almost clean, 999
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -27,14 +29,14 @@ def all_sigmas() -> Tensor:
 
 def t_to_sigma(t: Tensor) -> Tensor:
     """σ at fractional t, log σ interpolated linearly between levels."""
-    log_sigmas = all_sigmas().log()
+    log_sigmas = _log_sigmas()
     low, high, w = t.floor().long(), t.ceil().long(), t.frac()
     return ((1 - w) * log_sigmas[low] + w * log_sigmas[high]).exp()
 
 
 def sigma_to_t(sigma: Tensor) -> Tensor:
     """The fractional t whose σ this is, within [0, 999]."""
-    log_sigmas, log_sigma = all_sigmas().log(), sigma.log()
+    log_sigmas, log_sigma = _log_sigmas(), sigma.log()
     low = (torch.searchsorted(log_sigmas, log_sigma, right=True) - 1).clamp(0, STEPS - 2)
     w = ((log_sigmas[low] - log_sigma) / (log_sigmas[low] - log_sigmas[low + 1])).clamp(0, 1)
     return (1 - w) * low + w * (low + 1)
@@ -47,3 +49,10 @@ def sigmas(steps: int) -> Tensor:
     """
     t = torch.linspace(STEPS - 1, 0, steps)
     return torch.cat([t_to_sigma(t), torch.zeros(1)])
+
+
+@cache
+def _log_sigmas() -> Tensor:
+    """A constant, needed at every step; an ordinary tensor even if first asked for in inference mode."""
+    with torch.inference_mode(False):
+        return all_sigmas().log()

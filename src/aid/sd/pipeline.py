@@ -130,7 +130,7 @@ class Denoiser:
                 self.text = torch.cat([self.text, self.negative])
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        scaled, t = x / (sigma**2 + 1) ** 0.5, sigma_to_t(sigma)
+        scaled, t = x * (1 / (sigma**2 + 1) ** 0.5), sigma_to_t(sigma)
         if not self.guided:
             return x - self._noise(scaled, t, self.text) * sigma
         if self.together:
@@ -150,7 +150,7 @@ class Denoiser:
 def decode(model: StableDiffusion, latents: Tensor) -> Tensor:
     """Scaled latents [b, 4, h/8, w/8] to pixels [b, 3, h, w], float32, about -1 to 1."""
     at_once = max(1, PIXELS_A_DECODE // (64 * latents.shape[-1] * latents.shape[-2]))
-    parts = (latents / VAE_SCALE).to(model.dtype).split(at_once)
+    parts = torch.split((latents / VAE_SCALE).to(model.dtype), at_once)
     return torch.cat([model.vae.decode(part, return_dict=False)[0].float() for part in parts])
 
 

@@ -23,6 +23,7 @@ from aid.sd.tokenizer import BOS, CHUNK, EOS
 
 COMMA = 267  # `,</w>` in CLIP's vocabulary
 COMMA_BACKTRACK = 20  # tokens after the last comma that may move to the next chunk (A1111's default)
+LEAST_MEAN = 0.01  # of the mean magnitude; CLIP ViT-L/14's mean is about 0.15 of it
 PLACEHOLDER = 0  # the id under an embedding's vectors
 
 
@@ -73,12 +74,20 @@ def encode_chunks(model: StableDiffusion, prompts: Sequence[Sequence[Chunk]], cl
 
 def emphasise(hidden: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
     """Scale each token's vector by its weight, then each chunk back to its former mean.
-    `hidden` is [chunks, 77, width]."""
+
+    `hidden` is [chunks, 77, width]. Where there is no mean to speak of (an untrained encoder's layer
+    norm leaves none, and 0/0 would be NaN) it is not restored; CLIP's is far above that bound.
+    """
     if all(weight == 1.0 for row in weights for weight in row):
         return hidden
-    scale = torch.tensor(weights, dtype=hidden.dtype, device=hidden.device).unsqueeze(-1)
-    scaled = hidden * scale
-    return scaled * (hidden.mean(dim=(1, 2), keepdim=True) / scaled.mean(dim=(1, 2), keepdim=True))
+    scaled = hidden * torch.tensor(weights, dtype=hidden.dtype, device=hidden.device).unsqueeze(-1)
+    mean, size = _mean(hidden), _mean(hidden.abs())
+    there = mean.abs() > LEAST_MEAN * size
+    return scaled * (torch.where(there, mean, 1) / torch.where(there, _mean(scaled), 1))
+
+
+def _mean(hidden: Tensor) -> Tensor:
+    return hidden.mean(dim=(1, 2), keepdim=True)
 
 
 Spelling = dict[int, list[tuple[list[int], Embedding]]]

@@ -7,12 +7,13 @@ same to the byte as if nothing had happened.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from aid.core.artifact import under_construction, verb
-from aid.core.dataset import Dataset
+from aid.core.dataset import Dataset, Record
 from aid.core.lineage import METADATA_KEY
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
@@ -21,7 +22,7 @@ from aid.sd.checkpoint import load_checkpoint, save_checkpoint
 from aid.sd.device import torch_device
 from aid.train.finetuning import Finetuning
 from aid.train.log import Log, draw_curve
-from aid.train.plan import Plan, Step
+from aid.train.plan import Plan
 from aid.train.settings import FinetuneInputs, FinetuneSettings, SampleSettings
 from aid.train.state import load_state, save_state
 
@@ -41,7 +42,7 @@ def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, benc
         for index in range(done, plan.steps):
             step = plan.step(index)
             loss, norm = run.step(step)
-            refuse_nan(loss, step)
+            refuse_nan(loss, index, step.records)
             log.add(step=index + 1, loss=round(loss, 6), norm=round(norm, 6), rate=run.unet_rate())
             tick(1, f"loss {log.recent('loss'):.4f}")
             if due(index + 1, settings.samples.every):
@@ -70,11 +71,11 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def refuse_nan(loss: float, step: Step) -> None:
+def refuse_nan(loss: float, index: int, records: Sequence[Record]) -> None:
     if not math.isfinite(loss):
-        names = ", ".join(record.source for record in step.records[:8])
+        names = ", ".join(record.source for record in records[:8])
         raise AidError(
-            f"the loss became {loss} at step {step.index + 1} on {names}",
+            f"the loss became {loss} at step {index + 1} on {names}",
             "a finite loss",
             "Lower the learning rates, or look at these pictures.",
         )

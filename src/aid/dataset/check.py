@@ -1,0 +1,97 @@
+"""Opening one picture: decoded whole, upright, opaque, sRGB; or a PictureError that says why not."""
+
+from __future__ import annotations
+
+import functools
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from aid.errors import PictureError
+
+# No format that runs another program (EPS) or leads to other files (WMF, FPX).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+STILL = {"MPO"}  # a JPEG with more pictures behind it, as telephones write; the first one is meant
+
+
+def read_picture(path: Path, maximum_megapixels: float) -> Image.Image:
+    """An RGB picture, EXIF orientation applied, transparency on white.
+
+    The size is checked in the header, before anything is decoded. Raises PictureError for whatever is
+    too large, moving, damaged or no picture.
+    """
+    try:
+        with Image.open(path, formats=formats()) as picture:
+            _refuse_by_header(picture, maximum_megapixels)
+            picture.load()
+            return _srgb(_opaque(_upright(_eight_bit(picture))), picture.info.get("icc_profile"))
+    except PictureError:
+        raise
+    except UnidentifiedImageError:
+        raise PictureError(f"is not a picture in a format that is read ({', '.join(formats())})") from None
+    except Image.DecompressionBombError:
+        raise PictureError(f"is over {maximum_megapixels:g} megapixels") from None
+    except Exception as error:  # a decoder fed with hostile bytes may fail in any way
+        raise PictureError(f"can't be decoded ({type(error).__name__}: {error})") from error
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _refuse_by_header(picture: Image.Image, maximum_megapixels: float) -> None:
+    megapixels = picture.width * picture.height / 1e6
+    if megapixels > maximum_megapixels:
+        raise PictureError(
+            f"is {picture.width}x{picture.height}, {megapixels:.0f} megapixels",
+            f"{maximum_megapixels:g} at most",
+        )
+    if getattr(picture, "is_animated", False) and picture.format not in STILL:
+        raise PictureError("has several frames", "a still picture")
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """16-bit grey is brought to 8 bits; Pillow would clip it to white."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise PictureError(f"has pixels of type {picture.mode}", "8 or 16 bits a channel")
+    return picture
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(picture) if turned else picture
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return picture
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        page = Image.new("RGB", picture.size, "white")
+        page.paste(layer, mask=layer.getchannel("A"))
+        return page
+    return picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB")
+
+
+def _srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB as a screen shows it: an embedded colour profile is applied, an unusable one ignored."""
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            shown = ImageCms.profileToProfile(picture, source, _srgb_profile(), outputMode="RGB")
+            picture = picture if shown is None else shown
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _srgb_profile() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))

@@ -1,0 +1,62 @@
+"""report.json: what was found, what was kept, and what to look at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from aid.core.dataset import Record
+from aid.dataset.find import Found
+from aid.dataset.settings import PrepareSettings
+from aid.dataset.tag import normalise
+
+
+def summarise(
+    records: Sequence[Record],
+    kept: Sequence[float],
+    found: Found,
+    duplicates: Iterable[tuple[str, str]],
+    near_duplicates: Iterable[tuple[str, str, int]],
+    settings: PrepareSettings,
+) -> dict[str, Any]:
+    """The report, in a fixed order; frequent first where things are counted."""
+    tags = count(tag for record in records for tag in record.tags)
+    known = {normalise(tag) for tag in settings.known_tags}
+    rare = {tag: n for tag, n in tags.items() if n < settings.rare_tag_pictures}
+    return {
+        "pictures": len(records),
+        "train": sum(record.split == "train" for record in records),
+        "held": sum(record.split == "held" for record in records),
+        "regularisation": sum(record.regularisation for record in records),
+        "untagged": sum(not record.tags for record in records),
+        "styles": {style: _style_row(records, style) for style in sorted({r.style for r in records})},
+        "buckets": count(f"{record.width}x{record.height}" for record in records),
+        "kept_pixels": {"mean": round(fmean(kept), 4), "minimum": round(min(kept), 4)},
+        "quarantined": [
+            {"source": source, "reason": aside.reason} for source, aside in found.quarantined.items()
+        ],
+        "duplicates": [{"source": source, "of": original} for source, original in duplicates],
+        "near_duplicates": [list(pair) for pair in near_duplicates],
+        "licences": count(record.licence or "not stated" for record in records),
+        "credits": count(record.credit or "not stated" for record in records),
+        "repeats": dict(sorted(found.repeats.items())),
+        "rare_tags": len(rare),
+        "unknown_tags": {tag: n for tag, n in tags.items() if known and tag not in known},
+        "tags": tags,
+    }
+
+
+def count(things: Iterable[str]) -> dict[str, int]:
+    """How often each comes, most frequent first, then by name."""
+    return dict(sorted(Counter(things).items(), key=lambda item: (-item[1], item[0])))
+
+
+def _style_row(records: Sequence[Record], style: str) -> dict[str, int]:
+    mine = [record for record in records if record.style == style]
+    return {
+        "train": sum(record.split == "train" for record in mine),
+        "held": sum(record.split == "held" for record in mine),
+        "regularisation": sum(record.regularisation for record in mine),
+    }

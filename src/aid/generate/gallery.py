@@ -1,0 +1,72 @@
+"""A gallery on disk: numbered pictures, the list of their shots, and grids to look at.
+
+00000-SEED.png ...     with A1111's `parameters` and `aid.lineage` in their text
+shots.jsonl            {"file": ..., "shot": ...} a line
+grid.png               the first pictures, or of a plan one row a style
+grid-STYLE.png         of a plan, each style's pictures
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from aid.core.files import write_lines
+from aid.core.shot import Shot
+from aid.generate.plan import SHOTS_FILE
+from aid.sd.sheet import sheet
+
+GRID_PICTURES = 64  # of one grid
+GRID_ROW = 8  # of a style in the grid of all
+GRID_EDGE_PX = 4096
+
+
+def picture_name(index: int, shot: Shot) -> str:
+    return f"{index:05d}-{shot.seed}.png"
+
+
+def write_gallery(folder: Path, shots: Sequence[Shot]) -> None:
+    """List the shots and draw the grids; every picture lies in the folder already."""
+    files = [folder / picture_name(index, shot) for index, shot in enumerate(shots)]
+    rows = [
+        {"file": file.name, "shot": shot.model_dump(mode="json")}
+        for file, shot in zip(files, shots, strict=True)
+    ]
+    write_lines(folder / SHOTS_FILE, rows)
+    styles: dict[str, list[Path]] = {}
+    for file, shot in zip(files, shots, strict=True):
+        styles.setdefault(shot.style, []).append(file)
+    if len(styles) < 2 or "" in styles:
+        grid(files[:GRID_PICTURES]).save(folder / "grid.png")
+        return
+    columns = min(GRID_ROW, min(map(len, styles.values())))
+    rows_of_styles = [file for of_style in styles.values() for file in of_style[:columns]]
+    grid(rows_of_styles, columns).save(folder / "grid.png")
+    for name, of_style in zip(file_names(list(styles)), styles.values(), strict=True):
+        grid(of_style[:GRID_PICTURES]).save(folder / f"grid-{name}.png")
+
+
+def grid(files: Sequence[Path], columns: int = 0) -> Image.Image:
+    """Pictures on one sheet of about 4096 pixels an edge at most, made smaller where they must be."""
+    columns = columns or math.ceil(math.sqrt(len(files)))
+    edge = max(1, GRID_EDGE_PX // max(columns, math.ceil(len(files) / columns)))
+    pictures: list[Image.Image] = []
+    for file in files:
+        with Image.open(file) as picture:
+            picture.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+            pictures.append(picture.convert("RGB"))
+    return sheet(pictures, columns)
+
+
+def file_names(styles: Sequence[str]) -> list[str]:
+    """A distinct part of a file name for each style: letters and digits of any script, and hyphens."""
+    names: list[str] = []
+    for style in styles:
+        name = re.sub(r"\W+", "-", style).strip("-_")[:60] or "style"
+        taken = {other.lower() for other in names}
+        names.append(name if name.lower() not in taken else f"{name}-{len(names)}")
+    return names

@@ -1,0 +1,157 @@
+"""Which pictures are to be drawn: from a prompt, from a dataset's styles and tags, or from a list."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from aid.core.catalogue import Parameters
+from aid.core.dataset import Dataset, Record
+from aid.core.shot import Shot
+from aid.errors import FileError, SettingsError
+from aid.generate.settings import GenerateSettings, Plan
+from aid.sd.prompt import escape
+
+SHOTS_FILE = "shots.jsonl"
+
+
+def shots_of_prompt(settings: GenerateSettings, embeddings: Sequence[str], edge_px: int) -> list[Shot]:
+    """`count` pictures of the settings' prompt, with seeds counting up."""
+    prompt, negative = compose(settings, settings.styles, (), embeddings)
+    shot = _unprompted(settings, edge_px).model_copy(
+        update={
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "style": _bare(settings.styles[0]) if len(settings.styles) == 1 else "",
+        }
+    )
+    return [shot.model_copy(update={"seed": settings.seed + index}) for index in range(settings.count)]
+
+
+def shots_of_plan(
+    settings: GenerateSettings, plan: Plan, dataset: Dataset, embeddings: Sequence[str], edge_px: int
+) -> list[Shot]:
+    """The plan's shots, style by style; the seed and the training pictures' tags alone decide them.
+
+    Raises SettingsError for a style that the dataset lacks or a plan that comes out empty.
+    """
+    records = [record for record in dataset.split("train") if record.style]
+    known = sorted({record.style for record in records})
+    if missing := [style for style in plan.styles if style not in known]:
+        raise SettingsError(
+            f"the plan's style {missing[0]} has no training picture in {dataset.folder}", ", ".join(known)
+        )
+    unprompted = _unprompted(settings, edge_px)
+    shots: list[Shot] = []
+    for style in plan.styles or known:
+        for index, tags in enumerate(draw_contents(plan, records, style, settings.seed)):
+            prompt, negative = compose(settings, (style,), tags, embeddings)
+            told = {"prompt": prompt, "negative_prompt": negative, "seed": settings.seed + index}
+            shots.append(unprompted.model_copy(update={**told, "style": style, "tags": tags}))
+    if not shots:
+        raise SettingsError(f"the plan asks for no picture of {dataset.folder}", "styles and unseen tags")
+    return shots
+
+
+def draw_contents(plan: Plan, records: Sequence[Record], style: str, seed: int) -> Iterator[tuple[str, ...]]:
+    """The tags of one style's shots, drawn by a generator of that style's own."""
+    chance = random.Random(f"{seed}/{style}")
+    own = [record for record in records if record.style == style]
+    if not plan.groups:
+        if plan.combinations != "seen":
+            raise SettingsError(f"combinations = {plan.combinations!r} without groups", "groups of tags")
+        for _ in range(plan.shots_per_style):
+            yield chance.choice(own).tags
+        return
+    everywhere = {tag for record in records for tag in record.tags}
+    choices = [_choices(tags, own, everywhere, plan.combinations) for tags in plan.groups.values()]
+    if plan.combinations == "unseen" and not any(unseen for _, unseen in choices):
+        return
+    for _ in range(plan.shots_per_style):
+        drawn = [chance.choice(options) for options, _ in choices if options]
+        yield tuple(filter(None, drawn))
+
+
+def _choices(
+    group: Sequence[str], own: Sequence[Record], everywhere: set[str], combinations: str
+) -> tuple[list[str], bool]:
+    """A group's options for one style, "" being none of them, and whether they are all unseen ones. No
+    options at all if the style never shows the group."""
+    shown = [{tag for tag in group if tag in record.tags} for record in own]
+    seen = set().union(*shown)
+    if not seen:
+        return [], False
+    unseen = [tag for tag in group if tag in everywhere and tag not in seen]
+    if combinations == "unseen" and unseen:
+        return unseen, True
+    allowed = seen | set(unseen) if combinations == "any" else seen
+    without = [] if all(shown) else [""]
+    return [*(tag for tag in group if tag in allowed), *without], False
+
+
+def read_shots(path: Path) -> list[Shot]:
+    """The shots of a gallery or list: a shot a line, bare or as `{"file": ..., "shot": ...}`.
+
+    Raises FileError naming the line that is no shot.
+    """
+    path = path / SHOTS_FILE if path.is_dir() else path
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} could not be read ({error})", "a list of shots") from error
+    shots: list[Shot] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            shots.append(_read_shot(line, f"{path}, line {number}"))
+    if not shots:
+        raise FileError(f"{path} is empty", "one shot a line")
+    return shots
+
+
+def _read_shot(line: str, where: str) -> Shot:
+    try:
+        entry = json.loads(line)
+        return Shot.model_validate(entry.get("shot", entry) if isinstance(entry, dict) else entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the line"
+        raise FileError(f"{where}: {field} is {first['input']!r}: {first['msg']}", "a shot") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{where} is not JSON", "a shot") from error
+
+
+def _unprompted(settings: GenerateSettings, edge_px: int) -> Shot:
+    """What all shots of one run have in common."""
+    return Shot(
+        prompt="",
+        steps=settings.steps,
+        cfg_scale=settings.cfg_scale,
+        width=settings.width or edge_px,
+        height=settings.height or edge_px,
+        sampler=settings.sampler,
+        clip_skip=settings.clip_skip,
+    )
+
+
+def compose(
+    settings: GenerateSettings, styles: Sequence[str], tags: Sequence[str], embeddings: Sequence[str]
+) -> tuple[str, str]:
+    """Prompt and negative prompt. Styles and tags stand for themselves: their brackets weigh nothing."""
+    trigger = ", ".join(f"by {escape(_bare(style))}" for style in styles)
+    content = ", ".join(filter(None, (*map(escape, tags), settings.prompt)))
+    if not settings.template:
+        return ", ".join(filter(None, (trigger, content))), settings.negative_prompt
+    formats = Parameters(
+        prompt=settings.prompt_template,
+        negative_prompt=settings.negative_template,
+        negative_embedding=", ".join(map(escape, embeddings)),
+    )
+    return formats.positive(trigger, content), formats.negative(settings.negative_prompt)
+
+
+def _bare(style: str) -> str:
+    return style.removeprefix("by ").strip()

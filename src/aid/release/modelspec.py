@@ -1,0 +1,101 @@
+"""What the released model's file says about itself: ModelSpec 1.0.1 and the hashes that sites look for.
+
+Source: Stability-AI/ModelSpec; kohya-ss/sd-scripts for `sshs_model_hash`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from aid.core.catalogue import Catalogue
+from aid.core.dataset import Record
+from aid.release.settings import ReleaseSettings
+from aid.sd.architecture import METADATA_KEY as ARCHITECTURE_KEY
+from aid.sd.architecture import SD1, Architecture
+from aid.sd.tensorfile import raw_bytes
+
+THUMBNAIL_PX = 256  # ModelSpec advises 256x256
+KEPT = (ARCHITECTURE_KEY, "aid.merge", "modelspec.merged_from")
+
+
+def describe_model(
+    settings: ReleaseSettings,
+    catalogue: Catalogue,
+    records: Sequence[Record],
+    architecture: Architecture,
+    tensors: Mapping[str, Tensor],
+    kept: Mapping[str, str],
+) -> dict[str, str]:
+    """The metadata of the model's file; `kept` is the checkpoint's own, of which what is still true stays.
+
+    A model of SD1's topology but other widths calls itself `stable-diffusion-v1/narrow`, so that no
+    tool takes it for one that it can open.
+    """
+    hash_sha256 = hash_tensors(tensors)
+    spec = {
+        "sai_model_spec": "1.0.1",
+        "architecture": "stable-diffusion-v1" if architecture == SD1 else "stable-diffusion-v1/narrow",
+        "implementation": "https://github.com/Stability-AI/generative-models",
+        "title": f"{settings.title} {settings.version}",
+        "description": settings.description.en,
+        "author": settings.author,
+        "date": settings.date,
+        "license": settings.licence,
+        "tags": ", ".join(settings.tags),
+        "trigger_phrase": ", ".join(catalogue.triggers()),
+        "usage_hint": usage_hint(catalogue),
+        "resolution": training_size(records),
+        "prediction_type": "epsilon",
+        "timestep_range": "0,1000",
+        "encoder_layer": str(catalogue.parameters.clip_skip),
+        "hash_sha256": f"0x{hash_sha256}",
+    }
+    return {
+        **{key: kept[key] for key in KEPT if key in kept},
+        **{f"modelspec.{key}": value for key, value in spec.items() if value},
+        "sshs_model_hash": hash_sha256,
+    }
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of the tensors' bytes in the order in which a file holds them: what A1111 calls AutoV3,
+    and kohya's scripts `sshs_model_hash`."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
+        digest.update(raw_bytes(tensors[name]))
+    return digest.hexdigest()
+
+
+def usage_hint(catalogue: Catalogue) -> str:
+    """One line: `Euler a, 32 steps, clip skip 1; negative prompt: aid210`."""
+    parameters = catalogue.parameters
+    drawing = f"{parameters.sampler}, {parameters.steps[0]} steps, clip skip {parameters.clip_skip}"
+    negative = parameters.negative()
+    return f"{drawing}; negative prompt: {negative}" if negative else drawing
+
+
+def training_size(records: Sequence[Record]) -> str:
+    """`WxH` of the most pictures trained on; empty if there were none."""
+    sizes = Counter((record.width, record.height) for record in records if record.split == "train")
+    if not sizes:
+        return ""
+    width, height = min(sizes, key=lambda size: (-sizes[size], size))
+    return f"{width}x{height}"
+
+
+def thumbnail(picture: Path) -> str:
+    """A data URL of the picture, 256 pixels at most, that model browsers show."""
+    with Image.open(picture) as opened:
+        small = opened.convert("RGB")
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,0 +1,137 @@
+"""Contact sheets from a gallery's pictures: one a style, and one page of all styles."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import ValidationError
+
+from aid.core.release import SAMPLE_FOLDER
+from aid.core.shot import Shot
+from aid.errors import ArtifactError, PictureError
+from aid.sd.sheet import sheet
+
+GAP_PX = 4
+COLUMNS = 4  # of a style's sheet
+OVERVIEW = "all.png"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a gallery."""
+
+    file: Path
+    shot: Shot
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """What was drawn, as paths inside the release: `overview` is empty if nothing was."""
+
+    overview: str = ""
+    by_style: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_gallery(folder: Path) -> list[Sample]:
+    """The pictures of a Gallery, in its own order. Raises ArtifactError if `shots.jsonl` is missing or
+    malformed, or names a file outside the gallery."""
+    path = folder / "shots.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [_sample(folder, json.loads(line)) for line in lines if line.strip()]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{error.error_count()} wrong fields" if isinstance(error, ValidationError) else error
+        raise ArtifactError(
+            f"{path} is not a gallery's list of shots ({reason})",
+            "a folder made by `aid generate`",
+            "Run `aid generate` again.",
+        ) from error
+
+
+def group_samples(samples: Iterable[Sample], triggers: Mapping[str, str]) -> dict[str, list[Sample]]:
+    """Samples of each style in `triggers` (style -> trigger word), in that order; styles without any are
+    left out. A shot that names no style belongs to the one style whose trigger stands in its prompt."""
+    groups: dict[str, list[Sample]] = {style: [] for style in triggers}
+    for sample in samples:
+        style = sample.shot.style or _style_of(sample.shot.prompt, triggers)
+        if style in groups:
+            groups[style].append(sample)
+    return {style: chosen for style, chosen in groups.items() if chosen}
+
+
+def draw_sheets(groups: Mapping[str, Sequence[Sample]], out: Path, per_style: int, edge_px: int) -> Sheets:
+    """Write `samples/STYLE.png` for each style and `samples/all.png` with the first picture of each.
+
+    Raises PictureError for a picture that can't be read.
+    """
+    if not groups:
+        return Sheets()
+    folder = out / SAMPLE_FOLDER
+    folder.mkdir()
+    covers: dict[str, Image.Image] = {}
+    files = {style: f"{SAMPLE_FOLDER}/{name}" for style, name in _file_names(groups).items()}
+    for style, samples in groups.items():
+        pictures = [open_picture(sample.file, edge_px) for sample in samples[:per_style]]
+        covers[style] = pictures[0]
+        sheet(pictures, min(COLUMNS, len(pictures)), GAP_PX).save(out / files[style], optimize=True)
+    columns = math.ceil(math.sqrt(len(covers)))
+    overview = sheet([_captioned(picture, style) for style, picture in covers.items()], columns, GAP_PX)
+    overview.save(folder / OVERVIEW, optimize=True)
+    return Sheets(f"{SAMPLE_FOLDER}/{OVERVIEW}", files)
+
+
+def open_picture(path: Path, edge_px: int) -> Image.Image:
+    """A picture, its longest side at most `edge_px`. Raises PictureError if it can't be read."""
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(
+            f"{path} could not be read ({type(error).__name__})", "a picture", "Run `aid generate` again."
+        ) from error
+    picture.thumbnail((edge_px, edge_px), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _sample(folder: Path, row: dict[str, object]) -> Sample:
+    inside = PurePosixPath(str(row["file"]))
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ValueError(f"{inside} lies outside the gallery")
+    return Sample(folder / inside, Shot.model_validate(row["shot"]))
+
+
+def _style_of(prompt: str, triggers: Mapping[str, str]) -> str:
+    words = {part.strip(" ()[]\n").split(":")[0].casefold() for part in prompt.split(",")}
+    named = [style for style, trigger in triggers.items() if trigger.casefold() in words]
+    return named[0] if len(named) == 1 else ""
+
+
+def _file_names(styles: Iterable[str]) -> dict[str, str]:
+    """A file name for each style: its own where every file system takes it, else its number."""
+    names: dict[str, str] = {}
+    for number, style in enumerate(styles):
+        safe = f"{style.replace(' ', '-').casefold()}.png"
+        taken = safe in names.values() or safe == OVERVIEW
+        plain = re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", safe) and not taken
+        names[style] = safe if plain else f"style-{number:04d}.png"
+    return names
+
+
+def _captioned(picture: Image.Image, style: str) -> Image.Image:
+    """The picture with its style's name below, cut to the picture's width."""
+    size_px = max(10, picture.width // 12)
+    font = ImageFont.load_default(size_px)
+    text = style
+    while text and font.getlength(text) > picture.width:
+        text = text[:-1]
+    card = Image.new("RGB", (picture.width, picture.height + size_px + 4), "white")
+    card.paste(picture)
+    place = ((picture.width - font.getlength(text)) // 2, picture.height)
+    ImageDraw.Draw(card).text(place, text, fill="black", font=font)
+    return card

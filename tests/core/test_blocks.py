@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aid.core.blocks import SD1_BLOCKS, block_range, expand
+from aid.errors import AidError, SettingsError
+
+
+def test_there_are_26() -> None:
+    assert len(SD1_BLOCKS) == 26 and SD1_BLOCKS[0] == "BASE" and SD1_BLOCKS[13] == "M00"
+
+
+def test_ranges_and_later_keys_win() -> None:
+    weights = expand({"IN": 0.5, "IN03-05": 1.0, "M00": 0.25, "OUT00-OUT02": [0.1, 0.2, 0.3]})
+    assert weights["IN02"] == 0.5 and weights["IN04"] == 1.0
+    assert [weights[f"OUT0{i}"] for i in range(4)] == [0.1, 0.2, 0.3, 0.0]
+
+
+def test_errors_say_what_was_meant() -> None:
+    with pytest.raises(SettingsError, match=r"IN12 is not a block of sd1.*Did you mean IN1"):
+        expand({"IN12": 1.0})
+    with pytest.raises(SettingsError, match="12, one a block"):
+        expand({"OUT": [1.0, 2.0]})
+    with pytest.raises(SettingsError, match="backwards"):
+        block_range("OUT05-02")
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_range_or_a_clear_error(name: str) -> None:
+    try:
+        assert set(block_range(name)) <= set(SD1_BLOCKS)
+    except AidError as error:
+        assert str(error)

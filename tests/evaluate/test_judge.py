@@ -1,0 +1,151 @@
+"""The judge: taught on real pictures, examined on held-out ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from drawn_world import BENCH, HAIR, STYLES
+from safetensors.torch import load_file
+
+from aid.core.artifact import SCRATCH
+from aid.core.files import write_lines
+from aid.core.lineage import read_lineage
+from aid.core.workbench import Silence, Ticker, Workbench
+from aid.errors import ArtifactError, PictureError, SettingsError
+from aid.evaluate.examination import Card
+from aid.evaluate.judge import load_judge
+from aid.evaluate.judge_run import judge
+from aid.evaluate.settings import JudgeInputs, JudgeSettings
+
+SHORT = JudgeSettings(epochs=5, batch_size=24, width=4, save_every=2)
+
+
+class Switch(Silence):
+    """Pulls the plug after some epochs; remembers where each run started."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs, self.started_at = epochs, -1
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
+        left = self.epochs
+
+        def tick(count: int = 1, note: str = "") -> None:
+            nonlocal left
+            left -= label == "judge"
+            if left == 0:
+                raise KeyboardInterrupt
+
+        if label == "judge":
+            self.started_at = done
+        yield tick
+
+
+def card_of(folder: Path) -> Card:
+    return Card.model_validate_json((folder / "judge.json").read_bytes())
+
+
+def test_it_tells_styles_and_colours_of_pictures_it_has_never_seen(arbiter: Path) -> None:
+    card = card_of(arbiter)
+    assert card.panel.styles == STYLES
+    assert card.panel.groups == {"hair": HAIR, "frown/smile": ("frown", "smile")}
+    assert card.panel.tags == ("glasses",)
+    assert (card.train_pictures, card.held_pictures) == (108, 54)
+    assert {"style", "hair", "glasses", "without glasses"} < card.examined.ceilings.keys()
+    for question in ("style", "hair", "glasses", "without glasses"):
+        score = card.examined.ceilings[question]
+        assert score.value >= 0.9, question
+        assert score.low < score.value <= score.high
+
+
+def test_ceilings_leave_out_what_a_style_never_shows(arbiter: Path) -> None:
+    card = card_of(arbiter)
+    assert card.examined.ceilings["style"].count == 54
+    assert (
+        card.examined.ceilings["glasses"].count + card.examined.ceilings["without glasses"].count == 36
+    )  # not `hatched`
+    assert sum(card.examined.confusion["discs"].values()) == card.examined.styles["discs"].count == 18
+    assert card.examined.cell("discs", "glasses") is not None
+    everywhere = card.examined.cell("hatched", "glasses")  # never examined there: what it sees elsewhere
+    assert everywhere is not None
+    assert everywhere.count == card.examined.ceilings["glasses"].count
+
+
+def test_an_interrupted_run_continues_bit_for_bit(dataset: Path, tmp_path: Path) -> None:
+    inputs = JudgeInputs(dataset=dataset)
+    whole = judge(SHORT, inputs, tmp_path / "whole", BENCH)
+    for epochs in (4, 1):
+        with pytest.raises(KeyboardInterrupt):
+            judge(SHORT, inputs, tmp_path / "cut", Workbench("cpu", 1, Switch(epochs)))
+    last = Switch(99)
+    cut = judge(SHORT, inputs, tmp_path / "cut", Workbench("cpu", 1, last))
+    assert last.started_at == 2  # the last state that the first run saved before it stopped
+    assert not (cut / SCRATCH).exists()
+    assert read_lineage(cut).files == read_lineage(whole).files
+
+
+def test_the_seed_decides(dataset: Path, tmp_path: Path) -> None:
+    settings = SHORT.model_copy(update={"epochs": 1})
+    made = [
+        judge(
+            settings.model_copy(update={"seed": seed}),
+            JudgeInputs(dataset=dataset),
+            tmp_path / str(seed),
+            BENCH,
+        )
+        for seed in (1, 2)
+    ]
+    one, two = (load_file(folder / "judge.safetensors") for folder in made)
+    assert not torch.equal(one["network.head.weight"], two["network.head.weight"])
+
+
+def test_groups_can_be_given_and_more_pictures_added(dataset: Path, tmp_path: Path) -> None:
+    settings = SHORT.model_copy(update={"epochs": 1, "groups": {"colour": HAIR}, "tags": ("smile",)})
+    inputs = JudgeInputs(dataset=dataset, extra={"more": dataset})
+    card = card_of(judge(settings, inputs, tmp_path / "out", BENCH))
+    assert list(card.examined.ceilings) == ["style", "colour", "smile", "without smile"]
+    assert card.train_pictures == 216
+
+
+def test_pictures_of_no_style_teach_tags_alone(dataset: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (dataset / "records.jsonl").read_text().splitlines()]
+    plain = tmp_path / "dataset"
+    plain.mkdir()
+    (plain / "pictures").symlink_to(dataset / "pictures")
+    write_lines(plain / "records.jsonl", [{**row, "style": ""} for row in rows])
+    settings = SHORT.model_copy(update={"epochs": 1})
+    card = card_of(judge(settings, JudgeInputs(dataset=plain), tmp_path / "out", BENCH))
+    assert card.panel.styles == ()
+    assert "hair" in card.examined.ceilings
+    assert "style" not in card.examined.ceilings
+
+
+def test_datasets_that_cannot_teach_are_named(dataset: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (dataset / "records.jsonl").read_text().splitlines()]
+    untested = tmp_path / "dataset"
+    (untested / "pictures").mkdir(parents=True)
+    write_lines(untested / "records.jsonl", [{**row, "split": "train"} for row in rows])
+    with pytest.raises(ArtifactError, match="has 0 held pictures"):
+        judge(SHORT, JudgeInputs(dataset=untested), tmp_path / "out", BENCH)
+    write_lines(untested / "records.jsonl", rows)
+    with pytest.raises(PictureError, match=r"boxes-0\.png could not be read"):
+        judge(SHORT, JudgeInputs(dataset=untested), tmp_path / "out", BENCH)
+    bad = SHORT.model_copy(update={"groups": {"hair": ("red hair",)}})
+    with pytest.raises(SettingsError, match="hair has 1 tag"):
+        judge(bad, JudgeInputs(dataset=dataset), tmp_path / "out", BENCH)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_judge_that_is_not_whole_is_refused(arbiter: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is not a judge"):
+        load_judge(tmp_path, BENCH)
+    card = card_of(arbiter)
+    (tmp_path / "judge.json").write_text(card.model_copy(update={"width": 4}).model_dump_json())
+    (tmp_path / "judge.safetensors").write_bytes((arbiter / "judge.safetensors").read_bytes())
+    with pytest.raises(ArtifactError, match=r"judge\.safetensors does not fit"):
+        load_judge(tmp_path, BENCH)

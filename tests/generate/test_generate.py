@@ -1,0 +1,229 @@
+"""The verb and the one-off, on a real model of the smallest size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from aid.core.lineage import lineage_of
+from aid.core.shot import Shot
+from aid.core.workbench import Silence, Ticker, Workbench
+from aid.errors import FileError, ModelError, SettingsError
+from aid.generate.run import generate, one_off
+from aid.generate.settings import GenerateInputs, GenerateSettings, Plan
+from aid.sd.infotext import parse_infotext, shot_of
+
+BENCH = Workbench(device="cpu")
+FAST = {"steps": 2, "width": 32, "height": 32, "batch_size": 3}
+
+
+class Interruption(Exception):
+    """Stands in for kill -9."""
+
+
+class InterruptedAt(Silence):
+    """Progress during which the process dies at the given picture."""
+
+    def __init__(self, picture: int) -> None:
+        self.left = picture
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
+        def tick(count: int = 1, note: str = "") -> None:
+            self.left -= count
+            if self.left < 0:
+                raise Interruption
+
+        yield tick
+
+
+def settings(**changes: object) -> GenerateSettings:
+    return GenerateSettings.model_validate({**FAST, "prompt": "red hair", **changes})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_a_gallery_is_whole_and_says_how_it_was_made(
+    lively_checkpoint: Path, embedding_folder: Path, tmp_path: Path
+) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint, embeddings=(embedding_folder / "badv3.pt",))
+    asked = settings(count=4, seed=5, styles=("matcha",), negative_prompt="badv3, (blurry:1.2)", clip_skip=2)
+    out = generate(asked, inputs, tmp_path / "gallery", BENCH)
+    names = [f"0000{index}-{5 + index}.png" for index in range(4)]
+    assert sorted(contents(out)) == sorted([*names, "grid.png", "lineage.json", "shots.jsonl"])
+    rows = [json.loads(line) for line in (out / "shots.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == names
+    for row in rows:
+        with Image.open(out / row["file"]) as picture:
+            assert picture.size == (32, 32)
+            infotext = parse_infotext(picture.text["parameters"])  # type: ignore[attr-defined]
+        drawn = Shot.model_validate(row["shot"])
+        assert shot_of(infotext) == drawn.model_copy(update={"style": "", "tags": ()})
+        assert infotext.fields["Model"] == "lively"
+        assert infotext.fields["Model hash"] == sha256(lively_checkpoint)[:10]
+        assert infotext.fields["TI hashes"] == f"badv3: {sha256(embedding_folder / 'badv3.pt')[:12]}"
+    assert lineage_of(out / names[0]).node.verb == "generate"
+    assert lineage_of(out / names[0]).node.settings["seed"] == 5
+    with Image.open(out / "grid.png") as grid:
+        assert grid.size == (66, 66)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_embeddings_that_a_prompt_does_not_name_are_not_listed(
+    lively_checkpoint: Path, embedding_folder: Path, tmp_path: Path
+) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint, embeddings=(embedding_folder,))
+    plain, named = (
+        one_off(settings(negative_prompt=negative), inputs, tmp_path, BENCH)[0] for negative in ("", "BADV3")
+    )
+    with Image.open(plain) as one, Image.open(named) as other:
+        assert "TI hashes" not in one.text["parameters"]  # type: ignore[attr-defined]
+        assert 'TI hashes: "badv3: ' in other.text["parameters"]  # type: ignore[attr-defined]
+        assert one.tobytes() != other.tobytes()
+
+
+def test_a_plan_has_a_grid_a_style(lively_checkpoint: Path, dataset_folder: Path, tmp_path: Path) -> None:
+    asked = settings(plan=Plan(shots_per_style=2, groups={"mood": ("smile", "frown")}), prompt="")
+    inputs = GenerateInputs(checkpoint=lively_checkpoint, dataset=dataset_folder)
+    out = generate(asked, inputs, tmp_path / "gallery", BENCH)
+    grids = sorted(path.name for path in out.glob("grid*"))
+    assert grids == ["grid-alpha.png", "grid-beta.png", "grid-gamma-ink.png", "grid.png"]
+    with Image.open(out / "grid.png") as grid:
+        assert grid.size == (66, 100)
+    rows = [json.loads(line)["shot"] for line in (out / "shots.jsonl").read_text().splitlines()]
+    assert [row["style"] for row in rows] == ["alpha", "alpha", "beta", "beta", "gamma (ink)", "gamma (ink)"]
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 6])
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    at: int, lively_checkpoint: Path, tmp_path: Path
+) -> None:
+    asked, inputs = settings(count=7), GenerateInputs(checkpoint=lively_checkpoint)
+    whole = generate(asked, inputs, tmp_path / "whole" / "gallery", BENCH)
+    out = tmp_path / "broken" / "gallery"
+    with pytest.raises(Interruption):
+        generate(asked, inputs, out, Workbench("cpu", progress=InterruptedAt(at)))
+    assert not out.exists()
+    unfinished = out.with_name(".gallery.building")
+    (unfinished / ".00006-6.png.77.part").write_bytes(b"half a picture")
+    drawn = {path: path.stat().st_mtime_ns for path in unfinished.glob("0*.png")}
+    assert len(drawn) >= at
+    generate(asked, inputs, out, BENCH)
+    assert contents(out) == contents(whole)
+    kept = [path for path, time in drawn.items() if (out / path.name).stat().st_mtime_ns == time]
+    assert len(kept) >= at - at % 3
+
+
+def test_shots_of_one_gallery_draw_another(lively_checkpoint: Path, tmp_path: Path) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint)
+    first = generate(settings(count=2), inputs, tmp_path / "first", BENCH)
+    again = GenerateInputs(checkpoint=lively_checkpoint, shots=first)
+    second = generate(GenerateSettings(batch_size=3), again, tmp_path / "second", BENCH)
+    with Image.open(first / "00001-1.png") as one, Image.open(second / "00001-1.png") as other:
+        assert one.tobytes() == other.tobytes()
+    assert (first / "shots.jsonl").read_bytes() == (second / "shots.jsonl").read_bytes()
+
+
+def test_another_vae_is_used_and_named(
+    lively_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    plain = one_off(settings(), GenerateInputs(checkpoint=lively_checkpoint), tmp_path, BENCH)[0]
+    swapped = one_off(
+        settings(), GenerateInputs(checkpoint=lively_checkpoint, vae=tiny_checkpoint), tmp_path, BENCH
+    )[0]
+    with Image.open(plain) as one, Image.open(swapped) as other:
+        assert one.tobytes() != other.tobytes()
+        fields = parse_infotext(other.text["parameters"]).fields  # type: ignore[attr-defined]
+    assert (fields["VAE"], fields["VAE hash"]) == (tiny_checkpoint.name, sha256(tiny_checkpoint)[:10])
+
+
+def test_one_off_pictures_take_free_numbers(lively_checkpoint: Path, tmp_path: Path) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint)
+    (tmp_path / "00041-9.png").write_bytes(b"somebody's own")
+    (tmp_path / "note-to-self.png").write_bytes(b"x")
+    first = one_off(settings(count=2), inputs, tmp_path, BENCH)
+    second = one_off(settings(), inputs, tmp_path, BENCH)
+    assert [path.name for path in first + second] == ["00042-0.png", "00043-1.png", "00044-0.png"]
+    assert (tmp_path / "00041-9.png").read_bytes() == b"somebody's own"
+    assert first[0].read_bytes() == second[0].read_bytes() or same_pixels(first[0], second[0])
+    assert lineage_of(first[0]).node.verb == "generate"
+
+
+def same_pixels(one: Path, other: Path) -> bool:
+    """Up to a rounding: the two were drawn in batches of different sizes."""
+    with Image.open(one) as first, Image.open(other) as second:
+        return max(abs(a - b) for a, b in zip(first.tobytes(), second.tobytes(), strict=True)) <= 1
+
+
+def test_embeddings_are_found_in_artifacts_and_releases(
+    lively_checkpoint: Path, embedding_folder: Path, tmp_path: Path
+) -> None:
+    release = tmp_path / "release"
+    shutil.copytree(embedding_folder, release / "embeddings")
+    shutil.copy(lively_checkpoint, release / "model.safetensors")
+    inputs = GenerateInputs(checkpoint=release, embeddings=(release,))
+    (file,) = one_off(settings(negative_prompt="badv3"), inputs, tmp_path / "out", BENCH)
+    with Image.open(file) as picture:
+        fields = parse_infotext(picture.text["parameters"]).fields  # type: ignore[attr-defined]
+    assert fields["TI hashes"].startswith("badv3: ")
+    assert fields["Model"] == "release"
+
+
+def test_an_embeddings_name_counts_in_the_lineage(
+    lively_checkpoint: Path, embedding_folder: Path, tmp_path: Path
+) -> None:
+    renamed = tmp_path / "other.pt"
+    shutil.copy(embedding_folder / "badv3.pt", renamed)
+    keys = {
+        tuple(GenerateInputs(checkpoint=lively_checkpoint, embeddings=(path,)).paths())
+        for path in (embedding_folder / "badv3.pt", renamed)
+    }
+    assert keys == {("checkpoint", "embeddings.badv3"), ("checkpoint", "embeddings.other")}
+
+
+def test_refusals_name_what_is_wrong(
+    lively_checkpoint: Path, embedding_folder: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    def draw(asked: GenerateSettings, **inputs: object) -> None:
+        given = GenerateInputs.model_validate({"checkpoint": lively_checkpoint, **inputs})
+        one_off(asked, given, tmp_path / "out", BENCH)
+
+    shutil.copy(embedding_folder / "badv3.pt", tmp_path / "BadV3.pt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match="'Eular' is not a sampler"):
+        draw(settings(sampler="Eular"))
+    with pytest.raises(SettingsError, match="a plan is given without a dataset"):
+        draw(settings(plan=Plan()))
+    with pytest.raises(SettingsError, match="both a plan and a list"):
+        draw(settings(plan=Plan()), shots=tmp_path, dataset=dataset_folder)
+    with pytest.raises(SettingsError, match="answer to the same name"):
+        draw(settings(), embeddings=(embedding_folder, tmp_path / "BadV3.pt"))
+    with pytest.raises(FileError, match="empty holds no embedding"):
+        draw(settings(), embeddings=(tmp_path / "empty",))
+    with pytest.raises(FileError, match=r"none\.pt does not exist"):
+        draw(settings(), embeddings=(tmp_path / "none.pt",))
+    with pytest.raises(ModelError, match="holds no VAE"):
+        draw(settings(), vae=embedding_folder / "badv3.safetensors")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_settings_and_their_help_need_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, aid.generate.settings; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

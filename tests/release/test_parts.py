@@ -1,0 +1,185 @@
+"""The card's parts: wording, Markdown, blocks in words, and what only a full-size model's card says."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import tomllib
+from importlib import resources
+from pathlib import Path
+from string import Formatter
+
+import diffusers
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aid.core.blocks import SD1_BLOCKS, expand
+from aid.core.catalogue import Parameters, Text
+from aid.core.dataset import Record
+from aid.core.lineage import Lineage, Node, Source
+from aid.core.shot import Shot
+from aid.release.bundle import FileHash, ReleasedEmbedding
+from aid.release.card import hub_page, use, write_card
+from aid.release.facts import Facts
+from aid.release.language import wording
+from aid.release.listing import list_release
+from aid.release.markdown import table
+from aid.release.method import block_text, making_of
+from aid.release.modelspec import describe_model, hash_tensors
+from aid.release.samples import Sample, Sheets, group_samples
+from aid.release.settings import ReleaseSettings
+from aid.sd.architecture import SD1
+
+PHRASES = tomllib.loads(
+    (resources.files("aid.release") / "data" / "wording.toml").read_text(encoding="utf-8")
+)
+
+
+def fields(phrase: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(phrase) if name is not None}
+
+
+@pytest.mark.parametrize("key", PHRASES)
+def test_every_phrase_says_the_same_in_both_languages(key: str) -> None:
+    phrase = PHRASES[key]
+    assert phrase.keys() == {"en", "zh"}
+    assert fields(phrase["en"]) == fields(phrase["zh"]) or key.startswith("count_")
+    half_width = re.search(r"[\u4e00-\u9fff][,;:!?()]", re.sub(r"`[^`]*`", "", phrase["zh"]))
+    assert half_width is None, "Chinese takes full-width punctuation"
+
+
+def test_chinese_keeps_a_space_beside_latin() -> None:
+    chinese = wording("zh")
+    assert chinese.together(["13 种风格", "1 名角色", "`flat color`"]) == "13 种风格、1 名角色和 `flat color`"
+    assert wording("en").together(["a", "b", "c"]) == "a, b and c"
+    assert chinese.pick(Text(en="only English")) == "only English"
+
+
+@given(st.dictionaries(st.sampled_from(SD1_BLOCKS), st.sampled_from([0.0, 0.25, 0.3, 1.0]), max_size=26))
+def test_blocks_in_words_mean_the_same_blocks(shares: dict[str, float]) -> None:
+    weights: dict[str, float | list[float]] = {}
+    for part in filter(None, block_text(shares).split(", ")):
+        blocks, _, share = part.partition(" × ")
+        weights[blocks] = float(share or 1)
+    assert expand(weights) == expand(dict(shares))
+
+
+@given(st.lists(st.lists(st.text(max_size=10), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_a_cell_never_breaks_its_table(rows: list[list[str]]) -> None:
+    lines = table(["a", "b", "c"], [["x", "y", "z"], *rows]).split("\n")
+    assert len(lines) == 3 + len(rows)
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 4 for line in lines)
+    assert not any(re.search(r"<\w", line) for line in lines)
+
+
+def test_a_shot_belongs_to_the_style_that_it_or_its_prompt_alone_names() -> None:
+    prompts = ("by a, smile", "best, (by a:1.2), smile", "by a, by b", "by ab", "[BY B]")
+    named = Shot(prompt="by a", style="b")
+    samples = [Sample(Path(str(n)), Shot(prompt=prompt)) for n, prompt in enumerate(prompts)]
+    groups = group_samples([*samples, Sample(Path("named"), named)], {"c": "by c", "a": "by a", "b": "by b"})
+    files = {style: [str(one.file) for one in chosen] for style, chosen in groups.items()}
+    assert files == {"a": ["0", "1"], "b": ["4", "named"]}
+
+
+def lineage_of_run(verb: str, inputs: dict[str, Node]) -> Lineage:
+    node = Node(
+        verb=verb,
+        settings={},
+        inputs={name: Source(sha256="ab" * 32, key=parent.key()) for name, parent in inputs.items()},
+    )
+    return Lineage(key=node.key(), nodes={one.key(): one for one in (node, *inputs.values())})
+
+
+def test_a_weighted_merge_is_told_from_its_settings_alone() -> None:
+    models = {f"models.{name}": Source(sha256=name * 32) for name in ("ab", "cd")}
+    settings = {"preset": "", "primary": "ab", "steps": [], "weights": {"cd": {"IN00-05": 0.3, "M00": 1.0}}}
+    merged = Node(verb="merge", settings=settings, inputs=models)
+    (step,) = making_of(lineage_of_run("release", {"checkpoint": merged}))
+    assert step.shares is not None
+    assert block_text(step.shares["cd"]) == "IN00-IN05 × 0.3, M00"
+    assert block_text(step.shares["ab"]) == "BASE, IN00-IN05 × 0.7, IN06-IN11, OUT00-OUT11"
+    assert step.sources["models.cd"] == "cdcdcdcdcd"
+
+
+def test_a_lineage_that_bites_its_own_tail_ends() -> None:
+    looped = Node(verb="merge", settings={}, inputs={"models.a": Source(sha256="0", key="loop")})
+    release = Node(verb="release", settings={}, inputs={"checkpoint": Source(sha256="0", key="loop")})
+    lineage = Lineage(key="top", nodes={"top": release, "loop": looped})
+    assert [step.verb for step in making_of(lineage)] == ["merge"]
+
+
+@pytest.fixture
+def facts() -> Facts:
+    """A full-size model's release, as its card sees it."""
+    settings = ReleaseSettings(
+        name="aid",
+        version="v1",
+        licence="Fair-AI-Public-1.0",
+        parameters=Parameters(cfg_scale=7, negative_embedding="aidbad"),
+    )
+    record = Record(
+        sha256="0",
+        source="s",
+        file="f",
+        style='it\'s | "me"',
+        tags=(),
+        split="train",
+        width=512,
+        height=768,
+        row=0,
+        credit="<script>alert(1)</script>",
+    )
+    return Facts(
+        settings=settings,
+        catalogue=list_release(settings, [record], None, None),
+        records=[record],
+        architecture=SD1,
+        report=None,
+        previous_reports={},
+        steps=(),
+        embedding_steps=(),
+        drew_bad_pictures=False,
+        embeddings=[ReleasedEmbedding("aidbad", 8, True)],
+        files=[FileHash("model.safetensors", 2_132_000_000, "ab" * 32, "cd" * 32)],
+        sheets=Sheets(),
+    )
+
+
+def test_a_full_size_models_card_has_code_that_diffusers_understands(facts: Facts) -> None:
+    text = use(facts, wording("en"))
+    assert (
+        "`models/Stable-diffusion/aid-v1.safetensors` and the files of `embeddings/` to `embeddings/`" in text
+    )
+    code = re.search(r"```python\n(.*?)\n```", text, re.DOTALL)
+    assert code is not None
+    tree = ast.parse(code[1])
+    imported = next(node for node in tree.body if isinstance(node, ast.ImportFrom))
+    assert all(hasattr(diffusers, name.name) for name in imported.names)
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert all(
+        hasattr(diffusers.StableDiffusionPipeline, name)
+        for name in names & {"from_single_file", "load_textual_inversion"}
+    )
+    assert "guidance_scale=7, width=512, height=768" in code[1]
+    words = shlex.split(re.search(r"```sh\n(.*?)\n```", text)[1])  # type: ignore[index]
+    assert words[:5] == ["aid", "generate", 'by it\'s | "me"', "--checkpoint", "."]
+    assert words[5:] == ["--embeddings", "embeddings", "--negative-prompt", "aidbad", "--height", "768"]
+
+
+def test_a_card_holds_no_html_of_the_pictures_makers(facts: Facts) -> None:
+    assert "<script" not in write_card(facts, "en") and '`by it\'s \\| "me"`' in write_card(facts, "en")
+    assert "| `model.safetensors` | 2.13 GB |" in write_card(facts, "zh")
+    assert 'license: "other"\nlicense_name: "Fair-AI-Public-1.0"' in hub_page(facts)
+
+
+def test_a_full_size_model_calls_itself_stable_diffusion(facts: Facts) -> None:
+    metadata = describe_model(
+        facts.settings, facts.catalogue, facts.records, SD1, {}, {"aid.merge": "{}", "other": "x"}
+    )
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1"
+    assert metadata["modelspec.resolution"] == "512x768"
+    assert metadata["modelspec.usage_hint"] == "Euler a, 32 steps, clip skip 1; negative prompt: aidbad"
+    assert metadata["aid.merge"] == "{}" and "other" not in metadata and "modelspec.author" not in metadata
+    assert metadata["sshs_model_hash"] == hash_tensors({})
