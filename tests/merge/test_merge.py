@@ -376,3 +376,14 @@ def test_a_vae_of_another_shape_is_refused(trio: dict[str, Path], tmp_path: Path
     inputs = MergeInputs(models=trio, vae=tmp_path / "vae.safetensors")
     with pytest.raises(ModelError, match="first_stage_model"):
         merge(MergeSettings(preset="aid-v1"), inputs, tmp_path / "out")
+
+
+def test_eight_bit_parents_are_merged_too(trio: dict[str, Path], tmp_path: Path) -> None:
+    def squeeze(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[FIRST_CONV] = tensors[FIRST_CONV].to(torch.float8_e4m3fn)
+
+    small = changed(trio["detail"], tmp_path / "small.safetensors", squeeze)
+    settings = MergeSettings(primary="style", weights={"detail": {"IN00": 0.5}})
+    out = merge(settings, MergeInputs(models={"style": trio["style"], "detail": small}), tmp_path / "out")
+    exact = (load_file(trio["style"])[FIRST_CONV].double() + load_file(small)[FIRST_CONV].double()) / 2
+    assert ulps(result_of(out)[FIRST_CONV], exact.numpy()) <= 0.51

@@ -31,7 +31,7 @@ def model() -> StableDiffusion:
 
 
 def shot(prompt: str = "red hair", **changes: object) -> Shot:
-    named = {"prompt": prompt, "width": 64, "height": 64, "steps": 4, **changes}
+    named = {"prompt": prompt, "width": 32, "height": 32, "steps": 2, **changes}
     return Shot.model_validate(named)
 
 
@@ -77,7 +77,7 @@ def test_same_picture_as_diffusers(
     assert expected.std() > 0.05
     decoded = ((model.vae.decode(expected / 0.18215).sample + 1) / 2).clamp(0, 1)
     (floor,) = (decoded * 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
-    assert picture.size == (48, 64)
+    assert picture.size == (48, 32)
     assert np.abs(pixels(picture) - floor.astype(int)).max() <= 1
 
 
@@ -93,7 +93,7 @@ def test_a_picture_is_the_same_in_any_batch(model: StableDiffusion) -> None:
 def test_shots_of_all_kinds_come_back_in_order(model: StableDiffusion) -> None:
     shots = [
         shot(seed=1),
-        shot(seed=2, width=32),
+        shot(seed=2, width=64),
         shot("cat " * 80, seed=3),
         shot(seed=4, cfg_scale=1),
         shot(seed=5, negative_prompt="dog " * 80),

@@ -43,6 +43,10 @@ class Lazy(click.Group):
             from aid.cli import looking
 
             return looking.COMMANDS[full]
+        if full == "generate":
+            from aid.cli import draw
+
+            return draw.command()
         if full in VERBS:
             from aid.cli import verb_command
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +11,47 @@ import click
 from aid.cli.options import assignments, collect, merge_trees, options, settings_file
 from aid.core.workbench import Workbench
 from aid.make import checked
-from aid.verbs import VERBS, Entry
+from aid.verbs import VERBS
 
-OUT = click.Option(["--out"], type=click.Path(path_type=Path), required=True, help="The artifact's folder.")
-SETTINGS = click.Option(["--settings", "file"], type=click.Path(path_type=Path), help="Settings in TOML.")
-SET = click.Option(["--set", "words"], multiple=True, help="Any setting, dotted.", metavar="NAME=VALUE")
 DEVICE = click.Option(["--device"], default="auto", help="auto, cpu, cuda or cuda:N.  [auto]")
 THREADS = click.Option(["--threads"], type=int, default=0, help="CPU threads; 0 is torch's choice.  [0]")
 
 
 def command(name: str) -> click.Command:
     """The command of one verb, its options made from its settings and inputs."""
+
+    def run(out: Path, device: str, threads: int, **given: Any) -> None:
+        settings, inputs = verb_values(name, given)
+        click.echo(VERBS[name].load()(settings, inputs, out, bench(device, threads)))
+
+    return verb_command(name, run)
+
+
+def verb_command(
+    name: str, callback: Callable[..., None], arguments: Sequence[click.Parameter] = ()
+) -> click.Command:
+    """A command with a verb's options, and those that every verb has."""
     found = VERBS[name]
+    path = click.Path(path_type=Path)
+    common = [
+        click.Option(["--out"], type=path, required=True, help="The artifact's folder."),
+        click.Option(["--settings", "file"], type=path, help="Settings in TOML."),
+        click.Option(["--set", "words"], multiple=True, help="Any setting, dotted.", metavar="NAME=VALUE"),
+    ]
     fields = options(found.inputs_type()) + options(found.settings_type())
-    common = [OUT, SETTINGS, SET, DEVICE, THREADS]
-    return click.Command(
-        name.rpartition(" ")[2], params=[*fields, *common], callback=_runner(found), help=found.summary
-    )
+    params = [*arguments, *fields, *common, DEVICE, THREADS]
+    return click.Command(name.rpartition(" ")[2], params=params, callback=callback, help=found.summary)
+
+
+def verb_values(name: str, given: dict[str, Any]) -> tuple[Any, Any]:
+    """A verb's settings and inputs from what was typed: --settings, then --set, then options."""
+    settings_type, inputs_type = VERBS[name].settings_type(), VERBS[name].inputs_type()
+    written = merge_trees(settings_file(given.get("file")), assignments(given.get("words") or ()))
+    settings = checked(settings_type, merge_trees(written, collect(settings_type, given)), "settings")
+    return settings, checked(inputs_type, collect(inputs_type, given), "inputs")
 
 
 def bench(device: str, threads: int) -> Workbench:
     from aid.cli.console import ConsoleProgress
 
     return Workbench(device, threads, ConsoleProgress())
-
-
-def _runner(found: Entry) -> Callable[..., None]:
-    def run(
-        out: Path, file: Path | None, words: tuple[str, ...], device: str, threads: int, **given: Any
-    ) -> None:
-        settings_type, inputs_type = found.settings_type(), found.inputs_type()
-        values = merge_trees(
-            merge_trees(settings_file(file), assignments(words)), collect(settings_type, given)
-        )
-        settings = checked(settings_type, values, "settings")
-        inputs = checked(inputs_type, collect(inputs_type, given), "inputs")
-        click.echo(found.load()(settings, inputs, out, bench(device, threads)))
-
-    return run

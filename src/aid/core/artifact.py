@@ -113,6 +113,8 @@ def building(out: Path, lineage: Lineage, resumable: bool = False) -> Iterator[P
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             write_text(unfinished, lineage.model_dump_json())
+        for part in folder.rglob(".*.part"):  # of a file that was being written when a run was killed
+            part.unlink()
         try:
             yield folder
         except (AidError, KeyboardInterrupt):

@@ -98,7 +98,7 @@ def describe(verb: str, settings: dict[str, Any], inputs: Mapping[str, Path]) ->
     """The lineage of a run about to start."""
     nodes: dict[str, Node] = {}
     sources: dict[str, Source] = {}
-    for name, path in inputs.items():
+    for name, path in sorted(inputs.items()):
         ancestry = lineage_of(path)
         nodes.update(ancestry.nodes)
         sources[name] = Source(sha256=ancestry.sha256, key=ancestry.key)

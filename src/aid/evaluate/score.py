@@ -126,10 +126,13 @@ def _notes(judged: Sequence[Judged], card: Card) -> Iterator[str]:
         f"Judged by a network taught on {card.train_pictures} real pictures; ceilings are its scores "
         f"on {card.held_pictures} held-out real ones."
     )
+    texture = mean([picture.texture for picture in judged]).value
+    form = mean([picture.form for picture in judged]).value
     yield (
-        "The artefact measure is in spreads of held-out real pictures, which have mean 0; near_copies "
-        "is the share nearer to a training picture than 99 % of those are."
+        "The artefact measure is in spreads of held-out real pictures, which have mean 0; its parts are "
+        f"texture {texture:.2f} and form {form:.2f}."
     )
+    yield "near_copies are nearer in layout to a training picture than 99 % of held-out ones are."
     unknown = sorted({p.shot.style for p in judged if p.shot.style and p.shot.style not in card.panel.styles})
     if unknown:
         yield f"The judge knows no style {', '.join(unknown)}: their shots have no style score."

@@ -26,8 +26,6 @@ def generate(settings: GenerateSettings, inputs: GenerateInputs, out: Path, benc
 
     Batches are the same in an interrupted run's second half, so its pictures are too.
     """
-    for part in out.glob(".*.part"):  # of a picture that was being written when the run ended
-        part.unlink()
     material = load_material(settings, inputs, bench)
     shots = choose_shots(settings, inputs, material)
     files = [out / picture_name(index, shot) for index, shot in enumerate(shots)]

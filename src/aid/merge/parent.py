@@ -35,7 +35,8 @@ class Parent:
 
 def require_finite(what: str, tensor: Tensor) -> Tensor:
     """Raises ModelError, naming `what`, if the tensor holds NaN or infinity."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    values = tensor.float() if tensor.element_size() == 1 else tensor  # torch can't ask eight-bit floats
+    if tensor.is_floating_point() and not bool(torch.isfinite(values).all()):
         raise ModelError(
             f"{what} holds NaN or infinity", "finite weights", "Use an undamaged copy of this model."
         )

@@ -159,7 +159,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def raw_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values, little-endian and contiguous, without a copy where it already is."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
 
 
 def _malformed(path: Path, reason: str) -> FileError:

@@ -44,11 +44,16 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put a saved state back. Moments take their parameter's memory layout: the fused optimiser walks
+    raw memory and would mix up channels_last weights with row-major moments."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimiser."):
             _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
+            like = parameters[int(index)]
+            laid = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            state.setdefault(int(index), {})[name] = laid
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 

@@ -1,0 +1,47 @@
+"""`aid generate`: one prompt into a plain folder, or a whole gallery as an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aid import starter
+from aid.cli.options import merge_trees
+from aid.cli.verb_command import bench, verb_command, verb_values
+
+PROMPT = click.Argument(["words_of_prompt"], metavar="[PROMPT]", default="")
+HELP = """Draw PROMPT into the folder --out (default `pictures`), or, without PROMPT, a whole gallery as an
+artifact. Without --checkpoint, the starter that ships with AID draws."""
+
+
+def command() -> click.Command:
+    made = verb_command("generate", _run, [PROMPT])
+    made.help = HELP
+    for option in made.params:
+        if option.name == "out":
+            option.required = False
+    return made
+
+
+def _run(words_of_prompt: str, out: Path | None, device: str, threads: int, **given: Any) -> None:
+    from aid.generate.run import generate, one_off
+
+    if given.get("checkpoint") is None:
+        given = {**given, **{name: value for name, value in _starter().items() if not given.get(name)}}
+    if words_of_prompt:
+        given["prompt"] = words_of_prompt
+    settings, inputs = verb_values("generate", given)
+    if words_of_prompt:
+        for file in one_off(settings, inputs, out or Path("pictures"), bench(device, threads)):
+            click.echo(file)
+    elif out is None:
+        raise click.UsageError("Give a PROMPT, or --out for a gallery.")
+    else:
+        click.echo(generate(settings, inputs, out, bench(device, threads)))
+
+
+def _starter() -> dict[str, Any]:
+    """The shipped starter, with what its card recommends."""
+    return merge_trees({"checkpoint": starter.shipped("base")}, starter.recommended())

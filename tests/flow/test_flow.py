@@ -1,0 +1,94 @@
+"""A whole recipe as a user runs it: from pictures to a release, again, after a loss, and after kill -9."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aid.core.files import sha256_file
+from aid.core.lineage import lineage_of
+
+RECIPE = Path(__file__).with_name("tiny.toml")
+KILLS = 20
+
+
+def command(pictures: Path, base: Path, out: Path, *more: str) -> list[str]:
+    words = ["make", str(RECIPE), "--input", f"pictures={pictures}", "--input", f"base={base}"]
+    words += ["--out", str(out), "--threads", "1", "--device", "cpu", *more]
+    return [sys.executable, "-c", "from aid.cli import main; main()", *words]
+
+
+def make(pictures: Path, base: Path, out: Path) -> dict[str, str]:
+    """Run the recipe; {step: made or kept}."""
+    done = subprocess.run(command(pictures, base, out, "--json"), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return {row["step"]: row["result"] for row in json.loads(done.stdout)}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a run except locks."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def made(pictures: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run."""
+    out = tmp_path_factory.mktemp("flow") / "run"
+    results = make(pictures, tiny_checkpoint, out)
+    assert set(results.values()) == {"made"}
+    return out
+
+
+def test_the_release_has_everything(made: Path) -> None:
+    release = made / "release"
+    names = {path.relative_to(release).as_posix() for path in release.rglob("*") if path.is_file()}
+    assert {
+        "model.safetensors", "embeddings/tinyneg.pt", "embeddings/tinyneg.safetensors", "catalogue.toml",
+        "report.json", "card.md", "card.zh.md", "lineage.json",
+    } <= names  # fmt: skip
+    assert any(name.startswith("samples/") for name in names)
+    assert not [path for path in made.iterdir() if path.name.startswith(".")], "nothing half-written stays"
+
+
+def test_any_file_tells_its_ancestry_back_to_the_pictures(made: Path, pictures: Path) -> None:
+    for name in ("release/model.safetensors", "merged/model.safetensors", "release/card.md"):
+        verbs = {node.verb for _, _, node, _ in lineage_of(made / name).walk()}
+        assert {"prepare", "train finetune", "merge", "pictures"} <= verbs
+    nodes = lineage_of(made / "release").nodes.values()
+    hashes = {s.sha256 for node in nodes if node.verb == "pictures" for s in node.inputs.values()}
+    assert sha256_file(pictures / "alpha" / "alpha0.png") in hashes
+
+
+def test_again_rebuilds_nothing_and_a_lost_output_alone(
+    made: Path, pictures: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(made, out)
+    assert set(make(pictures, tiny_checkpoint, out).values()) == {"kept"}
+    shutil.rmtree(out / "merged")
+    (out / "judge" / "judge.json").unlink()
+    results = make(pictures, tiny_checkpoint, out)
+    assert {step for step, result in results.items() if result == "made"} == {"merged", "judge"}
+    assert contents(out) == contents(made)
+
+
+def test_kill_9_at_any_moment_ends_in_the_same_bytes(
+    made: Path, pictures: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = command(pictures, tiny_checkpoint, out)[3:]
+    script = str(Path(__file__).with_name("disturbed.py"))
+    words = [sys.executable, script, str(KILLS), "9", *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[0]) >= KILLS // 2, done.stdout
+    assert contents(out) == contents(made)
