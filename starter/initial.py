@@ -1,6 +1,6 @@
 """Put a trained VAE beside a fresh U-Net and text encoder: what base.toml starts from.
 
-    python starter/initial.py VAE.safetensors OUT.safetensors --seed 1
+python starter/initial.py VAE.safetensors OUT.safetensors --seed 1
 """
 
 from __future__ import annotations

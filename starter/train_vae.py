@@ -158,7 +158,8 @@ def main() -> None:
         latents = vae.encode(x).latent_dist.mean * SCALE
     psnr = 10 * np.log10(4 / (after.clamp(-1, 1) - x).square().mean().item())
     print(
-        f"psnr {psnr:.2f} dB; folding moved a pixel by {(before - after).abs().max():.1e}; latent std {latents.std():.3f}"
+        f"psnr {psnr:.2f} dB; folding moved a pixel by {(before - after).abs().max():.1e}; "
+        f"latent std {latents.std():.3f}"
     )
     metadata = {
         "made_by": "starter/train_vae.py",

@@ -20,6 +20,25 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lively_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random, but no layer of it is silent."""
+    import torch
+
+    from aid.sd.architecture import TINY
+    from aid.sd.checkpoint import create_checkpoint, save_checkpoint
+
+    model = create_checkpoint(TINY, seed=2)
+    generator = torch.Generator().manual_seed(4)
+    for module in (model.unet, model.text_encoder):
+        for parameter in module.parameters():
+            spread = 0.1 if not parameter.any() or parameter.dim() == 1 else 0.0
+            parameter.data += spread * torch.randn(parameter.shape, generator=generator)
+    path = tmp_path_factory.mktemp("lively") / "lively.safetensors"
+    save_checkpoint(model, path, {})
+    return path
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`alpha/` draws discs and `beta/` boxes; hair is the colour on top, and a smile a bright mouth."""
     folder = tmp_path_factory.mktemp("pictures")

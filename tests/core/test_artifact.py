@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 from aid.core.artifact import SCRATCH, Inputs, Settings, is_current, under_construction, verb
 from aid.core.lineage import describe, lineage_of
@@ -20,7 +21,7 @@ class CopySettings(Settings):
 
 class CopyInputs(Inputs):
     text: Path
-    others: dict[str, Path] = {}
+    others: dict[str, Path] = Field(default={})
 
 
 @verb("copy")
@@ -121,7 +122,7 @@ def test_folders_of_others_are_left_alone(text: Path, tmp_path: Path) -> None:
 
 
 def test_missing_input_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="nowhere.txt does not exist"):
+    with pytest.raises(FileError, match=r"nowhere\.txt does not exist"):
         copy(CopySettings(), CopyInputs(text=tmp_path / "nowhere.txt"), tmp_path / "out")
 
 

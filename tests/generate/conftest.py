@@ -10,7 +10,6 @@ import torch
 from aid.core.dataset import Record
 from aid.core.files import write_lines
 from aid.sd.architecture import TINY
-from aid.sd.checkpoint import create_checkpoint, save_checkpoint
 from aid.sd.embedding import Embedding, save_embedding
 
 RECORDS = [  # style, tags, split
@@ -22,20 +21,6 @@ RECORDS = [  # style, tags, split
     ("gamma (ink)", ("smile",), "train"),
     ("", ("white hair",), "train"),
 ]
-
-
-@pytest.fixture(scope="session")
-def lively_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random, but no layer of it is silent."""
-    model = create_checkpoint(TINY, seed=2)
-    generator = torch.Generator().manual_seed(4)
-    for module in (model.unet, model.text_encoder):
-        for parameter in module.parameters():
-            spread = 0.1 if not parameter.any() or parameter.dim() == 1 else 0.0
-            parameter.data += spread * torch.randn(parameter.shape, generator=generator)
-    path = tmp_path_factory.mktemp("lively") / "lively.safetensors"
-    save_checkpoint(model, path, {})
-    return path
 
 
 @pytest.fixture(scope="session")

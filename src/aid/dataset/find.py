@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aid.core.gallery import SHOTS_FILE
 from aid.core.lineage import LINEAGE_FILE
 from aid.dataset.credit import CREDIT_FILE, Credits
-from aid.dataset.manifest import GALLERY_FILE, MANIFEST_FILE, Entry, Refused, read_manifest
+from aid.dataset.manifest import MANIFEST_FILE, Entry, Refused, read_manifest
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.dataset.tag import TagRules, normalise_style, parse_tags
 from aid.errors import FileError, PictureError
@@ -88,8 +89,8 @@ class _Shelf:
         try:
             if (self.root / MANIFEST_FILE).is_file():
                 self._read_manifest(self.root / MANIFEST_FILE)
-            elif (self.root / GALLERY_FILE).is_file():
-                self._read_manifest(self.root / GALLERY_FILE)
+            elif (self.root / SHOTS_FILE).is_file():
+                self._read_manifest(self.root / SHOTS_FILE)
             else:
                 self._read_folders()
         except OSError as error:

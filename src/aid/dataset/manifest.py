@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from aid.errors import FileError
 
 MANIFEST_FILE = "manifest.jsonl"
-GALLERY_FILE = "shots.jsonl"
 MAXIMUM_MANIFEST_BYTES = 1 << 30
 
 

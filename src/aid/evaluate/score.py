@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from aid.core.gallery import read_gallery
 from aid.core.report import Report, Score, StyleRow, mean, proportion
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.evaluate.artefact import trace
 from aid.evaluate.examination import Card, tally
-from aid.evaluate.gallery import read_gallery
 from aid.evaluate.judge import Judge, look
 from aid.evaluate.panel import STYLE, Panel, Verdict, answers, has_tag
 from aid.evaluate.picture import read_views

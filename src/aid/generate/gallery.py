@@ -16,8 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 from aid.core.files import write_lines
+from aid.core.gallery import SHOTS_FILE, Frame
 from aid.core.shot import Shot
-from aid.generate.plan import SHOTS_FILE
 from aid.sd.sheet import sheet
 
 GRID_PICTURES = 64  # of one grid
@@ -32,11 +32,8 @@ def picture_name(index: int, shot: Shot) -> str:
 def write_gallery(folder: Path, shots: Sequence[Shot]) -> None:
     """List the shots and draw the grids; every picture lies in the folder already."""
     files = [folder / picture_name(index, shot) for index, shot in enumerate(shots)]
-    rows = [
-        {"file": file.name, "shot": shot.model_dump(mode="json")}
-        for file, shot in zip(files, shots, strict=True)
-    ]
-    write_lines(folder / SHOTS_FILE, rows)
+    frames = [Frame(file=file.name, shot=shot) for file, shot in zip(files, shots, strict=True)]
+    write_lines(folder / SHOTS_FILE, [frame.model_dump(mode="json") for frame in frames])
     styles: dict[str, list[Path]] = {}
     for file, shot in zip(files, shots, strict=True):
         styles.setdefault(shot.style, []).append(file)

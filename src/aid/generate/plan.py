@@ -11,12 +11,11 @@ from pydantic import ValidationError
 
 from aid.core.catalogue import Parameters
 from aid.core.dataset import Dataset, Record
+from aid.core.gallery import SHOTS_FILE
 from aid.core.shot import Shot
 from aid.errors import FileError, SettingsError
 from aid.generate.settings import GenerateSettings, Plan
 from aid.sd.prompt import escape
-
-SHOTS_FILE = "shots.jsonl"
 
 
 def shots_of_prompt(settings: GenerateSettings, embeddings: Sequence[str], edge_px: int) -> list[Shot]:

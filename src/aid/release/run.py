@@ -25,7 +25,7 @@ from aid.release.facts import Facts
 from aid.release.listing import list_release
 from aid.release.method import drew_for_embeddings, embedding_steps, making_of
 from aid.release.modelspec import describe_model, thumbnail
-from aid.release.samples import Sheets, draw_sheets, group_samples, read_gallery
+from aid.release.samples import Sheets, draw_sheets, group_samples, read_samples
 from aid.release.settings import ReleaseInputs, ReleaseSettings
 from aid.sd.checkpoint import StableDiffusion, ldm_tensors, load_checkpoint
 from aid.sd.tensorfile import write_tensors
@@ -127,7 +127,7 @@ def release_sheets(
     if gallery is None:
         return Sheets()
     known = {style.name: style.trigger for style in catalogue.styles if settings.version in style.versions}
-    groups = group_samples(read_gallery(gallery), known)
+    groups = group_samples(read_samples(gallery), known)
     return draw_sheets(groups, out, settings.pictures_per_style, settings.sample_edge_px)
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import ValidationError
 
+from aid.core.gallery import read_gallery
 from aid.core.release import SAMPLE_FOLDER
 from aid.core.shot import Shot
-from aid.errors import ArtifactError, PictureError
+from aid.errors import PictureError
 from aid.sd.sheet import sheet
 
 GAP_PX = 4
@@ -38,20 +37,9 @@ class Sheets:
     by_style: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_gallery(folder: Path) -> list[Sample]:
-    """The pictures of a Gallery, in its own order. Raises ArtifactError if `shots.jsonl` is missing or
-    malformed, or names a file outside the gallery."""
-    path = folder / "shots.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [_sample(folder, json.loads(line)) for line in lines if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"{error.error_count()} wrong fields" if isinstance(error, ValidationError) else error
-        raise ArtifactError(
-            f"{path} is not a gallery's list of shots ({reason})",
-            "a folder made by `aid generate`",
-            "Run `aid generate` again.",
-        ) from error
+def read_samples(gallery: Path) -> list[Sample]:
+    """The pictures of a Gallery, in its own order. Raises ArtifactError if it is malformed."""
+    return [Sample(gallery / frame.file, frame.shot) for frame in read_gallery(gallery)]
 
 
 def group_samples(samples: Iterable[Sample], triggers: Mapping[str, str]) -> dict[str, list[Sample]]:
@@ -97,13 +85,6 @@ def open_picture(path: Path, edge_px: int) -> Image.Image:
         ) from error
     picture.thumbnail((edge_px, edge_px), Image.Resampling.LANCZOS)
     return picture
-
-
-def _sample(folder: Path, row: dict[str, object]) -> Sample:
-    inside = PurePosixPath(str(row["file"]))
-    if inside.is_absolute() or ".." in inside.parts:
-        raise ValueError(f"{inside} lies outside the gallery")
-    return Sample(folder / inside, Shot.model_validate(row["shot"]))
 
 
 def _style_of(prompt: str, triggers: Mapping[str, str]) -> str:

@@ -88,7 +88,7 @@ class Inversion:
         noised = draw_noise(latents, settings.noise_draws, 0.0, generator).to(self.device)
         text = self.encode(index, records).repeat_interleave(settings.noise_draws, 0)
         losses = self.diffusion.losses(self.model.unet, noised.latents, noised.noise, noised.t, text)
-        loss = losses.mean()
+        loss: Tensor = losses.mean()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.param_groups[0]["lr"] = self.rate(index)
         self.optimiser.step()
@@ -152,9 +152,6 @@ def initial_vectors(model: StableDiffusion, text: str, count: int) -> Tensor:
     ids = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if not ids:
         raise SettingsError("initial_text is empty", "a word or two to start from")
-    rows = [
-        ids[index * len(ids) // count] if len(ids) > count else ids[index % len(ids)]
-        for index in range(count)
-    ]
+    rows = [ids[index * len(ids) // count] for index in range(count)]
     vectors: Tensor = token_embeddings(model)[rows].clone()
     return vectors

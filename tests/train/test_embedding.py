@@ -1,0 +1,59 @@
+"""Textual inversion: only the vectors move, it continues bitwise, and both files load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_finetune import Interrupting
+
+from aid.core.lineage import embedded_lineage
+from aid.core.workbench import Workbench
+from aid.errors import SettingsError
+from aid.sd.checkpoint import load_checkpoint
+from aid.sd.embedding import load_embedding
+from aid.train.embedding import embedding, initial_vectors
+from aid.train.settings import EmbeddingInputs, EmbeddingSettings
+
+QUICK = EmbeddingSettings(name="badtest", vectors=3, steps=5, batch_size=2, noise_draws=2, save_every=2)
+
+
+@pytest.fixture(scope="module")
+def inputs(lively_checkpoint: Path, dataset: Path) -> EmbeddingInputs:
+    return EmbeddingInputs(checkpoint=lively_checkpoint, pictures=dataset)
+
+
+@pytest.fixture(scope="module")
+def straight(inputs: EmbeddingInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return embedding(QUICK, inputs, tmp_path_factory.mktemp("straight") / "out", Workbench(threads=1))
+
+
+def test_both_files_hold_the_same_vectors_and_the_lineage(straight: Path) -> None:
+    ours, a1111 = (load_embedding(straight / f"badtest{suffix}", 16) for suffix in (".safetensors", ".pt"))
+    assert ours.vectors.shape == (3, 16) and torch.equal(ours.vectors, a1111.vectors)
+    stored = torch.load(straight / "badtest.pt", weights_only=True)
+    assert stored["name"] == "badtest" and stored["step"] == 5 and list(stored["string_to_param"]) == ["*"]
+    made = embedded_lineage(straight / "badtest.safetensors")
+    assert made is not None and made.node.verb == "train embedding"
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_resume_is_bitwise(inputs: EmbeddingInputs, straight: Path, tmp_path: Path, stop: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        embedding(QUICK, inputs, tmp_path / "out", Workbench(threads=1, progress=Interrupting(stop)))
+    embedding(QUICK, inputs, tmp_path / "out", Workbench(threads=1))
+    for path in straight.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_vectors_start_as_words_and_stay_near_them(lively_checkpoint: Path, straight: Path) -> None:
+    model = load_checkpoint(lively_checkpoint)
+    vectors = initial_vectors(model, "bad hands", 4)
+    assert torch.equal(vectors[0], vectors[1]) and not torch.equal(vectors[1], vectors[2])
+    with pytest.raises(SettingsError, match="initial_text is empty"):
+        initial_vectors(model, "", 4)
+    moved = load_embedding(straight / "badtest.safetensors").vectors
+    assert not torch.equal(moved, initial_vectors(model, QUICK.initial_text, 3))
+    words = model.text_encoder.get_input_embeddings().weight.norm(dim=1).median()
+    assert (moved.norm(dim=1) <= QUICK.norm_limit * words * 1.001).all()

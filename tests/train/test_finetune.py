@@ -1,0 +1,163 @@
+"""Fine-tuning: it learns, keeps what it is told to keep, and continues bitwise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from aid.core.dataset import Dataset
+from aid.core.lineage import embedded_lineage
+from aid.core.workbench import Silence, Ticker, Workbench
+from aid.errors import AidError, SettingsError
+from aid.sd.tensorfile import read_header, read_tensors
+from aid.sd.tokenizer import load_tokenizer
+from aid.train.plan import Plan
+from aid.train.run import finetune
+from aid.train.settings import CaptionSettings, FinetuneInputs, FinetuneSettings
+
+QUICK = FinetuneSettings(
+    steps=6, batch_size=3, noise_draws=2, regularisation_share=0.34, unet_rate=2e-3, text_rate=2e-3, warmup=1,
+    save_every=2, seed=3,
+)  # fmt: skip
+
+
+class Interrupting(Silence):
+    """Stands for Ctrl-C: raises after a number of ticks."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
+        left = self.after
+
+        def tick(count: int = 1, note: str = "") -> None:
+            nonlocal left
+            left -= count
+            if left == 0:
+                raise KeyboardInterrupt
+
+        yield tick
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_checkpoint: Path, dataset: Path) -> FinetuneInputs:
+    return FinetuneInputs(checkpoint=tiny_checkpoint, dataset=dataset)
+
+
+@pytest.fixture(scope="module")
+def straight(inputs: FinetuneInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finetune(QUICK, inputs, tmp_path_factory.mktemp("straight") / "out", Workbench(threads=1))
+
+
+@pytest.mark.parametrize("stops", [[3], [1, 4, 1], [5]])
+def test_resume_is_bitwise(inputs: FinetuneInputs, straight: Path, tmp_path: Path, stops: list[int]) -> None:
+    out = tmp_path / "out"
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            finetune(QUICK, inputs, out, Workbench(threads=1, progress=Interrupting(stop)))
+    finetune(QUICK, inputs, out, Workbench(threads=1))
+    for name in ("model.safetensors", "log.jsonl", "curve.png", "lineage.json"):
+        assert (out / name).read_bytes() == (straight / name).read_bytes(), name
+
+
+def test_the_checkpoint_differs_everywhere_and_knows_its_past(straight: Path, tiny_checkpoint: Path) -> None:
+    before, after = read_tensors(tiny_checkpoint), read_tensors(straight / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = [key for key in before if not torch.equal(before[key], after[key])]
+    assert any(key.startswith("cond_stage_model") for key in changed)
+    assert any(key.startswith("model.diffusion_model.input_blocks.1.1") for key in changed)
+    assert not any(key.startswith("first_stage_model") for key in changed)
+    made = embedded_lineage(straight / "model.safetensors")
+    assert made is not None and {"prepare", "train finetune", "pictures", "file"} == {
+        node.verb for node in made.nodes.values()
+    }
+    assert "aid.architecture" in read_header(straight / "model.safetensors").metadata
+
+
+def test_it_learns(inputs: FinetuneInputs, tmp_path: Path) -> None:
+    settings = QUICK.model_copy(update={"steps": 60, "weighting": "uniform", "unet_rate": 1e-2})
+    out = finetune(settings, inputs, tmp_path / "out", Workbench(threads=1))
+    losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_a_frozen_part_stays(inputs: FinetuneInputs, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = QUICK.model_copy(update={"steps": 1, "text_rate": 0.0, "ema": 0.0})
+    after = read_tensors(finetune(settings, inputs, tmp_path / "out") / "model.safetensors")
+    before = read_tensors(tiny_checkpoint)
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("cond_stage"))
+
+
+def test_a_nan_stops_and_names_the_pictures(inputs: FinetuneInputs, tmp_path: Path) -> None:
+    settings = QUICK.model_copy(update={"unet_rate": 1e30, "gradient_norm": 0.0})
+    with pytest.raises(AidError, match=r"loss became .* on .*alpha\d\.png"):
+        finetune(settings, inputs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_new_picture_once_an_epoch_with_its_share_of_replay(dataset: Path) -> None:
+    settings = QUICK.model_copy(update={"steps": 0, "epochs": 2.0})
+    plan = Plan(Dataset(dataset), load_tokenizer(), settings)
+    assert plan.steps == 2 * 3  # 6 pictures, 2 new and 1 replayed a step
+    for epoch in range(2):
+        steps = [plan.step(epoch * 3 + index) for index in range(3)]
+        new = [record.source for step in steps for record in step.records if not record.regularisation]
+        assert sorted(new) == sorted(set(new)) and len(new) == 6
+        assert all(sum(record.regularisation for record in step.records) == 1 for step in steps)
+    assert all(record.split == "train" for index in range(6) for record in plan.step(index).records)
+
+
+def test_steps_do_not_depend_on_each_other(dataset: Path) -> None:
+    plan, again = (Plan(Dataset(dataset), load_tokenizer(), QUICK) for _ in range(2))
+    plan.step(0), plan.step(1)
+    a, b = plan.step(4), again.step(4)
+    assert torch.equal(a.noised.noise, b.noised.noise) and torch.equal(a.ids, b.ids)
+    assert torch.equal(a.noised.latents, b.noised.latents) and a.records == b.records
+    assert not torch.equal(a.noised.noise, plan.step(5).noised.noise)
+
+
+def test_one_length_must_be_given() -> None:
+    with pytest.raises(ValueError, match="either `epochs` or `steps`"):
+        FinetuneSettings()
+    with pytest.raises(ValueError, match="either"):
+        FinetuneSettings(epochs=1, steps=1)
+
+
+def test_a_dataset_without_pictures_to_train_on_is_refused(dataset: Path) -> None:
+    held = Dataset(dataset)
+    held.__dict__["records"] = tuple(held.split("held"))
+    with pytest.raises(SettingsError, match="no pictures to train on"):
+        Plan(held, load_tokenizer(), QUICK)
+
+
+def test_sample_sheets_do_not_disturb_the_training(
+    inputs: FinetuneInputs, straight: Path, tmp_path: Path
+) -> None:
+    samples = QUICK.samples.model_copy(
+        update={"every": 3, "prompts": ("by alpha",), "steps": 2, "width": 64, "height": 64}
+    )
+    out = finetune(
+        QUICK.model_copy(update={"samples": samples}), inputs, tmp_path / "out", Workbench(threads=1)
+    )
+    assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-000003.png", "step-000006.png"]
+    ours, theirs = read_tensors(out / "model.safetensors"), read_tensors(straight / "model.safetensors")
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_captions_can_be_kept_whole(dataset: Path) -> None:
+    settings = QUICK.model_copy(
+        update={
+            "caption": CaptionSettings(shuffle=False, dropout=0.0, windows=2),
+            "regularisation_share": 0.0,
+        }
+    )
+    step = Plan(Dataset(dataset), load_tokenizer(), settings).step(0)
+    assert step.ids.shape == (3, 2, 77)
+    text = load_tokenizer().decode(step.ids[0, 0], skip_special_tokens=True)
+    assert text.replace(" ,", ",").strip() == step.records[0].caption

@@ -1,0 +1,128 @@
+"""Parts of training beside independent peers, and their properties."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aid.core.dataset import Record
+from aid.sd.tokenizer import load_tokenizer
+from aid.train.average import Average
+from aid.train.batch import draw_noise, step_generator, token_windows
+from aid.train.caption import caption
+from aid.train.finetuning import rate_factor
+from aid.train.log import running_mean
+from aid.train.loss import WEIGHTINGS, Diffusion
+from aid.train.order import Order, Replay
+from aid.train.settings import CaptionSettings
+
+
+def record(index: int, width: int = 64) -> Record:
+    return Record(
+        sha256="", source=str(index), file="", style="lorelei", tags=("red hair", "smile", "glasses"),
+        split="train", width=width, height=64, row=index,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> DDPMScheduler:
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+
+def test_noising_is_diffusers(scheduler: DDPMScheduler) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 8, 4, 4, 4, generator=generator)
+    t = torch.tensor([0, 1, 10, 100, 300, 500, 900, 999])
+    ours = Diffusion(torch.device("cpu"), "uniform", 5.0).add_noise(x, noise, t)
+    torch.testing.assert_close(ours, scheduler.add_noise(x, noise, t), atol=1e-6, rtol=1e-6)
+
+
+def test_min_snr_is_that_of_diffusers_training_scripts(scheduler: DDPMScheduler) -> None:
+    t = torch.arange(0, 1000, 37)
+    snr = compute_snr(scheduler, t)
+    expected = torch.stack([snr, 5.0 * torch.ones_like(t)], dim=1).min(dim=1)[0] / snr
+    torch.testing.assert_close(WEIGHTINGS["min_snr"](snr, 5.0), expected)
+
+
+def test_windows_are_transformers_padding() -> None:
+    tokenizer = load_tokenizer()
+    texts = ["by lorelei, red hair", "", "x" * 400]
+    theirs = tokenizer(
+        texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+    ).input_ids
+    assert torch.equal(token_windows(tokenizer, texts, 1)[:, 0], theirs)
+
+
+@given(
+    st.lists(st.sampled_from([64, 96, 128]), min_size=1, max_size=40), st.integers(1, 7), st.integers(0, 9)
+)
+def test_an_epoch_is_every_record_once_in_batches_of_one_size(
+    widths: list[int], size: int, seed: int
+) -> None:
+    records = [record(index, width) for index, width in enumerate(widths)]
+    order = Order(records, size, seed)
+    for epoch in (0, 1):
+        batches = [order.batch(epoch * order.steps_per_epoch + step) for step in range(order.steps_per_epoch)]
+        assert sorted(r.row for batch in batches for r in batch) == list(range(len(records)))
+        assert all(len({r.width for r in batch}) == 1 and len(batch) <= size for batch in batches)
+
+
+def test_replay_uses_all_its_pictures_equally() -> None:
+    replay = Replay([record(index) for index in range(6)], 2, seed=0)
+    seen = [r.row for step in range(6) for r in replay.batch(step, (64, 64))]
+    assert sorted(seen) == sorted([*range(6), *range(6)])
+    assert replay.batch(0, (128, 64)) == ()
+
+
+@given(st.integers(0, 10**6), st.integers(0, 4), st.floats(0, 1))
+def test_kept_tags_stay_in_front_and_nothing_is_invented(seed: int, keep: int, tag_dropout: float) -> None:
+    settings = CaptionSettings(keep=keep, dropout=0.0, tag_dropout=tag_dropout)
+    tags = caption(record(0), settings, random.Random(seed)).split(", ")
+    full = ["by lorelei", "red hair", "smile", "glasses"]
+    assert tags[:keep] == full[:keep] or not keep
+    assert set(tags) - {""} <= set(full)
+
+
+def test_caption_dropout_is_total_and_as_often_as_told() -> None:
+    settings, chance = CaptionSettings(dropout=0.25), random.Random(1)
+    empty = sum(caption(record(0), settings, chance) == "" for _ in range(4000))
+    assert 880 < empty < 1120  # 1000 expected, 27 a standard deviation
+
+
+def test_timesteps_are_spread_within_a_picture_and_uniform_over_all() -> None:
+    noised = draw_noise(torch.zeros(3000, 4, 1, 1), 4, 0.0, step_generator(0, 0))
+    t = noised.t.reshape(3000, 4)
+    gaps = (t - t[:, :1]) % 1000
+    assert ((gaps.sort(dim=1).values - torch.tensor([0, 250, 500, 750])).abs() <= 1).all()
+    counts = torch.bincount(noised.t // 100, minlength=10)
+    assert noised.t.min() >= 0 and noised.t.max() <= 999 and (counts - 1200).abs().max() < 150
+
+
+def test_average_converges_to_constant_weights() -> None:
+    weight = torch.zeros(3)
+    average = Average([weight], 0.5)
+    weight += 1.0
+    for step in range(40):
+        average.update(step)
+    torch.testing.assert_close(average.values[0], torch.ones(3))
+    weight += 1.0
+    with average.applied():
+        torch.testing.assert_close(weight, torch.ones(3))
+    torch.testing.assert_close(weight, torch.full((3,), 2.0))
+
+
+def test_rates_rise_then_follow_the_schedule() -> None:
+    assert [rate_factor(i, 10, 4, "constant") for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert rate_factor(9, 10, 4, "constant") == 1.0
+    assert rate_factor(7, 10, 4, "linear") == pytest.approx(0.5)
+    assert rate_factor(7, 10, 4, "cosine") == pytest.approx(0.5)
+
+
+def test_running_mean_of_a_constant() -> None:
+    assert running_mean([2.0] * 200) == pytest.approx([2.0] * 200)
