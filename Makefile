@@ -20,7 +20,7 @@ check: $(VENV)/ready
 	$(BIN)/codespell src tests docs starter recipes benchmarks README.md CONTRIBUTING.md
 
 bench: $(VENV)/ready
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/startup.py benchmarks/stages.py; do $(BIN)/python $$script || exit 1; done
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix src tests starter benchmarks

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 SCALE = 0.18215  # SD1's latent factor
 WIDTHS = (16, 32, 64, 64)
@@ -59,9 +59,15 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
-def loss_of(vae: AutoencoderKL, x: torch.Tensor, kl_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-    posterior = vae.encode(x).latent_dist
-    y = vae.decode(posterior.sample()).sample
+def loss_of(
+    vae: AutoencoderKL, x: torch.Tensor, kl_weight: float, decoder_only: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.set_grad_enabled(not decoder_only):
+        posterior = vae.encode(x).latent_dist
+        z = posterior.sample()
+    if decoder_only:  # a little noise: what the decoder will meet was drawn, not encoded
+        z = z + 0.05 / SCALE * torch.randn_like(z)
+    y = vae.decode(z).sample
     pixel = (y - x).abs().mean() + (y - x).square().mean()
     edge = sum((a - b).abs().mean() for a, b in zip(edges(y), edges(x), strict=True))
     return pixel + edge + kl_weight * posterior.kl().mean() / x[0].numel(), (y - x).square().mean().detach()
@@ -90,6 +96,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--start", type=Path, help="continue from this VAE's weights")
+    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder, and so all latents")
     parser.add_argument("--kl", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
@@ -99,6 +107,11 @@ def main() -> None:
     pixels = read_world(chosen.world, chosen.edge_px)
     held, trained = pixels[::97], pixels
     vae = build_vae()
+    if chosen.start:
+        vae.load_state_dict(load_file(chosen.start))
+    if chosen.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     optimiser = torch.optim.AdamW(
         vae.parameters(), lr=chosen.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
     )
@@ -119,7 +132,7 @@ def main() -> None:
             group["lr"] = rate
         rows = torch.randint(len(trained), (chosen.batch,), generator=order)
         x = (trained[rows].float() / 127.5 - 1).to(memory_format=torch.channels_last)
-        loss, square = loss_of(vae, x, chosen.kl)
+        loss, square = loss_of(vae, x, chosen.kl, chosen.decoder_only)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -153,7 +166,8 @@ def main() -> None:
     with torch.no_grad():
         x = held[:128].float() / 127.5 - 1
         before = vae(x).sample
-        fold_scale(vae, pixels)
+        if not chosen.decoder_only:
+            fold_scale(vae, pixels)
         after = vae(x).sample
         latents = vae.encode(x).latent_dist.mean * SCALE
     psnr = 10 * np.log10(4 / (after.clamp(-1, 1) - x).square().mean().item())

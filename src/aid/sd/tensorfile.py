@@ -119,7 +119,8 @@ def is_pickle(path: Path) -> bool:
 def read_pickle(path: Path) -> Any:
     """Unpickle weights and plain containers, nothing that could run code."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as stream:  # given a path, torch goes by its extension
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FileError(
             f"{path} would run code when opened, or is not a weights file",

@@ -1,0 +1,47 @@
+"""Write a checkpoint from an unfinished training's newest state, so that a long run can be used midway.
+
+    python starter/export.py runs/base/.base.building INITIAL.safetensors OUT.safetensors
+
+The averaged weights are written as fp16 with where they come from: settings, data hash, steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from aid.core.artifact import under_construction
+from aid.core.lineage import METADATA_KEY
+from aid.errors import FileError
+from aid.sd.checkpoint import load_checkpoint, save_checkpoint
+from aid.train.state import load_state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("unfinished", type=Path)
+    parser.add_argument("initial", type=Path)
+    parser.add_argument("out", type=Path)
+    chosen = parser.parse_args()
+    state = load_state(chosen.unfinished)
+    if state is None:
+        raise FileError(f"{chosen.unfinished} holds no state", "an unfinished training")
+    steps, tensors, _ = state
+    model = load_checkpoint(chosen.initial)
+    parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
+    with torch.no_grad():
+        for index, parameter in enumerate(parameters):
+            parameter.copy_(tensors[f"average.{index}"])
+    lineage = under_construction(chosen.unfinished)
+    made = {"steps": steps, "of": lineage.node.settings["steps"], "machine": f"CPU, {platform.machine()}"}
+    metadata = {METADATA_KEY: lineage.embedded(), "aid.starter": json.dumps(made, sort_keys=True)}
+    save_checkpoint(model, chosen.out, metadata)
+    print(f"{chosen.out}: {steps} steps, {chosen.out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
