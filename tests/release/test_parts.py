@@ -27,10 +27,11 @@ from aid.release.language import wording
 from aid.release.listing import list_release
 from aid.release.markdown import table
 from aid.release.method import block_text, making_of
-from aid.release.modelspec import describe_model, hash_tensors
+from aid.release.modelspec import describe_model
 from aid.release.samples import Sample, Sheets, group_samples
 from aid.release.settings import ReleaseSettings
 from aid.sd.architecture import SD1
+from aid.sd.tensorfile import hash_tensors
 
 PHRASES = tomllib.loads(
     (resources.files("aid.release") / "data" / "wording.toml").read_text(encoding="utf-8")

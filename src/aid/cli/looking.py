@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from aid.cli.console import print_table
+from aid.cli.options import InputPath, input_path
 from aid.cli.verb_command import DEVICE, THREADS, bench
 from aid.core.lineage import Node, lineage_of
 from aid.errors import SettingsError
@@ -35,9 +36,9 @@ def run_recipe(
     runs = out or Path("runs") / recipe.stem
     plan = read_recipe(recipe, runs, _assigned(words))
     if dry_run:
-        from aid.estimate import explain_recipe
+        from aid.cli.explanation import print_explanation
 
-        explain_recipe(plan, as_json)
+        print_explanation(plan, runs, as_json)
         return
     rows, began = [], time.monotonic()
     for step, ran in make(plan, bench(device, threads)):
@@ -80,7 +81,7 @@ def _assigned(words: tuple[str, ...]) -> Mapping[str, Path]:
     for name, equals, _ in pairs:
         if not equals:
             raise SettingsError(f"--input {name}", "NAME=PATH")
-    return {name: Path(path).expanduser() for name, _, path in pairs}
+    return {name: input_path(path) for name, _, path in pairs}
 
 
 def _print_node(depth: int, key: str, node: Node, name: str) -> None:
@@ -116,5 +117,5 @@ COMMANDS = {
         THREADS,
     ),
     "styles": _command("styles", list_styles, click.Argument(["query"], default=""), VERSION, JSON),
-    "lineage": _command("lineage", show_lineage, click.Argument(["path"], type=PATH), JSON),
+    "lineage": _command("lineage", show_lineage, click.Argument(["path"], type=InputPath()), JSON),
 }

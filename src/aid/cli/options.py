@@ -14,8 +14,24 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from aid.errors import FileError, SettingsError
+from aid.starter import shipped
 
-SCALARS = {int: click.INT, float: click.FLOAT, str: click.STRING, Path: click.Path(path_type=Path)}
+SHIPPED = "aid:"  # `aid:base` is a file or folder that ships with AID, as in recipes
+
+
+class InputPath(click.Path):
+    """A path, or the name of something shipped."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return input_path(value) if isinstance(value, str) else value
+
+
+def input_path(text: str) -> Path:
+    """Raises FileError for an `aid:` name that isn't shipped."""
+    return shipped(text.removeprefix(SHIPPED)) if text.startswith(SHIPPED) else Path(text).expanduser()
+
+
+SCALARS = {int: click.INT, float: click.FLOAT, str: click.STRING, Path: InputPath()}
 
 
 def options(model: type[BaseModel]) -> list[click.Parameter]:
@@ -106,12 +122,12 @@ def _without_none(annotation: Any) -> Any:
     return annotation
 
 
-def _named(option: str, words: tuple[str, ...]) -> dict[str, str]:
+def _named(option: str, words: tuple[str, ...]) -> dict[str, Path]:
     """`--pictures new=DIR` twice as a dictionary; a bare path is named after itself."""
     named = {}
     for word in words:
         name, equals, path = word.partition("=")
-        named[name if equals else Path(word).name] = path if equals else word
+        named[name if equals else Path(word).name] = input_path(path if equals else word)
     if len(named) < len(words):
         raise SettingsError(f"--{option} names the same twice", "different names", "Write NAME=PATH.")
     return named

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from aid.core.files import sha256_file, sync_folder, write_text
 from aid.core.lineage import LINEAGE_FILE, Lineage, describe, read_lineage
 from aid.core.workbench import Workbench
-from aid.errors import AidError, ArtifactError
+from aid.errors import ArtifactError
 
 SCRATCH = "scratch"  # unfinished work inside a folder under construction; removed before it is released
 
@@ -117,7 +117,7 @@ def building(out: Path, lineage: Lineage, resumable: bool = False) -> Iterator[P
             part.unlink()
         try:
             yield folder
-        except (AidError, KeyboardInterrupt):
+        except BaseException:
             if not resumable:
                 shutil.rmtree(folder, ignore_errors=True)
             raise

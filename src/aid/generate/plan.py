@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from aid.core.catalogue import Parameters
+from aid.core.catalogue import Parameters, load_catalogue
 from aid.core.dataset import Dataset, Record
 from aid.core.gallery import SHOTS_FILE
 from aid.core.shot import Shot
@@ -144,9 +144,10 @@ def compose(
     content = ", ".join(filter(None, (*map(escape, tags), settings.prompt)))
     if not settings.template:
         return ", ".join(filter(None, (trigger, content))), settings.negative_prompt
+    card = load_catalogue().parameters
     formats = Parameters(
-        prompt=settings.prompt_template,
-        negative_prompt=settings.negative_template,
+        prompt=settings.prompt_template or card.prompt,
+        negative_prompt=settings.negative_template or card.negative_prompt,
         negative_embedding=", ".join(map(escape, embeddings)),
     )
     return formats.positive(trigger, content), formats.negative(settings.negative_prompt)

@@ -9,12 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aid.core.artifact import Inputs, Settings
 
-CARD_PROMPT = (
-    "best quality, masterpiece, highres, {trigger}, best lighting and shadow, stunning color, radiant tones, "
-    "ultra-detailed, amazing illustration, an extremely delicate and beautiful, {tags}"
-)
-CARD_NEGATIVE = "{embedding}, {tags}"
-
 
 class Plan(BaseModel):
     """Shots for an evaluation: so many a style, their content drawn by chance from the dataset's tags."""
@@ -46,10 +40,10 @@ class GenerateSettings(Settings):
     template: bool = False
     """Whether the card's formats are put around the prompts; off, as only models trained on their words
     gain from them."""
-    prompt_template: str = CARD_PROMPT
-    """`{trigger}` stands for the styles, `{tags}` for the prompt; the card's."""
-    negative_template: str = CARD_NEGATIVE
-    """`{embedding}` stands for all embeddings given, `{tags}` for the negative prompt; the card's."""
+    prompt_template: str = ""
+    """`{trigger}` stands for the styles, `{tags}` for the prompt; empty is AID's card's."""
+    negative_template: str = ""
+    """`{embedding}` stands for all embeddings given, `{tags}` for the negative prompt; empty: the card's."""
     plan: Plan | None = None
     """Shots for an evaluation, in place of one prompt."""
     count: int = Field(default=1, ge=1, le=100_000)

@@ -6,7 +6,6 @@ Source: Stability-AI/ModelSpec; kohya-ss/sd-scripts for `sshs_model_hash`.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from aid.core.dataset import Record
 from aid.release.settings import ReleaseSettings
 from aid.sd.architecture import METADATA_KEY as ARCHITECTURE_KEY
 from aid.sd.architecture import SD1, Architecture
-from aid.sd.tensorfile import raw_bytes
+from aid.sd.tensorfile import hash_tensors
 
 THUMBNAIL_PX = 256  # ModelSpec advises 256x256
 KEPT = (ARCHITECTURE_KEY, "aid.merge", "modelspec.merged_from")
@@ -63,15 +62,6 @@ def describe_model(
         **{f"modelspec.{key}": value for key, value in spec.items() if value},
         "sshs_model_hash": hash_sha256,
     }
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of the tensors' bytes in the order in which a file holds them: what A1111 calls AutoV3,
-    and kohya's scripts `sshs_model_hash`."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
-        digest.update(raw_bytes(tensors[name]))
-    return digest.hexdigest()
 
 
 def usage_hint(catalogue: Catalogue) -> str:

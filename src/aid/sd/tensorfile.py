@@ -7,6 +7,7 @@ one after another (huggingface/safetensors).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import pickle
@@ -136,7 +137,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     Tensors stand by dtype size, largest first, then by name, as the official writer orders them.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    names = file_order(tensors)
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
     for name in names:
@@ -154,6 +155,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         stream.write(struct.pack("<Q", len(header)) + header)
         for name in names:
             stream.write(raw_bytes(tensors[name]))
+
+
+def file_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names in the order in which a file holds their tensors."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of all that follows a file's header: what A1111 calls AutoV3, and kohya's scripts
+    `sshs_model_hash`."""
+    digest = hashlib.sha256()
+    for name in file_order(tensors):
+        digest.update(raw_bytes(tensors[name]))
+    return digest.hexdigest()
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
