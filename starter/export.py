@@ -30,12 +30,12 @@ def main() -> None:
     state = load_state(chosen.unfinished)
     if state is None:
         raise FileError(f"{chosen.unfinished} holds no state", "an unfinished training")
-    steps, tensors, _ = state
+    steps, saved = state
     model = load_checkpoint(chosen.initial)
     parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
     with torch.no_grad():
         for index, parameter in enumerate(parameters):
-            parameter.copy_(tensors[f"average.{index}"])
+            parameter.copy_(saved.read(f"average.{index}"))
     lineage = under_construction(chosen.unfinished)
     made = {"steps": steps, "of": lineage.node.settings["steps"], "machine": f"CPU, {platform.machine()}"}
     metadata = {METADATA_KEY: lineage.embedded(), "aid.starter": json.dumps(made, sort_keys=True)}

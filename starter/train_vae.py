@@ -105,7 +105,8 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(chosen.seed)
     pixels = read_world(chosen.world, chosen.edge_px)
-    held, trained = pixels[::97], pixels
+    is_held = torch.arange(len(pixels)) % 97 == 0
+    held, trained = pixels[is_held], pixels[~is_held]
     vae = build_vae()
     if chosen.start:
         vae.load_state_dict(load_file(chosen.start))

@@ -18,6 +18,8 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        if not self.parameters:
+            return
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.values, [parameter.float() for parameter in self.parameters], 1 - decay)
 

@@ -21,6 +21,7 @@ from aid.errors import SettingsError
 from aid.sd.checkpoint import StableDiffusion, load_checkpoint, resolve_checkpoint
 from aid.sd.device import torch_device
 from aid.sd.embedding import Embedding, embedding_metadata, save_embedding
+from aid.sd.prompt import escape
 from aid.sd.text import encode_prompts
 from aid.train.batch import draw_noise, read_latents, step_generator
 from aid.train.finetuning import rate_factor
@@ -47,13 +48,13 @@ def embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, out: Path, b
     with bench.progress.task("train embedding", settings.steps, "step", done) as tick:
         for index in range(done, settings.steps):
             records = order.batch(index)
-            loss = run.step(index, dataset, records)
-            refuse_nan(loss, index, records)
+            loss, norm = run.step(index, dataset, records)
+            refuse_nan(loss, norm, index, records)
             log.add(step=index + 1, loss=round(loss, 6), rate=run.rate(index), norm=run.mean_norm())
             tick(1, f"loss {log.recent('loss'):.4f}")
             if due(index + 1, settings.save_every) and index + 1 < settings.steps:
-                log.flush()
-                save_state(out, index + 1, run.tensors(), {}, keep=2)
+                log.sync()
+                save_state(out, index + 1, run.tensors(), keep=2)
     log.close()
     draw_curve(log.rows, out / "curve.png", f"{settings.name}: {settings.vectors} vectors")
     checkpoint = resolve_checkpoint(inputs.checkpoint)
@@ -80,8 +81,8 @@ class Inversion:
         self.norm_limit = settings.norm_limit * vocabulary.norm(dim=1).median()
         self.optimiser = torch.optim.AdamW([self.vectors], lr=settings.rate, weight_decay=0.0)
 
-    def step(self, index: int, dataset: Dataset, records: Sequence[Record]) -> float:
-        """One optimiser step; its loss."""
+    def step(self, index: int, dataset: Dataset, records: Sequence[Record]) -> tuple[float, float]:
+        """One optimiser step; its loss and gradient norm."""
         settings = self.settings
         generator = step_generator(settings.seed, index)
         latents = read_latents(dataset, records, generator)
@@ -90,19 +91,21 @@ class Inversion:
         losses = self.diffusion.losses(self.model.unet, noised.latents, noised.noise, noised.t, text)
         loss: Tensor = losses.mean()
         loss.backward()  # type: ignore[no-untyped-call]
+        assert self.vectors.grad is not None
+        norm = self.vectors.grad.norm().item()
         self.optimiser.param_groups[0]["lr"] = self.rate(index)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.limit_norms()
-        return float(loss.item())
+        return float(loss.item()), norm
 
     def encode(self, index: int, records: Sequence[Record]) -> Tensor:
         """The records' captions with the word in them, [b, 77, width]; gradients reach the vectors."""
         chance = random.Random(f"{self.settings.seed}/template/{index}")
         captions = [
-            chance.choice(self.settings.templates).format(
-                name=self.settings.name, tags=", ".join(record.tags)
-            )
+            chance.choice(self.settings.templates)
+            .replace("{name}", self.settings.name)
+            .replace("{tags}", ", ".join(map(escape, record.tags)))
             for record in records
         ]
         known = {self.settings.name: Embedding(self.settings.name, self.vectors)}
@@ -120,7 +123,7 @@ class Inversion:
         return float(f"{self.settings.rate * factor:.6g}")
 
     def mean_norm(self) -> float:
-        return round(self.vectors.detach().norm(dim=1).mean().item(), 6)
+        return round(float(self.vectors.detach().norm(dim=1).mean().item()), 6)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"vectors": self.vectors.detach(), **optimiser_tensors(self.optimiser)}
@@ -131,9 +134,9 @@ class Inversion:
         state = load_state(out)
         if state is None:
             return 0
-        done, tensors, _ = state
-        self.vectors.copy_(tensors["vectors"])
-        restore_optimiser(self.optimiser, tensors)
+        done, saved = state
+        self.vectors.copy_(saved.read("vectors"))
+        restore_optimiser(self.optimiser, saved)
         return done
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aid.sd.checkpoint import StableDiffusion
+from aid.sd.tensorfile import Header
 from aid.sd.text_encoder import encode_ids
 from aid.train.average import Average
 from aid.train.loss import Diffusion
@@ -26,7 +27,7 @@ class Finetuning:
     ) -> None:
         self.model, self.settings, self.steps, self.device = model, settings, steps, device
         self.diffusion = Diffusion(device, settings.weighting, settings.snr_gamma)
-        model.vae.requires_grad_(False)
+        model.vae.requires_grad_(False).to("cpu")  # latents are cached; only sheets need it
         model.unet.to(memory_format=torch.channels_last)
         groups = [(model.unet, settings.unet_rate), (model.text_encoder, settings.text_rate)]
         for module, rate in groups:
@@ -41,22 +42,24 @@ class Finetuning:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.average = Average(self.parameters, settings.ema)
-        self.done = 0
+        self.average = Average(self.parameters if settings.ema else [], settings.ema)
 
     def step(self, step: Step) -> tuple[float, float]:
         """One optimiser step; its loss and gradient norm."""
         factor = rate_factor(step.index, self.steps, self.settings.warmup, self.settings.schedule)
         for group in self.optimiser.param_groups:
             group["lr"] = group["rate"] * factor
-        loss = self.loss(step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        total = 0.0
+        for part in step.parts(self.settings.part_size):
+            loss = self.loss(part) * (len(part.records) / len(step.records))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
         limit = self.settings.gradient_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.average.update(step.index)
-        return loss.item(), norm.item()
+        return total, norm.item()
 
     def loss(self, step: Step) -> Tensor:
         noised = step.noised.to(self.device)
@@ -77,12 +80,11 @@ class Finetuning:
 
     @contextmanager
     def averaged(self) -> Iterator[StableDiffusion]:
-        """The model with its averaged weights, or its own if averaging is off."""
-        if self.settings.ema == 0:
-            yield self.model
-            return
+        """The whole model on the device with its averaged weights, or its own if averaging is off."""
+        self.model.vae.to(self.device)
         with self.average.applied():
             yield self.model
+        self.model.vae.to("cpu")
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on."""
@@ -91,11 +93,12 @@ class Finetuning:
         return {**weights, **average, **optimiser_tensors(self.optimiser)}
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def restore(self, saved: Header) -> None:
         for index, parameter in enumerate(self.parameters):
-            parameter.copy_(tensors[f"weight.{index}"])
-            self.average.values[index].copy_(tensors[f"average.{index}"])
-        restore_optimiser(self.optimiser, tensors)
+            parameter.copy_(saved.read(f"weight.{index}"))
+        for index, value in enumerate(self.average.values):
+            value.copy_(saved.read(f"average.{index}"))
+        restore_optimiser(self.optimiser, saved)
 
 
 def rate_factor(index: int, steps: int, warmup: int, schedule: str) -> float:

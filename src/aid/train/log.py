@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+
+from aid.core.files import write_text
 
 LOG_FILE = "log.jsonl"
 
@@ -14,15 +17,17 @@ class Log:
     def __init__(self, folder: Path, done: int) -> None:
         self.path = folder / LOG_FILE
         self.rows: list[dict[str, float]] = [row for row in read_log(folder) if row["step"] <= done]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.stream = self.path.open("a")
 
     def add(self, **row: float) -> None:
         self.rows.append(row)
         self.stream.write(json.dumps(row) + "\n")
+        self.stream.flush()  # a person may be watching
 
-    def flush(self) -> None:
-        self.stream.flush()
+    def sync(self) -> None:
+        """Make what was added durable: a state must never be newer than its log."""
+        os.fsync(self.stream.fileno())
 
     def recent(self, name: str, count: int = 50) -> float:
         """The mean of the last rows, for the progress line."""

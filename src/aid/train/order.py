@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from aid.core.dataset import Record
+from aid.errors import SettingsError
 
 Size = tuple[int, int]
 Batch = tuple[Record, ...]
@@ -17,6 +18,8 @@ class Order:
     of a bucket may be smaller."""
 
     def __init__(self, records: Sequence[Record], batch_size: int, seed: int) -> None:
+        if not records:
+            raise SettingsError("there are no pictures to train on", "at least one that is not held out")
         self.batch_size, self.seed = batch_size, seed
         self.buckets: dict[Size, list[Record]] = {}
         for record in records:
@@ -41,7 +44,7 @@ class Order:
 
 
 class Replay:
-    """Regularisation pictures to go with a batch: `count` a step, of the batch's size."""
+    """Regularisation pictures that go with a batch: `count` a step, of its size; none if there are none."""
 
     def __init__(self, records: Sequence[Record], count: int, seed: int) -> None:
         self.count = count

@@ -38,20 +38,23 @@ def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, benc
     run = Finetuning(model, settings, plan.steps, device)
     done = resume(run, out)
     log = Log(out, done)
+    title = f"{plan.pictures} pictures, {plan.steps} steps"
+    bench.progress.say(f"  {title}; curve and sample sheets meanwhile: {out}")
     with bench.progress.task("train finetune", plan.steps, "step", done) as tick:
         for index in range(done, plan.steps):
             step = plan.step(index)
             loss, norm = run.step(step)
-            refuse_nan(loss, index, step.records)
+            refuse_nan(loss, norm, index, step.records)
             log.add(step=index + 1, loss=round(loss, 6), norm=round(norm, 6), rate=run.unet_rate())
             tick(1, f"loss {log.recent('loss'):.4f}")
             if due(index + 1, settings.samples.every):
                 draw_samples(run, settings.samples, settings, out, index + 1)
             if due(index + 1, settings.save_every) and index + 1 < plan.steps:
-                log.flush()
-                save_state(out, index + 1, run.tensors(), {"steps": plan.steps}, settings.keep_states)
+                log.sync()
+                draw_curve(log.rows, out / "curve.png", title)
+                save_state(out, index + 1, run.tensors(), settings.keep_states)
     log.close()
-    draw_curve(log.rows, out / "curve.png", f"{plan.pictures} pictures, {plan.steps} steps")
+    draw_curve(log.rows, out / "curve.png", title)
     metadata = {METADATA_KEY: under_construction(out).embedded()}
     with run.averaged() as averaged:
         save_checkpoint(averaged, out / "model.safetensors", metadata, OUTPUT_TYPES[settings.output])
@@ -62,8 +65,8 @@ def resume(run: Finetuning, out: Path) -> int:
     state = load_state(out)
     if state is None:
         return 0
-    done, tensors, _facts = state
-    run.restore(tensors)
+    done, saved = state
+    run.restore(saved)
     return done
 
 
@@ -71,12 +74,13 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def refuse_nan(loss: float, index: int, records: Sequence[Record]) -> None:
-    if not math.isfinite(loss):
+def refuse_nan(loss: float, norm: float, index: int, records: Sequence[Record]) -> None:
+    """Stop before bad weights are saved: the last state is from before this step."""
+    if not math.isfinite(loss) or not math.isfinite(norm):
         names = ", ".join(record.source for record in records[:8])
         raise AidError(
-            f"the loss became {loss} at step {index + 1} on {names}",
-            "a finite loss",
+            f"the loss became {loss}, the gradient's norm {norm} at step {index + 1} on {names}",
+            "finite numbers",
             "Lower the learning rates, or look at these pictures.",
         )
 

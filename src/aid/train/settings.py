@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from aid.core.artifact import Inputs, Settings
 
@@ -52,6 +52,9 @@ class FinetuneSettings(Settings):
     """Optimiser steps; give this or `epochs`."""
     batch_size: int = Field(default=4, ge=1)
     """Pictures a step, regularisation pictures included."""
+    part_size: int = Field(default=0, ge=0)
+    """Pictures computed at once: a step's gradients are summed over such parts, with less memory and the
+    same result but for rounding. 0 computes the whole batch at once."""
     noise_draws: int = Field(default=1, ge=1)
     """Timesteps and noises drawn for each picture of a step: the text encoder runs once for all of them."""
     regularisation_share: float = Field(default=0.0, ge=0, lt=1)
@@ -90,7 +93,7 @@ class FinetuneSettings(Settings):
     """Saved states kept while training."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of the forward and backward pass; weights and optimiser stay fp32."""
-    checkpointing: bool = False
+    checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
     output: Literal["fp16", "fp32"] = "fp16"
     """Type of the saved checkpoint."""
@@ -101,6 +104,8 @@ class FinetuneSettings(Settings):
     def _one_length(self) -> FinetuneSettings:
         if (self.epochs > 0) == (self.steps > 0):
             raise ValueError("give either `epochs` or `steps`, greater than 0")
+        if self.unet_rate == self.text_rate == 0:
+            raise ValueError("nothing would be trained: raise `unet_rate` or `text_rate`")
         return self
 
 
@@ -147,6 +152,15 @@ class EmbeddingSettings(Settings):
     """Steps between saved states."""
     seed: int = 0
     """Decides order, captions, timesteps and noise."""
+
+    @field_validator("templates")
+    @classmethod
+    def _name_the_word(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates or ("",):
+            bare = template.replace("{name}", "").replace("{tags}", "")
+            if "{name}" not in template or "{" in bare or "}" in bare:
+                raise ValueError(f"{template!r} needs {{name}}, and knows only {{name}} and {{tags}}")
+        return templates
 
 
 class EmbeddingInputs(Inputs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,25 +9,22 @@ from torch import Tensor
 
 from aid.core.artifact import SCRATCH
 from aid.errors import FileError
-from aid.sd.tensorfile import read_header, read_tensors, write_tensors
+from aid.sd.tensorfile import Header, read_header, write_tensors
 
 
-def save_state(
-    folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, object], keep: int
-) -> None:
+def save_state(folder: Path, step: int, tensors: dict[str, Tensor], keep: int) -> None:
     """Write `scratch/state-STEP.safetensors` atomically and delete all but the newest `keep`."""
-    write_tensors(_path(folder, step), tensors, {"facts": json.dumps(facts, sort_keys=True)})
+    write_tensors(folder / SCRATCH / f"state-{step:08d}.safetensors", tensors, {})
     for stale in _states(folder)[keep:]:
         stale.unlink()
 
 
-def load_state(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, object]] | None:
-    """The newest whole state: (step, tensors, facts), or None."""
+def load_state(folder: Path) -> tuple[int, Header] | None:
+    """The newest whole state: its step, and its file, from which tensors are read one at a time."""
     for path in _states(folder):
         try:
-            facts = json.loads(read_header(path).metadata["facts"])
-            return int(path.stem.partition("-")[2]), read_tensors(path), facts
-        except (FileError, KeyError, ValueError):
+            return int(path.stem.partition("-")[2]), read_header(path)
+        except (FileError, ValueError):
             continue
     return None
 
@@ -43,22 +39,18 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimiser(optimiser: torch.optim.Optimizer, saved: Header) -> None:
     """Put a saved state back. Moments take their parameter's memory layout: the fused optimiser walks
     raw memory and would mix up channels_last weights with row-major moments."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
+    for key in saved.tensors:
         if key.startswith("optimiser."):
             _, index, name = key.split(".", 2)
-            like = parameters[int(index)]
+            like, value = parameters[int(index)], saved.read(key)
             laid = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
             state.setdefault(int(index), {})[name] = laid
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-
-
-def _path(folder: Path, step: int) -> Path:
-    return folder / SCRATCH / f"state-{step:08d}.safetensors"
 
 
 def _states(folder: Path) -> list[Path]:
