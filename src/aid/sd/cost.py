@@ -19,9 +19,9 @@ from aid.sd.layouts import OLD_TEXT, UNET, VAE, modern_key
 from aid.sd.tensorfile import is_pickle, read_header
 
 TEXT_ONCE, EACH_CELL, EACH_PAIR = 3.0e9, 1.655e8, 7.3e3  # FLOPs of a U-Net pass: a pair of cells attend
-TEXT_PASS = 13.3e9  # FLOPs of a window of 77 tokens
 ENCODE_PIXEL, DECODE_PIXEL = 4.3e6, 9.6e6  # FLOPs of the VAE
 TRAINED, RECOMPUTED, FROZEN, DRAWN = 390, 160, 310, 39  # numbers alive a latent cell and U-Net channel
+WINDOW = 77  # tokens of a window
 TEXT_KEPT = 20  # numbers kept a token, channel and layer
 ENCODED, DECODED = 5.0, 7.5  # numbers alive a pixel and VAE channel
 
@@ -48,7 +48,8 @@ class Cost:
 
     def text_flops(self) -> float:
         """Of one window of 77 tokens, forward."""
-        return TEXT_PASS * (self.architecture.text_width / 768) ** 2
+        width, layers = self.architecture.text_width, self.architecture.text_layers
+        return float(layers * (24 * width**2 * WINDOW + 4 * width * WINDOW**2))
 
     def encode_flops(self, pixels: int) -> float:
         return ENCODE_PIXEL * (self.architecture.vae_widths[0] / 128) ** 2 * pixels
@@ -62,7 +63,7 @@ class Cost:
 
     def text_numbers(self) -> float:
         """Kept for the backward pass of one window."""
-        return float(TEXT_KEPT * 77 * self.architecture.text_layers * self.architecture.text_width)
+        return float(TEXT_KEPT * WINDOW * self.architecture.text_layers * self.architecture.text_width)
 
     def vae_numbers(self, alive: float, pixels: int) -> float:
         """`alive` is ENCODED or DECODED."""

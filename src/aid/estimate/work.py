@@ -1,0 +1,284 @@
+"""What each verb takes: sizes, FLOPs, bytes. A few formulas, and nothing is run.
+
+A training step is three passes through the U-Net, four when activations are recomputed, two when only
+an embedding is trained. Memory is weights (4 bytes a parameter, or 2), for trained ones also gradient,
+AdamW's two moments and the average (16 bytes), and what is kept in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from aid import starter
+from aid.core.dataset import Dataset
+from aid.core.gallery import SHOTS_FILE
+from aid.dataset.find import find
+from aid.dataset.settings import PrepareInputs, PrepareSettings
+from aid.errors import AidError
+from aid.evaluate.settings import EvaluateInputs, EvaluateSettings, JudgeInputs, JudgeSettings
+from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.merge.settings import MergeInputs, MergeSettings
+from aid.release.settings import ReleaseInputs, ReleaseSettings
+from aid.sd.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost, read_cost
+from aid.train.settings import EmbeddingInputs, EmbeddingSettings, FinetuneInputs, FinetuneSettings
+
+TRAINED_BYTES = 16  # a trained parameter, beside its weight
+STATE_BYTES = 16  # a trained parameter in a saved state: weight, two moments, average
+AUTOCAST_BYTES = 3  # an activation under bf16: some stay in 32 bits
+COPY_BYTES = 2  # a trained parameter's copy under bf16
+DECODED_AT_ONCE = 1 << 20  # pixels
+DISK_RATE = 0.3e9  # bytes/s
+CROP_SECONDS = 0.7e-6  # a pixel: decode, resize, write lossless WebP
+LOOK_SECONDS = 0.15e-6  # a pixel: read it, measure its texture
+WEBP_BYTES, PNG_BYTES, LATENT_BYTES = 1.6, 1.8, 0.25  # a pixel
+JUDGE_PASS, JUDGE_WIDTH = 2.84e7, 16  # FLOPs a picture at the judge's default width
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A dataset or gallery; by default the card's, which stands in where pictures are missing."""
+
+    count: int = 4300
+    styles: frozenset[str] = frozenset(f"style {number}" for number in range(40))
+    replayed: int = 0
+    held: int = 0
+    pixels: int = 512 * 512
+    note: str = "the pictures are missing: 4,300 of 40 styles are assumed, about the card's"
+
+    @property
+    def trained(self) -> int:
+        """Neither held out nor replayed."""
+        return max(1, self.count - self.replayed - self.held)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step takes. `number_bytes` is 2 where a GPU computes in 16 bits."""
+
+    sizes: str
+    made: Cost | Pictures | None = None
+    flops: float = 0.0
+    number_bytes: int = 4
+    seconds: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+    scratch: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The steps so far: folder -> name, what they will have made, and which may make something new."""
+
+    names: dict[Path, str] = field(default_factory=dict)
+    made: dict[Path, Cost | Pictures | None] = field(default_factory=dict)
+    changed: set[Path] = field(default_factory=set)
+
+    def maker(self, path: Path) -> Path | None:
+        """The folder of the earlier step that `path` is or lies in."""
+        return next((folder for folder in (path, *path.parents) if folder in self.names), None)
+
+    def told(self, path: Path) -> str:
+        """A path as recipes write it: `@style` is what an earlier step makes, `aid:` what is shipped."""
+        if maker := self.maker(path):
+            return f"@{(Path(self.names[maker]) / path.relative_to(maker)).as_posix()}"
+        if path == starter.BASE:
+            return "aid:base"
+        shipped = path.is_relative_to(starter.FOLDER)
+        return f"aid:{path.relative_to(starter.FOLDER).as_posix()}" if shipped else str(path)
+
+    def cost(self, path: Path) -> Cost:
+        found = self.made.get(self.maker(path) or path)
+        return found if isinstance(found, Cost) else read_cost(path)
+
+    def pictures(self, path: Path) -> Pictures:
+        found = self.made.get(self.maker(path) or path)
+        return found if isinstance(found, Pictures) else read_pictures(path)
+
+
+def read_pictures(path: Path) -> Pictures:
+    """Of a dataset made before; the card's, with a note, if there is none."""
+    try:
+        records = Dataset(path).records
+    except AidError:
+        return Pictures()
+    return Pictures(
+        count=len(records),
+        styles=frozenset(record.style for record in records if record.style),
+        replayed=sum(record.regularisation and record.split == "train" for record in records),
+        held=sum(record.split == "held" for record in records),
+        pixels=max((record.width * record.height for record in records), default=0),
+        note="",
+    )
+
+
+def _prepare(settings: PrepareSettings, inputs: PrepareInputs, scene: Scene) -> Work:
+    new = [_found(path, scene) for path in inputs.pictures.values()]
+    replay = [_found(path, scene) for path in inputs.regularisation.values()]
+    count, pixels = sum(found.count for found in new + replay), settings.resolution_px**2
+    replayed, held = sum(found.count for found in replay), round(count * settings.held_fraction)
+    styles = frozenset[str]().union(*(found.styles for found in new + replay))
+    note = next((found.note for found in new + replay if found.note), "")
+    made = Pictures(count, styles, round(replayed * (1 - settings.held_fraction)), held, pixels, note)
+    cost = scene.cost(inputs.vae) if inputs.vae else None
+    shape = "buckets of at most" if settings.buckets else "squares of"
+    return Work(
+        f"{_many(count, 'picture')} to {shape} {settings.resolution_px}x{settings.resolution_px} px"
+        + (", and their latents" if cost else ""),
+        made,
+        flops=count * cost.encode_flops(pixels) if cost else 0.0,
+        seconds=count * pixels * CROP_SECONDS,
+        memory=4 * (cost.vae + cost.vae_numbers(ENCODED, pixels) * settings.latent_batch) if cost else 0.0,
+        disk=count * pixels * (WEBP_BYTES + (LATENT_BYTES if cost else 0.0)),
+        notes=(note,),
+    )
+
+
+def _found(path: Path, scene: Scene) -> Pictures:
+    """Pictures that an earlier step draws, or those that lie in a folder."""
+    if scene.maker(path):
+        return replace(scene.pictures(path), styles=frozenset())
+    try:
+        candidates = find(PrepareInputs(pictures={"counted": path}), PrepareSettings()).candidates
+    except AidError as error:
+        return Pictures(note=str(error)) if path.exists() else Pictures()
+    styles = frozenset(candidate.style for candidate in candidates if candidate.style)
+    return Pictures(len(candidates), styles, note="")
+
+
+def _finetune(settings: FinetuneSettings, inputs: FinetuneInputs, scene: Scene) -> Work:
+    cost, pictures = scene.cost(inputs.checkpoint), scene.pictures(inputs.dataset)
+    batch, half, cells = settings.batch_size, settings.precision == "bf16", pictures.pixels // 64
+    replays = min(round(batch * settings.regularisation_share), batch - 1) if pictures.replayed else 0
+    steps = settings.steps or max(1, round(settings.epochs * -(-pictures.trained // (batch - replays))))
+    trained = cost.unet * (settings.unet_rate > 0) + cost.text * (settings.text_rate > 0)
+    alive, passes = (RECOMPUTED, 4) if settings.checkpointing else (TRAINED, 3)
+    samples = settings.samples
+    drawn = steps // samples.every * len(samples.prompts) * samples.steps * 2 if samples.every else 0
+    kept = cost.unet_numbers(alive, cells) * settings.noise_draws + cost.text_numbers()
+    unet = passes * settings.noise_draws * cost.unet_flops(cells)
+    return Work(
+        f"{_many(steps, 'step')} of {_many(batch, 'picture')} x {_many(settings.noise_draws, 'draw')}, "
+        f"{trained / 1e6:,.1f} of {cost.parameters / 1e6:,.1f} M parameters trained",
+        cost,
+        flops=steps * batch * (unet + 3 * cost.text_flops() * settings.caption.windows)
+        + drawn * cost.unet_flops(samples.width * samples.height // 64),
+        number_bytes=2 if half else 4,
+        memory=cost.parameters * 4
+        + trained * (TRAINED_BYTES + (COPY_BYTES if half else 0))
+        + min(settings.part_size or batch, batch) * kept * (AUTOCAST_BYTES if half else 4),
+        disk=cost.parameters * (2 if settings.output == "fp16" else 4),
+        scratch=trained * STATE_BYTES * min(steps // settings.save_every, settings.keep_states + 1),
+        notes=(cost.note, pictures.note),
+    )
+
+
+def _embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, scene: Scene) -> Work:
+    cost, pictures = scene.cost(inputs.checkpoint), scene.pictures(inputs.pictures)
+    draws, cells = settings.noise_draws, pictures.pixels // 64
+    kept = cost.unet_numbers(FROZEN, cells) * draws + cost.text_numbers()
+    return Work(
+        f"{_many(settings.steps, 'step')} of {_many(settings.batch_size, 'picture')} x "
+        f"{_many(draws, 'draw')}, {settings.vectors} vectors trained",
+        flops=settings.steps * settings.batch_size * 2 * (draws * cost.unet_flops(cells) + cost.text_flops()),
+        memory=4 * (cost.parameters + settings.batch_size * kept),
+        disk=2 * 4 * settings.vectors * cost.architecture.text_width,
+        notes=(cost.note, pictures.note),
+    )
+
+
+def _generate(settings: GenerateSettings, inputs: GenerateInputs, scene: Scene) -> Work:
+    cost = scene.cost(inputs.checkpoint)
+    known = scene.pictures(inputs.dataset) if inputs.dataset else Pictures(note="")
+    styles = settings.plan.styles or sorted(known.styles) if settings.plan else ()
+    count = settings.plan.shots_per_style * len(styles) if settings.plan else settings.count
+    if inputs.shots:
+        count = scene.pictures(inputs.shots).count if scene.maker(inputs.shots) else _lines(inputs.shots)
+    edge = cost.architecture.native_edge_px
+    width, height = settings.width or edge, settings.height or edge
+    pixels, guided = width * height, 2 if settings.cfg_scale != 1 else 1
+    each, at_once = 4 if settings.precision == "float32" else 2, min(count, settings.batch_size)
+    decoded = cost.vae_numbers(DECODED, max(pixels, min(at_once * pixels, DECODED_AT_ONCE)))
+    drawn = cost.unet_numbers(DRAWN, pixels // 64) * guided * at_once
+    return Work(
+        f"{_many(count, 'picture')} of {width}x{height} px in {settings.steps} steps"
+        + (f", {settings.plan.shots_per_style} of each of {len(styles)} styles" if settings.plan else ""),
+        Pictures(count, frozenset(styles), pixels=pixels, note=""),
+        flops=count * (settings.steps * guided * cost.unet_flops(pixels // 64) + cost.decode_flops(pixels)),
+        number_bytes=each,
+        memory=each * (cost.parameters + max(drawn, decoded)),
+        disk=count * pixels * PNG_BYTES,
+        notes=(cost.note, known.note),
+    )
+
+
+def _lines(shots: Path) -> int:
+    """Shots in a list, a line each; 1 where it can't be read."""
+    file = shots / SHOTS_FILE if shots.is_dir() else shots
+    try:
+        return max(1, sum(bool(line.strip()) for line in file.read_bytes().splitlines()))
+    except OSError:
+        return 1
+
+
+def _judge(settings: JudgeSettings, inputs: JudgeInputs, scene: Scene) -> Work:
+    sets = [scene.pictures(path) for path in (inputs.dataset, *inputs.extra.values())]
+    count = sum(pictures.count for pictures in sets)
+    seen = settings.epochs * count or max(settings.pictures_seen, 4 * count)
+    return Work(
+        f"{_many(count, 'picture')}, {seen:,} seen",
+        flops=seen * 3 * JUDGE_PASS * (settings.width / JUDGE_WIDTH) ** 2,
+        seconds=sum(map(_look, sets)),
+        memory=count * 64 * 64 * 3,
+        disk=count * 4 * (8 * settings.width + 256),
+        notes=(sets[0].note,),
+    )
+
+
+def _evaluate(settings: EvaluateSettings, inputs: EvaluateInputs, scene: Scene) -> Work:
+    galleries = [scene.pictures(path) for path in (inputs.gallery, inputs.baseline) if path]
+    count = sum(pictures.count for pictures in galleries)
+    return Work(_many(count, "picture"), seconds=sum(map(_look, galleries)), disk=count * 1000.0)
+
+
+def _look(pictures: Pictures) -> float:
+    return pictures.count * (0.001 + pictures.pixels * LOOK_SECONDS)
+
+
+def _merge(settings: MergeSettings, inputs: MergeInputs, scene: Scene) -> Work:
+    costs = [scene.cost(path) for path in inputs.models.values()] or [Cost()]
+    size = costs[0].parameters * (4 if settings.precision == "fp32" else 2)
+    return Work(
+        f"{_many(len(costs), 'model')} of {costs[0].parameters / 1e6:,.1f} M parameters",
+        costs[0],
+        seconds=(len(costs) + 1) * size / DISK_RATE,
+        memory=size,
+        disk=size,
+        notes=tuple(cost.note for cost in costs),
+    )
+
+
+def _release(settings: ReleaseSettings, inputs: ReleaseInputs, scene: Scene) -> Work:
+    cost = scene.cost(inputs.checkpoint)
+    size = cost.parameters * (4 if settings.precision == "fp32" else 2)
+    sizes = f"{cost.parameters / 1e6:,.1f} M parameters in {settings.precision}, cards and samples"
+    return Work(sizes, seconds=3 * size / DISK_RATE, memory=2 * size, disk=size, notes=(cost.note,))
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+WORK: dict[str, Callable[[Any, Any, Scene], Work]] = {
+    "prepare": _prepare,
+    "train finetune": _finetune,
+    "train embedding": _embedding,
+    "merge": _merge,
+    "generate": _generate,
+    "judge": _judge,
+    "evaluate": _evaluate,
+    "release": _release,
+}
