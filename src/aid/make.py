@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aid.core.artifact import Inputs, Settings, is_current
+from aid.core.artifact import Inputs, Settings, is_current, sweep
 from aid.core.lineage import describe
 from aid.core.workbench import Workbench
-from aid.errors import AidError, FileError, SettingsError
+from aid.errors import AidError, ArtifactError, FileError, SettingsError
 from aid.starter import shipped
 from aid.verbs import Entry, entry
 
@@ -64,12 +65,15 @@ class Step:
         return [path for path in self.inputs.paths().values() if not path.exists()]
 
     def current(self) -> bool:
-        """Whether its artifact is there already and still fits."""
+        """Whether its artifact is there already and still fits; not if it or an input is damaged."""
         if self.missing():
             return False
         verb = self.entry.load()
         settings = self.settings.model_dump(mode="json")
-        return is_current(self.out, describe(verb.name, settings, self.inputs.paths()))
+        try:
+            return is_current(self.out, describe(verb.name, settings, self.inputs.paths()))
+        except ArtifactError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def read_recipe(path: Path, runs: Path, assignments: Mapping[str, Path] | None =
         raise SettingsError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         raise SettingsError(explain(str(path), error, RecipeText)) from error
+    _require_names(path, text, assignments or {})
     steps: list[Step] = []
     for step in text.step:
         resolve = _Resolver(path, runs, [made.name for made in steps], dict(assignments or {}), step.name)
@@ -102,31 +107,87 @@ def read_recipe(path: Path, runs: Path, assignments: Mapping[str, Path] | None =
     return Recipe(text.title, text.description, tuple(steps))
 
 
+def _require_names(path: Path, text: RecipeText, assignments: Mapping[str, Path]) -> None:
+    """Every step has a name of its own, and every assignment a step that uses it."""
+    names = [step.name for step in text.step]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SettingsError(f"{path}: step {twice[0]} is written twice", "a name of its own for each step")
+    used = {name for step in text.step for name in _left_open(step.inputs)}
+    if unused := sorted(set(assignments) - used):
+        expected = ", ".join(sorted(used)) or "none: it leaves no input open"
+        raise SettingsError(f"{path} uses no --input {unused[0]}", expected)
+
+
+def _left_open(value: Any) -> Iterator[str]:
+    """The names written `$NAME` anywhere in a step's inputs."""
+    if isinstance(value, str) and value.startswith("$"):
+        yield value[1:]
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _left_open(item)
+
+
 def make(recipe: Recipe, bench: Workbench) -> Iterator[tuple[Step, bool]]:
-    """Run the steps in order; yields each with whether it had to be run."""
+    """Run the steps in order; yields each with whether it had to be run.
+
+    Raises FileError for inputs that neither exist nor are made by an earlier step, before anything runs.
+    """
+    _require_inputs(recipe)
     for number, step in enumerate(recipe.steps, 1):
-        if missing := step.missing():
-            raise FileError(
-                f"step {step.name}: {missing[0]} does not exist",
-                "every input",
-                "`aid make --dry-run` lists what is missing.",
-            )
         current = step.current()
-        if not current:
+        if current:
+            sweep(step.out, step.entry.load().resumable)
+        else:
             bench.progress.say(f"[{number}/{len(recipe.steps)}] {step.name}: {step.entry.summary}")
             step.entry.load()(step.settings, step.inputs, step.out, bench)
         yield step, not current
 
 
+def _require_inputs(recipe: Recipe) -> None:
+    made: set[Path] = set()
+    for step in recipe.steps:
+        for path in step.missing():
+            if not made & {path, *path.parents}:
+                name = str(path).removeprefix("$")
+                given = f" Give it with --input {name}=PATH." if str(path).startswith("$") else ""
+                raise FileError(
+                    f"step {step.name}: {path} does not exist",
+                    "every input",
+                    f"`aid make --dry-run` lists what is missing.{given}",
+                )
+        made.add(step.out)
+
+
 def explain(where: str, error: ValidationError, model: type[BaseModel]) -> str:
-    """The first thing wrong with a file or settings, in one sentence."""
-    first = error.errors()[0]
+    """The most telling thing wrong with a file or settings, in one sentence: an unknown field, as it is
+    often a misspelling of one that is then missing, or else the first."""
+    errors = error.errors()
+    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), list(model.model_fields), 1)
+        near = difflib.get_close_matches(str(first["loc"][-1]), _fields(model, first["loc"][:-1]), 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{where} has no field {field}{hint}"
-    return f"{where}: {field or 'value'} is {first['input']!r}: {first['msg']}"
+    if first["type"] == "missing":
+        return f"{where} lacks {field}"
+    if not first["loc"]:
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {field} is {first['input']!r}: {first['msg']}"
+
+
+def _fields(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
+    """The fields of the table at `loc`: `caption`'s, not those of the settings around it."""
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _table(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _table(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation such as `Plan | None` or `tuple[Step, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _table(part))), None)
 
 
 def checked(model: type[Any], values: Mapping[str, Any], where: str) -> Any:

@@ -69,12 +69,25 @@ def test_only_what_is_shipped_is_shipped(name: str, tmp_path: Path) -> None:
         ("resolution_px = 64", 'resolution_px = "wide"', "resolution_px is 'wide'"),
         ("resolution_px = 64", "resolution_px = 63", "resolution_px"),
         ('verb = "prepare"', 'verb = "preprocess"', "'preprocess' is not a verb"),
-        ('inputs.pictures.new = "$pictures"', "", "pictures"),
+        ("inputs.pictures.new", "inputs.picture.new", "did you mean pictures?"),
+        ('inputs.pictures.new = "$pictures"', "", "lacks pictures"),
     ],
 )
 def test_a_mistake_is_named_with_step_and_field(before: str, after: str, named: str, tmp_path: Path) -> None:
     message = refused(tmp_path, PREPARE.replace(before, after))
     assert "step dataset" in message and named in message
+
+
+def test_a_mistake_in_a_table_is_compared_with_that_tables_fields(tmp_path: Path) -> None:
+    step = '[[step]]\nname = "style"\nverb = "train finetune"\nsettings.steps = 1\n'
+    assert "did you mean shuffle?" in refused(tmp_path, step + "settings.caption.shufle = true")
+    step = '[[step]]\nname = "bad"\nverb = "generate"\n'
+    assert "did you mean styles?" in refused(tmp_path, step + "settings.plan.style = []")
+    assert "did you mean verb?" in refused(tmp_path, PREPARE.replace("verb =", "verbb ="))
+
+
+def test_two_steps_of_one_name_are_refused(tmp_path: Path) -> None:
+    assert "step dataset is written twice" in refused(tmp_path, PREPARE + PREPARE)
 
 
 def test_mistakes_outside_the_steps_are_named_too(tmp_path: Path) -> None:
@@ -97,6 +110,16 @@ def test_what_is_no_text_is_no_recipe(tmp_path: Path) -> None:
 def test_a_missing_input_is_named_as_the_recipe_calls_it(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, PREPARE), tmp_path / "runs")
     with pytest.raises(FileError, match=r"step dataset: \$pictures does not exist"):
+        list(make(recipe, Workbench()))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_inputs_of_later_steps_are_asked_for_before_anything_runs(tmp_path: Path, pictures: Path) -> None:
+    judge = (
+        '[[step]]\nname = "judge"\nverb = "judge"\ninputs.dataset = "@dataset"\ninputs.extra.more = "$more"\n'
+    )
+    recipe = read_recipe(written(tmp_path, PREPARE + judge), tmp_path / "runs", {"pictures": pictures})
+    with pytest.raises(FileError, match=r"step judge: \$more does not exist.*--input more=PATH"):
         list(make(recipe, Workbench()))
     assert not (tmp_path / "runs").exists()
 

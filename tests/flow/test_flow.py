@@ -15,23 +15,24 @@ from aid.core.lineage import lineage_of
 
 RECIPE = Path(__file__).with_name("tiny.toml")
 KILLS = 20
+RUN = [sys.executable, "-c", "from aid.cli import main; main()"]
 
 
-def command(pictures: Path, base: Path, out: Path, *more: str) -> list[str]:
-    words = ["make", str(RECIPE), "--input", f"pictures={pictures}", "--input", f"base={base}"]
-    words += ["--out", str(out), "--threads", "1", "--device", "cpu", *more]
-    return [sys.executable, "-c", "from aid.cli import main; main()", *words]
+def arguments(pictures: Path, base: Path, out: Path, recipe: Path = RECIPE) -> list[str]:
+    words = ["make", str(recipe), "--input", f"pictures={pictures}", "--input", f"base={base}"]
+    return [*words, "--out", str(out), "--threads", "1", "--device", "cpu"]
 
 
-def make(pictures: Path, base: Path, out: Path) -> dict[str, str]:
+def make(pictures: Path, base: Path, out: Path, recipe: Path = RECIPE) -> dict[str, str]:
     """Run the recipe; {step: made or kept}."""
-    done = subprocess.run(command(pictures, base, out, "--json"), capture_output=True, text=True, timeout=600)
+    words = [*RUN, *arguments(pictures, base, out, recipe), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return {row["step"]: row["result"] for row in json.loads(done.stdout)}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a run except locks."""
+    """Every file of a run, hidden ones too."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -81,14 +82,26 @@ def test_again_rebuilds_nothing_and_a_lost_output_alone(
     assert contents(out) == contents(made)
 
 
+def disturb(kills: int, seed: int, words: list[str]) -> None:
+    script = str(Path(__file__).with_name("disturbed.py"))
+    command = [sys.executable, script, str(kills), str(seed), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[0]) >= kills // 2, done.stdout
+
+
 def test_kill_9_at_any_moment_ends_in_the_same_bytes(
     made: Path, pictures: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
-    arguments = command(pictures, tiny_checkpoint, out)[3:]
-    script = str(Path(__file__).with_name("disturbed.py"))
-    words = [sys.executable, script, str(KILLS), "9", *arguments]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[0]) >= KILLS // 2, done.stdout
+    """First from nothing, then over the finished run with another setting of its training."""
+    out, afresh, changed = tmp_path / "run", tmp_path / "afresh", tmp_path / "changed.toml"
+    disturb(KILLS, 9, arguments(pictures, tiny_checkpoint, out))
     assert contents(out) == contents(made)
+    text = RECIPE.read_text()
+    assert "unet_rate = 1e-3" in text
+    changed.write_text(text.replace("unet_rate = 1e-3", "unet_rate = 2e-3"))
+    disturb(KILLS // 2, 10, arguments(pictures, tiny_checkpoint, out, changed))
+    results = make(pictures, tiny_checkpoint, afresh, changed)
+    assert set(results.values()) == {"made"}
+    assert contents(out) == contents(afresh)
+    assert contents(out)["merged/model.safetensors"] != contents(made)["merged/model.safetensors"]

@@ -156,6 +156,22 @@ def test_another_vae_is_used_and_named(
     assert (fields["VAE"], fields["VAE hash"]) == (tiny_checkpoint.name, sha256(tiny_checkpoint)[:10])
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")]
+)
+def test_precision_is_the_weights_while_drawing(
+    precision: str, dtype: str, lively_checkpoint: Path, tmp_path: Path
+) -> None:
+    from aid.generate.material import load_material
+
+    inputs = GenerateInputs(checkpoint=lively_checkpoint)
+    material = load_material(settings(precision=precision), inputs, BENCH)
+    assert str(material.model.dtype) == f"torch.{dtype}"
+    file = one_off(settings(precision=precision), inputs, tmp_path, BENCH)[0]
+    with Image.open(file) as picture:
+        assert picture.size == (32, 32)
+
+
 def test_one_off_pictures_take_free_numbers(lively_checkpoint: Path, tmp_path: Path) -> None:
     inputs = GenerateInputs(checkpoint=lively_checkpoint)
     (tmp_path / "00041-9.png").write_bytes(b"somebody's own")

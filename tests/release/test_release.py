@@ -134,7 +134,8 @@ def test_the_card_tells_what_the_artifacts_tell(folder: Path) -> None:
     assert "- `style` is a full fine-tuning of tiny.safetensors [" in english
     assert "; 2 steps; batches of 2; learning rate 0.0001 for the U-Net" in english
     assert "; 50% of every batch regularisation pictures." in english
-    assert "- `style` gives BASE, OUT00-OUT11.\n- `detail` (tiny.safetensors [" in english
+    assert "- `style` gives BASE, OUT00-OUT11." in english
+    assert "- `detail` (tiny.safetensors [" in english
     assert "gives IN06-IN11, M00." in english
     assert "It was trained on bad pictures that the model itself drew" in english
     assert "- `tinybad`: textual inversion, 4 vectors; starting from “bad”; 2 steps" in english
@@ -268,20 +269,20 @@ def test_an_embedding_of_another_family_or_name_is_refused(
             "gallery/shots.jsonl",
             b'{"file": "../secret.png", "shot": {"prompt": "by alpha"}}',
             ArtifactError,
-            "outside",
+            "not in the gallery",
         ),
         (
             "gallery/shots.jsonl",
             b'{"file": "/etc/passwd", "shot": {"prompt": "by alpha"}}',
             ArtifactError,
-            "outside",
+            "not in the gallery",
         ),
-        ("gallery/shots.jsonl", b"[]", ArtifactError, "is not a gallery's list of shots"),
+        ("gallery/shots.jsonl", b"[]", ArtifactError, "should be an object"),
         (
             "gallery/shots.jsonl",
             b'{"file": "00000.png", "shot": {"seed": -1}}',
             ArtifactError,
-            "wrong fields",
+            "shot.prompt Field required",
         ),
         ("gallery/00000-0.png", b"\x89PNG\r\n\x1a\n", PictureError, "00000-0.png could not be read"),
         ("report/report.json", b'{"title": 1}', ArtifactError, "is not a report"),
@@ -300,7 +301,10 @@ def test_a_damaged_input_is_named_and_leaves_nothing_behind(
     name, inner = file.split("/")
     damaged = tmp_path / name
     shutil.copytree(getattr(inputs, name), damaged)
+    before = hashlib.sha256((damaged / inner).read_bytes()).hexdigest()
     (damaged / inner).write_bytes(content)
+    lineage = damaged / "lineage.json"  # which lists the damaged file, as whoever made it so might have it
+    lineage.write_text(lineage.read_text().replace(before, hashlib.sha256(content).hexdigest()))
     with pytest.raises(error, match=complaint):
         refused(settings, inputs, tmp_path / "out", **{name: damaged})
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -19,6 +19,10 @@ OTHERS = {
     "styles": "AID's styles: list, search, since when.",
     "lineage": "Where a file comes from, back to the pictures.",
 }
+OUT_OF_MEMORY = (
+    "the memory is full. Lower batch_size, train with checkpointing = true, or choose a smaller precision "
+    "(bf16 or fp16)."
+)
 
 
 class Lazy(click.Group):
@@ -65,7 +69,8 @@ root = click.version_option(__version__, message="aid %(version)s")(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command. An error of ours is one clear line and exit code 1; a wrong word 2; Ctrl-C 130."""
+    """Run a command. An error of ours is one clear line and exit code 1, as is a full memory; a wrong word
+    2; Ctrl-C 130. torch's out-of-memory error is told by its name, since torch isn't imported here."""
     try:
         root.main(args=arguments, prog_name="aid", standalone_mode=False)
     except click.ClickException as error:
@@ -76,6 +81,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except AidError as error:
         click.echo(f"aid: {error}", err=True)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        click.echo(f"aid: {OUT_OF_MEMORY}", err=True)
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from aid import starter
-from aid.cli.options import merge_trees
 from aid.cli.verb_command import bench, verb_command, verb_values
 
 PROMPT = click.Argument(["words_of_prompt"], metavar="[PROMPT]", default="")
@@ -28,11 +27,10 @@ def command() -> click.Command:
 def _run(words_of_prompt: str, out: Path | None, device: str, threads: int, **given: Any) -> None:
     from aid.generate.run import generate, one_off
 
-    if given.get("checkpoint") is None:
-        given = {**given, **{name: value for name, value in _starter().items() if not given.get(name)}}
+    defaults = _starter() if given.get("checkpoint") is None else {}
     if words_of_prompt:
         given["prompt"] = words_of_prompt
-    settings, inputs = verb_values("generate", given)
+    settings, inputs = verb_values("generate", given, defaults)
     if words_of_prompt:
         for file in one_off(settings, inputs, out or Path("pictures"), bench(device, threads)):
             click.echo(file)
@@ -43,5 +41,5 @@ def _run(words_of_prompt: str, out: Path | None, device: str, threads: int, **gi
 
 
 def _starter() -> dict[str, Any]:
-    """The shipped starter, with what its card recommends."""
-    return merge_trees({"checkpoint": starter.shipped("base")}, starter.recommended())
+    """The shipped starter, and what suits it."""
+    return {"checkpoint": starter.shipped("base"), **starter.recommended()}

@@ -56,7 +56,7 @@ def show_lineage(path: Path, as_json: bool) -> None:
         print()
         return
     for depth, key, node, name in ancestry.walk():
-        _print_node(depth, key, node, name)
+        _print_node(depth, key, node, name, ancestry.nodes)
 
 
 def list_styles(query: str, version: str, as_json: bool) -> None:
@@ -84,14 +84,14 @@ def _assigned(words: tuple[str, ...]) -> Mapping[str, Path]:
     return {name: input_path(path) for name, _, path in pairs}
 
 
-def _print_node(depth: int, key: str, node: Node, name: str) -> None:
+def _print_node(depth: int, key: str, node: Node, name: str, nodes: Mapping[str, Node]) -> None:
     pad = "  " * depth
     label = f"{name} = " if name else ""
     click.echo(f"{pad}{label}{node.verb}  [{key[:12]}]")
     told = {field: value for field, value in node.settings.items() if not isinstance(value, (dict, list))}
     if told:
         click.echo(f"{pad}  " + "  ".join(f"{field}={value}" for field, value in told.items())[:400])
-    outside = [(label, source.sha256) for label, source in node.inputs.items() if not source.key]
+    outside = [(label, source.sha256) for label, source in node.inputs.items() if source.key not in nodes]
     for label, sha in outside[:MAX_SHOWN]:
         click.echo(f"{pad}  {label}  sha256:{sha}")
     if len(outside) > MAX_SHOWN:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
+from pydantic import BaseModel
 
 from aid.cli.options import assignments, collect, merge_trees, options, settings_file
 from aid.core.workbench import Workbench
@@ -43,12 +45,21 @@ def verb_command(
     return click.Command(name.rpartition(" ")[2], params=params, callback=callback, help=found.summary)
 
 
-def verb_values(name: str, given: dict[str, Any]) -> tuple[Any, Any]:
-    """A verb's settings and inputs from what was typed: --settings, then --set, then options."""
+def verb_values(
+    name: str, given: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Any, Any]:
+    """A verb's settings and inputs: `defaults` by field, then --settings, then --set, then options."""
     settings_type, inputs_type = VERBS[name].settings_type(), VERBS[name].inputs_type()
     written = merge_trees(settings_file(given.get("file")), assignments(given.get("words") or ()))
-    settings = checked(settings_type, merge_trees(written, collect(settings_type, given)), "settings")
-    return settings, checked(inputs_type, collect(inputs_type, given), "inputs")
+    typed = merge_trees(written, collect(settings_type, given))
+    settings = checked(settings_type, _over(defaults, settings_type, typed), "settings")
+    inputs = _over(defaults, inputs_type, collect(inputs_type, given))
+    return settings, checked(inputs_type, inputs, "inputs")
+
+
+def _over(defaults: Mapping[str, Any], model: type[BaseModel], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """What was typed, laid over those defaults that are the model's fields."""
+    return merge_trees({name: value for name, value in defaults.items() if name in model.model_fields}, typed)
 
 
 def bench(device: str, threads: int) -> Workbench:

@@ -3,28 +3,31 @@
 An artifact is a folder with what was made and a lineage.json. It is built in a hidden neighbour and
 renamed when whole, so a folder under its own name is always complete. The neighbour survives an
 interruption: a verb that can continue finds its own unfinished work there, and one that can't
-starts from an empty folder.
+starts from an empty folder. Neither leaves anything else behind, however a run ends.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from aid.core.files import sha256_file, sync_folder, write_text
-from aid.core.lineage import LINEAGE_FILE, Lineage, describe, read_lineage
+from aid.core.lineage import LINEAGE_FILE, Lineage, changed_files, describe, printable, read_lineage
 from aid.core.workbench import Workbench
-from aid.errors import ArtifactError
+from aid.errors import ArtifactError, FileError
 
-SCRATCH = "scratch"  # unfinished work inside a folder under construction; removed before it is released
+SCRATCH = "scratch"  # unfinished work inside a folder under construction; not part of what is released
+FULL_DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+MANY_NAMES = 5  # files named in an error
 
 
 class Settings(BaseModel):
@@ -70,7 +73,7 @@ def verb(
 ) -> Callable[[Callable[[S, I, Path, Workbench], None]], Verb[S, I]]:
     """Turn a story `(settings, inputs, folder, bench)` that fills `folder` into a verb.
 
-    The verb does nothing if `out` is already what settings and inputs ask for; otherwise it builds
+    The verb makes nothing if `out` is already what settings and inputs ask for; otherwise it builds
     beside `out` and renames. With `resumable`, the folder of an interrupted run with the same
     settings and inputs is handed back as it was left; `folder / SCRATCH` is removed at the end.
     """
@@ -79,9 +82,17 @@ def verb(
         @functools.wraps(story)
         def run(settings: S, inputs: I, out: Path, bench: Workbench | None = None) -> Path:
             lineage = describe(name, settings.model_dump(mode="json"), inputs.paths())
-            if not is_current(out, lineage):
-                with building(out, lineage, resumable) as folder:
-                    story(settings, inputs, folder, bench or Workbench())
+            if is_current(out, lineage):
+                sweep(out, resumable)
+                return out
+            _refuse_to_replace(out, lineage)
+            with _full_disk_named(out, resumable), _held(out) as folder:
+                if not _is_whole(folder, lineage):
+                    with _tidied(folder, resumable):
+                        _begin(folder, lineage, resumable)
+                        story(settings, inputs, folder, bench or Workbench())
+                        _seal(folder, lineage)
+                _release(folder, out)
             return out
 
         made = cast(Any, run)
@@ -95,34 +106,20 @@ def is_current(out: Path, lineage: Lineage) -> bool:
     """Whether `out` holds, whole and unchanged, what a run of this lineage would make."""
     if not (out / LINEAGE_FILE).is_file():
         return False
-    made = read_lineage(out)
-    if made.key != lineage.key:
-        return False
-    return all((out / name).is_file() and sha256_file(out / name) == sha for name, sha in made.files.items())
+    made = _made(out)
+    return made.key == lineage.key and not changed_files(out, made)
 
 
-@contextmanager
-def building(out: Path, lineage: Lineage, resumable: bool = False) -> Iterator[Path]:
-    """Yield the folder under construction; release it under its own name once the block has ended well."""
-    if out.exists() and not (out.is_dir() and ((out / LINEAGE_FILE).is_file() or not any(out.iterdir()))):
-        raise ArtifactError(f"{out} exists and AID did not make it", "a new folder", "Choose another --out.")
-    folder = out.with_name(f".{out.name}.building")
-    with _locked(out):
-        unfinished = folder / LINEAGE_FILE
-        if not (resumable and unfinished.is_file() and read_lineage(folder).key == lineage.key):
+def sweep(out: Path, resumable: bool = False) -> None:
+    """Remove what killed runs left beside a current `out`; work that can be continued stays."""
+    folder, stale = _beside(out, "building"), _beside(out, "stale")
+    if not folder.is_dir():
+        shutil.rmtree(stale, ignore_errors=True)
+        return
+    with suppress(ArtifactError), _held(out):  # another process at work there sweeps for itself
+        shutil.rmtree(stale, ignore_errors=True)
+        if not resumable or _is_bare(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            write_text(unfinished, lineage.model_dump_json())
-        for part in folder.rglob(".*.part"):  # of a file that was being written when a run was killed
-            part.unlink()
-        try:
-            yield folder
-        except BaseException:
-            if not resumable:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
-        _release(folder, out, lineage)
 
 
 def under_construction(folder: Path) -> Lineage:
@@ -130,37 +127,157 @@ def under_construction(folder: Path) -> Lineage:
     return read_lineage(folder)
 
 
-def _release(folder: Path, out: Path, lineage: Lineage) -> None:
-    files = {
-        path.relative_to(folder).as_posix(): sha256_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() != LINEAGE_FILE
-    }
-    whole = lineage.model_copy(update={"files": files})
-    write_text(folder / LINEAGE_FILE, whole.model_dump_json(indent=1))
-    if out.exists():
-        stale = out.with_name(f".{out.name}.stale")
-        shutil.rmtree(stale, ignore_errors=True)
-        os.replace(out, stale)
-        os.replace(folder, out)
-        shutil.rmtree(stale, ignore_errors=True)
-    else:
-        os.replace(folder, out)
-    sync_folder(out.parent)
+def _beside(out: Path, what: str) -> Path:
+    return out.with_name(f".{out.name}.{what}")
+
+
+def _made(out: Path) -> Lineage:
+    return read_lineage(out, f"Delete {out} and run the same command again, or choose another --out.")
+
+
+def _refuse_to_replace(out: Path, lineage: Lineage) -> None:
+    """Only an artifact of the same verb, with nothing of its owner's in it, is ever replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / LINEAGE_FILE).is_file():
+        raise ArtifactError(f"{out} exists and AID did not make it", "a new folder", "Choose another --out.")
+    made, asked = _made(out), lineage.node.verb
+    if made.node.verb != asked:
+        found = f"{out} was made by {made.node.verb}"
+        raise ArtifactError(found, f"a new folder or one made by {asked}", "Choose another --out.")
+    if foreign := sorted(set(_files(out)) - set(made.files)):
+        named = ", ".join(map(printable, foreign[:MANY_NAMES])) + (", ..." if foreign[MANY_NAMES:] else "")
+        found = f"{out} holds files that AID did not make: {named}"
+        raise ArtifactError(found, "only AID's", "Move them elsewhere or choose another --out.")
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.with_name(f".{out.name}.lock")
-    with open(path, "w") as stream:
+def _full_disk_named(out: Path, resumable: bool) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, FileError) as error:
+        if not (reason := _full_disk(error)):
+            raise
+        again = "it continues where it stopped" if resumable else "it starts afresh"
+        raise FileError(
+            f"{out} could not be written ({reason})",
+            next_step=f"Free some disk space, then run the same command again: {again}.",
+        ) from error
+
+
+def _full_disk(error: BaseException | None) -> str:
+    """What the system says, if a full disk is what caused the error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            return os.strerror(error.errno or 0)
+        error = error.__cause__
+    return ""
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[Path]:
+    """Yield the folder under construction, made if need be, locked against other processes."""
+    folder = _beside(out, "building")
+    descriptor = _lock(folder, out)
+    try:
+        yield folder
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for children, which share the descriptor
+        os.close(descriptor)
+
+
+def _lock(folder: Path, out: Path) -> int:
+    """A descriptor that locks the folder itself: a killed run leaves no lock behind.
+
+    Who held it just before may have renamed or removed it; then the folder that now lies there is locked.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
         except BlockingIOError:
-            raise ArtifactError(
-                f"{out} is being made by another process", "one at a time", "Wait for it to end."
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            busy = f"{out} is being made by another process"
+            raise ArtifactError(busy, "one at a time", "Wait for it to end.") from None
+        os.close(descriptor)
+
+
+@contextmanager
+def _tidied(folder: Path, resumable: bool) -> Iterator[None]:
+    """After an error or interruption, keep only work that can be continued."""
+    try:
+        yield
+    except BaseException:
+        if not resumable or _is_bare(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _begin(folder: Path, lineage: Lineage, resumable: bool) -> None:
+    """Leave in the folder only what a run of the same lineage can continue, if anything."""
+    if not (resumable and _key_in(folder) == lineage.key):
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for part in folder.rglob(".*.part"):  # of a file that was being written when a run was killed
+        part.unlink()
+    write_text(folder / LINEAGE_FILE, lineage.model_dump_json())
+
+
+def _seal(folder: Path, lineage: Lineage) -> None:
+    """Write down the files' hashes: from here on the folder is whole."""
+    files = {name: sha256_file(folder / name) for name in _made_files(folder)}
+    whole = lineage.model_copy(update={"files": files})
+    write_text(folder / LINEAGE_FILE, whole.model_dump_json(indent=1))
+
+
+def _is_whole(folder: Path, lineage: Lineage) -> bool:
+    """Whether a run was killed after sealing, so that only the release is missing."""
+    if _key_in(folder) != lineage.key:
+        return False
+    sealed = read_lineage(folder)
+    same = bool(sealed.files) and sorted(sealed.files) == _made_files(folder)
+    return same and not changed_files(folder, sealed)
+
+
+def _release(folder: Path, out: Path) -> None:
+    """Give the sealed folder its name. Its scratch and what it replaces go last: whenever this is killed,
+    nothing that took long to make is lost."""
+    stale = _beside(out, "stale")
+    shutil.rmtree(stale, ignore_errors=True)
+    stale.mkdir()
+    if (folder / SCRATCH).exists():
+        os.replace(folder / SCRATCH, stale / SCRATCH)
+    if out.exists():
+        os.replace(out, stale / "replaced")
+    os.replace(folder, out)
+    sync_folder(out.parent)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def _key_in(folder: Path) -> str:
+    try:
+        return read_lineage(folder).key
+    except ArtifactError:
+        return ""
+
+
+def _is_bare(folder: Path) -> bool:
+    return not _files(folder)
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file by its path within the folder, but for its lineage."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != LINEAGE_FILE)
+
+
+def _made_files(folder: Path) -> list[str]:
+    return [name for name in _files(folder) if not name.startswith(f"{SCRATCH}/")]

@@ -8,13 +8,17 @@ and `pictures`.
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
+import time
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from aid.core.files import sha256_file, sha256_of
 from aid.errors import ArtifactError, FileError
@@ -23,6 +27,7 @@ LINEAGE_FILE = "lineage.json"
 METADATA_KEY = "aid.lineage"
 MAX_HEADER_BYTES = 100_000_000
 MANY_FILES = 10_000
+SETTLED_NS = 2_000_000_000  # clocks of file systems are this coarse: a younger file may yet change unseen
 FILE = "file"  # a file is known by its content, not by its name
 
 
@@ -55,6 +60,12 @@ class Lineage(BaseModel):
     key: str
     nodes: dict[str, Node]
     files: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _has_its_node(self) -> Self:
+        if self.key not in self.nodes:
+            raise ValueError("its own node is missing")
+        return self
 
     @property
     def node(self) -> Node:
@@ -95,20 +106,55 @@ def _summed_up(node: Node) -> Node:
 
 
 def describe(verb: str, settings: dict[str, Any], inputs: Mapping[str, Path]) -> Lineage:
-    """The lineage of a run about to start."""
+    """The lineage of a run about to start. Raises ArtifactError if an artifact was changed by hand."""
     nodes: dict[str, Node] = {}
     sources: dict[str, Source] = {}
     for name, path in sorted(inputs.items()):
         ancestry = lineage_of(path)
+        _require_unchanged(path, ancestry)
         nodes.update(ancestry.nodes)
         sources[name] = Source(sha256=ancestry.sha256, key=ancestry.key)
     node = Node(verb=verb, settings=settings, inputs=sources)
     return Lineage(key=node.key(), nodes={**nodes, node.key(): node})
 
 
+def _require_unchanged(path: Path, made: Lineage) -> None:
+    if not (path / LINEAGE_FILE).is_file():
+        return
+    if changed := changed_files(path, made):
+        raise ArtifactError(
+            f"{path / changed} was changed or removed since AID made {path}",
+            "the files that its lineage.json lists",
+            "Restore the file, or make the artifact again.",
+        )
+
+
+def changed_files(folder: Path, made: Lineage) -> str:
+    """The first file of an artifact that is not as it was made; "" if all are."""
+    for name, sha256 in made.files.items():
+        if not (folder / name).is_file() or content_sha256(folder / name) != sha256:
+            return name
+    return ""
+
+
+def content_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, which are read once as long as the file stays as it is."""
+    found = path.stat()
+    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < SETTLED_NS:
+        return sha256_file(path)
+    return _remembered(path.absolute(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+@functools.lru_cache(maxsize=1_000_000)
+def _remembered(path: Path, size: int, changed_ns: int, renewed_ns: int, inode: int) -> str:
+    return sha256_file(path)
+
+
 def lineage_of(path: Path) -> Lineage:
     """The lineage of an artifact folder, of a file inside one, of a file that carries its own, or of
     plain pictures and files from outside.
+
+    A file that carries only its own node has its ancestors from the folder that it lies in.
 
     Raises FileError if nothing is there.
     """
@@ -116,15 +162,18 @@ def lineage_of(path: Path) -> Lineage:
         return read_lineage(path) if (path / LINEAGE_FILE).is_file() else _of_folder(path)
     if not path.is_file():
         raise FileError(f"{path} does not exist", "a file or folder", "Check the path.")
-    made = embedded_lineage(path) or _of_member(path)
-    content = {FILE: sha256_file(path)}
-    if made is not None:
+    own, home = embedded_lineage(path), _of_member(path)
+    content = {FILE: content_sha256(path)}
+    if own is not None and home is not None and own.key in home.nodes:
+        whole = Lineage(key=own.key, nodes=home.nodes)
+        return Lineage(key=own.key, nodes={key: node for _, key, node, _ in whole.walk()}, files=content)
+    if made := home or own:
         return Lineage(key=made.key, nodes=made.nodes, files=content)
-    node = Node(verb="file", settings={}, inputs={path.name: Source(sha256=content[FILE])})
+    node = Node(verb="file", settings={}, inputs={printable(path.name): Source(sha256=content[FILE])})
     return Lineage(key=node.key(), nodes={node.key(): node}, files=content)
 
 
-def read_lineage(folder: Path) -> Lineage:
+def read_lineage(folder: Path, next_step: str = "Restore that file, or move it elsewhere.") -> Lineage:
     """The lineage.json of an artifact folder. Raises ArtifactError if it is malformed."""
     try:
         return Lineage.model_validate_json((folder / LINEAGE_FILE).read_bytes())
@@ -132,7 +181,7 @@ def read_lineage(folder: Path) -> Lineage:
         raise ArtifactError(
             f"{folder / LINEAGE_FILE} is not a lineage ({type(error).__name__})",
             "the file that AID wrote",
-            "Delete the folder and run the same command again.",
+            next_step,
         ) from error
 
 
@@ -166,24 +215,26 @@ def _png_text(path: Path) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(METADATA_KEY)
-    except (OSError, ValueError, SyntaxError):
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["PNG"]) as picture:
+            text = picture.info.get(METADATA_KEY)  # what stands before the pixels; `.text` would decode them
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return str(text) if text else None
+    return text if isinstance(text, str) else None
 
 
 def _of_member(path: Path) -> Lineage | None:
+    """The lineage of the artifact that lists the file; what is no lineage of AID's counts as absent."""
     for folder in path.absolute().parents:
-        if (folder / LINEAGE_FILE).is_file():
+        with suppress(ArtifactError):
             made = read_lineage(folder)
-            return made if path.absolute().relative_to(folder).as_posix() in made.files else None
+            if path.absolute().relative_to(folder).as_posix() in made.files:
+                return made
     return None
 
 
 def _of_folder(folder: Path) -> Lineage:
     files = {
-        printable(path.relative_to(folder).as_posix()): sha256_file(path)
+        printable(path.relative_to(folder).as_posix()): content_sha256(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(".")
     }

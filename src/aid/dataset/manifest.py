@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import from_json
 
 from aid.errors import FileError
 
@@ -77,7 +78,7 @@ def read_manifest(path: Path) -> Iterator[tuple[str, Entry | Refused]]:
 def read_entry(line: bytes) -> Entry | Refused:
     """One line's entry, or why it is refused."""
     try:
-        fields = json.loads(line)
+        fields = from_json(line)
         shot = fields.pop("shot", None) if isinstance(fields, dict) else None
         if isinstance(shot, dict):
             fields |= {"style": "", "tags": shot.get("tags", ())}

@@ -200,7 +200,7 @@ def _generate(settings: GenerateSettings, inputs: GenerateInputs, scene: Scene) 
     edge = cost.architecture.native_edge_px
     width, height = settings.width or edge, settings.height or edge
     pixels, guided = width * height, 2 if settings.cfg_scale != 1 else 1
-    each, at_once = 4 if settings.precision == "float32" else 2, min(count, settings.batch_size)
+    each, at_once = 4 if settings.precision == "fp32" else 2, min(count, settings.batch_size)
     decoded = cost.vae_numbers(DECODED, max(pixels, min(at_once * pixels, DECODED_AT_ONCE)))
     drawn = cost.unet_numbers(DRAWN, pixels // 64) * guided * at_once
     return Work(

@@ -19,6 +19,7 @@ from aid.sd.device import torch_device
 from aid.sd.embedding import WEIGHTS, Embedding, load_embedding
 from aid.sd.infotext import Weights, write_infotext
 from aid.sd.pipeline import Texts
+from aid.sd.precision import PRECISIONS
 from aid.sd.text import embeddings_in
 
 MODEL_DIGITS, EMBEDDING_DIGITS = 10, 12  # of a sha256, in A1111's texts
@@ -48,7 +49,7 @@ class Material:
 def load_material(settings: GenerateSettings, inputs: GenerateInputs, bench: Workbench) -> Material:
     """Load what the inputs name. Raises FileError or ModelError naming the file that doesn't fit."""
     device = torch_device(bench)
-    model = load_checkpoint(inputs.checkpoint, device, getattr(torch, settings.precision), inputs.vae)
+    model = load_checkpoint(inputs.checkpoint, device, PRECISIONS[settings.precision], inputs.vae)
     if device.type == "cpu":
         model.unet.to(memory_format=torch.channels_last)
         model.vae.to(memory_format=torch.channels_last)

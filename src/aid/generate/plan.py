@@ -34,7 +34,8 @@ def shots_of_prompt(settings: GenerateSettings, embeddings: Sequence[str], edge_
 def shots_of_plan(
     settings: GenerateSettings, plan: Plan, dataset: Dataset, embeddings: Sequence[str], edge_px: int
 ) -> list[Shot]:
-    """The plan's shots, style by style; the seed and the training pictures' tags alone decide them.
+    """The plan's shots, style by style; the seed and the training pictures' tags alone decide them. Seeds
+    count up over the whole plan: were they shared between styles, shots would not be independent.
 
     Raises SettingsError for a style that the dataset lacks or a plan that comes out empty.
     """
@@ -47,9 +48,9 @@ def shots_of_plan(
     unprompted = _unprompted(settings, edge_px)
     shots: list[Shot] = []
     for style in plan.styles or known:
-        for index, tags in enumerate(draw_contents(plan, records, style, settings.seed)):
+        for tags in draw_contents(plan, records, style, settings.seed):
             prompt, negative = compose(settings, (style,), tags, embeddings)
-            told = {"prompt": prompt, "negative_prompt": negative, "seed": settings.seed + index}
+            told = {"prompt": prompt, "negative_prompt": negative, "seed": settings.seed + len(shots)}
             shots.append(unprompted.model_copy(update={**told, "style": style, "tags": tags}))
     if not shots:
         raise SettingsError(f"the plan asks for no picture of {dataset.folder}", "styles and unseen tags")

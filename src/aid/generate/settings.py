@@ -16,7 +16,8 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     shots_per_style: int = Field(default=8, ge=1)
-    """Pictures of each style; each style draws its own content, and all styles share their seeds."""
+    """Pictures of each style; each style draws its own content. Seeds count up through the whole plan,
+    so that no two of its pictures share one."""
     styles: tuple[str, ...] = ()
     """Only these styles of the dataset; empty means all."""
     groups: dict[str, tuple[str, ...]] = Field(default={})
@@ -64,8 +65,8 @@ class GenerateSettings(Settings):
     """1 is the last layer of the text encoder; the card's."""
     batch_size: int = Field(default=8, ge=1, le=256)
     """Pictures drawn together; more need more memory, and pictures change by rounding at most."""
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the weights while drawing; float16 halves the memory on a GPU."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the weights while drawing; fp16 halves the memory on a GPU."""
 
 
 class GenerateInputs(Inputs):

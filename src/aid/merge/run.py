@@ -24,10 +24,10 @@ from aid.sd.blocks import block_of
 from aid.sd.checkpoint import read_vae
 from aid.sd.device import torch_device
 from aid.sd.layouts import POSITION_IDS, VAE
+from aid.sd.precision import PRECISIONS
 from aid.sd.tensorfile import write_tensors
 
 CONVENTION = "sdweb-merge-block-weighted-gui"
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 STILL_TRUE = ("sai_model_spec", "architecture", "implementation", "prediction_type", "resolution")
 
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
 from aid.core.artifact import under_construction, verb
@@ -28,9 +27,8 @@ from aid.release.modelspec import describe_model, thumbnail
 from aid.release.samples import Sheets, draw_sheets, group_samples, read_samples
 from aid.release.settings import ReleaseInputs, ReleaseSettings
 from aid.sd.checkpoint import StableDiffusion, ldm_tensors, load_checkpoint
+from aid.sd.precision import PRECISIONS
 from aid.sd.tensorfile import write_tensors
-
-PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 @verb("release")

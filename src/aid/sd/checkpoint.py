@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -14,7 +12,15 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from aid.errors import FileError, ModelError
-from aid.sd.architecture import METADATA_KEY, SD1, Architecture, detect
+from aid.sd.architecture import (
+    METADATA_KEY,
+    SD1,
+    Architecture,
+    check_widths,
+    declared,
+    detect,
+    refuse_other_families,
+)
 from aid.sd.layouts import POSITION_IDS, VAE, modern_keys, text_key, unet_key, vae_key, vae_shape
 from aid.sd.tensorfile import is_pickle, read_header, read_tensors, write_tensors
 from aid.sd.tokenizer import CHUNK, load_tokenizer
@@ -74,14 +80,15 @@ def load_checkpoint(
     """
     path = resolve_checkpoint(path)
     tensors, metadata = _read(path)
-    architecture = detect({key: tensor.shape for key, tensor in tensors.items()}, metadata, str(path))
-    with _empty_weights():
+    architecture = detect(_shapes(tensors), metadata, str(path))
+    with torch.device("meta"):
         model = _assemble(architecture)
     if vae is not None:
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(VAE)}
         tensors |= read_vae(vae)
     for module, rename in _parts(model):
-        _fill(module, tensors, rename, path, dtype, device)
+        source = vae if vae is not None and module is model.vae else path
+        _fill(module, tensors, rename, source, dtype, device)
     model.metadata, model.path, model.vae_path = dict(metadata), path, vae
     return model
 
@@ -95,13 +102,28 @@ def save_checkpoint(
 
 
 def ldm_tensors(model: StableDiffusion, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The model's weights under their LDM names."""
+    """The model's weights under their LDM names.
+
+    Raises ModelError naming the first tensor with a value that isn't finite in `dtype`.
+    """
     tensors: dict[str, Tensor] = {POSITION_IDS: torch.arange(CHUNK + 2).unsqueeze(0)}
     for module, rename in _parts(model):
         for key, tensor in module.state_dict().items():
             if not key.endswith("position_ids"):
-                tensors[rename(key)] = vae_shape(rename(key), tensor.detach()).to("cpu", dtype)
+                name = rename(key)
+                tensors[name] = _finite(name, vae_shape(name, tensor.detach()), dtype)
     return tensors
+
+
+def _finite(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor on the CPU in `dtype`."""
+    cast = tensor.to("cpu", dtype)
+    if torch.isfinite(cast).all():
+        return cast
+    if torch.isfinite(tensor).all():
+        short = str(dtype).removeprefix("torch.")
+        raise ModelError(f"{name} holds values too large for {short}", next_step="Save it as fp32.")
+    raise ModelError(f"{name} holds NaN or infinity", "finite weights", "Go back to an earlier checkpoint.")
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -118,9 +140,13 @@ def resolve_vae(path: Path) -> Path:
 
 
 def read_vae(path: Path) -> dict[str, Tensor]:
-    """A VAE's tensors under their LDM names, from a VAE file (with or without prefix) or a checkpoint."""
+    """A VAE's tensors under their LDM names, from a VAE file (with or without prefix) or a checkpoint.
+
+    Raises FileError and ModelError as `load_checkpoint` does.
+    """
     path = resolve_vae(path)
     tensors, _ = _read(path)
+    refuse_other_families(tensors, str(path))
     if any(key.startswith(VAE) for key in tensors):
         return {key: tensor for key, tensor in tensors.items() if key.startswith(VAE)}
     kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(("loss", "model_ema"))}
@@ -138,13 +164,16 @@ def load_vae(path: Path, device: torch.device | str = "cpu") -> AutoencoderKL:
     """
     path = resolve_vae(path)
     tensors, metadata = read_vae(path), _read_metadata(path)
-    architecture = SD1
-    if METADATA_KEY in metadata:
-        architecture = Architecture.model_validate_json(metadata[METADATA_KEY])
-    with _empty_weights():
+    architecture = declared(metadata, str(path))
+    check_widths(architecture, _shapes(tensors), str(path))
+    with torch.device("meta"):
         vae = AutoencoderKL(**architecture.vae_config()).eval()
     _fill(vae, tensors, vae_key, path, torch.float32, device)
     return vae
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
@@ -164,43 +193,47 @@ def _assemble(architecture: Architecture) -> StableDiffusion:
     )
 
 
-def _parts(model: StableDiffusion) -> tuple[tuple[torch.nn.Module, Any], ...]:
+def _parts(model: StableDiffusion) -> tuple[tuple[torch.nn.Module, Callable[[str], str]], ...]:
     return (model.unet, unet_key), (model.text_encoder, text_key), (model.vae, vae_key)
-
-
-@contextlib.contextmanager
-def _empty_weights() -> Iterator[None]:
-    """Build modules without spending time on initial values that are overwritten at once."""
-    keep = {name: getattr(torch.nn.init, name) for name in ("kaiming_uniform_", "uniform_", "normal_")}
-    try:
-        for name in keep:
-            setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
-        yield
-    finally:
-        for name, function in keep.items():
-            setattr(torch.nn.init, name, function)
 
 
 def _fill(
     module: torch.nn.Module,
-    tensors: Mapping[str, Tensor],
-    rename: Any,
+    tensors: dict[str, Tensor],
+    rename: Callable[[str], str],
     path: Path,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> None:
+    """Give a module on the meta device its weights, taking each out of `tensors` to free it early."""
     state: dict[str, Tensor] = {}
     for key, parameter in module.state_dict().items():
         if key.endswith("position_ids"):
-            state[key] = parameter
             continue
-        tensor = tensors.get(rename(key))
+        tensor = tensors.pop(rename(key), None)
         if tensor is None:
             raise ModelError(f"{path} lacks {rename(key)}", "a whole SD1 checkpoint")
-        if tensor.numel() != parameter.numel():
+        if _matrix(tensor.shape) != _matrix(parameter.shape):
             raise ModelError(
                 f"{path}: {rename(key)} has shape {list(tensor.shape)}", f"{list(parameter.shape)}"
             )
-        state[key] = tensor.to(dtype).reshape(parameter.shape)
-    module.load_state_dict(state)
-    torch.nn.Module.to(module, device=device, dtype=dtype)  # diffusers' own `to` warns about nothing
+        # A copy always: tensors of a pickle may share their storage, and a trained model must not.
+        own = tensor.detach().to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+        state[key] = own.reshape(parameter.shape)
+    _count_positions(module, device)
+    module.load_state_dict(state, strict=False, assign=True)
+
+
+def _matrix(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape without the ones at its end: a 1x1 convolution is a linear layer."""
+    sizes = list(shape)
+    while sizes and sizes[-1] == 1:
+        sizes.pop()
+    return tuple(sizes)
+
+
+def _count_positions(module: torch.nn.Module, device: torch.device | str) -> None:
+    """Fill the text encoder's only buffer, 0 to 76, which files may lack and the meta device can't hold."""
+    for part in module.modules():
+        if "position_ids" in dict(part.named_buffers(recurse=False)):
+            part.position_ids = torch.arange(CHUNK + 2, device=device).unsqueeze(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from aid.core.workbench import Workbench
@@ -9,7 +11,8 @@ from aid.errors import SettingsError
 
 
 def torch_device(bench: Workbench) -> torch.device:
-    """The bench's device, "auto" being a GPU if there is one; applies its thread count.
+    """The bench's device, "auto" being a GPU if there is one; applies its thread count, and on
+    a GPU asks for kernels whose results don't vary.
 
     Raises SettingsError for a device that torch can't use here.
     """
@@ -18,9 +21,22 @@ def torch_device(bench: Workbench) -> torch.device:
     name = bench.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        same_bits_on_cuda()
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise SettingsError(f"device {name} can't be used ({reason})", "auto, cpu, cuda or cuda:N") from error
     return torch.device(name)
+
+
+def same_bits_on_cuda() -> None:
+    """Ask cuBLAS, cuDNN and torch for deterministic kernels, wherever they have one.
+
+    cuBLAS reads its variable when it starts, so this comes before the first use of the GPU.
+    Source: PyTorch's notes on reproducibility.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False

@@ -161,7 +161,7 @@ def to_pictures(pixels: Tensor, shots: Sequence[Shot], model: StableDiffusion) -
             raise ModelError(
                 f"{model.path or 'the model'} drew NaN for {shot.prompt[:80]!r}, seed {shot.seed}",
                 "finite pixels",
-                "Use precision float32, a smaller CFG scale and weights, or another VAE or checkpoint.",
+                "Use precision fp32, a smaller CFG scale and weights, or another VAE or checkpoint.",
             )
     levels = (((pixels + 1) / 2).clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1)
     return [Image.fromarray(picture) for picture in levels.cpu().numpy()]

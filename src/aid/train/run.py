@@ -10,8 +10,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from aid.core.artifact import under_construction, verb
 from aid.core.dataset import Dataset, Record
 from aid.core.lineage import METADATA_KEY
@@ -20,13 +18,12 @@ from aid.core.workbench import Workbench
 from aid.errors import AidError
 from aid.sd.checkpoint import load_checkpoint, save_checkpoint
 from aid.sd.device import torch_device
+from aid.sd.precision import PRECISIONS
 from aid.train.finetuning import Finetuning
 from aid.train.log import Log, draw_curve
 from aid.train.plan import Plan
 from aid.train.settings import FinetuneInputs, FinetuneSettings, SampleSettings
 from aid.train.state import load_state, save_state
-
-OUTPUT_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 @verb("train finetune", resumable=True)
@@ -57,7 +54,7 @@ def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, benc
     draw_curve(log.rows, out / "curve.png", title)
     metadata = {METADATA_KEY: under_construction(out).embedded()}
     with run.averaged() as averaged:
-        save_checkpoint(averaged, out / "model.safetensors", metadata, OUTPUT_TYPES[settings.output])
+        save_checkpoint(averaged, out / "model.safetensors", metadata, PRECISIONS[settings.output])
 
 
 def resume(run: Finetuning, out: Path) -> int:

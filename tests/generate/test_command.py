@@ -1,0 +1,76 @@
+"""`aid generate` as it is typed: what the starter recommends yields to what the user says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from aid import starter
+from aid.cli import main
+from aid.cli.verb_command import verb_values
+from aid.sd.infotext import parse_infotext
+
+SMALL = ["--steps", "1", "--width", "16", "--height", "16", "--device", "cpu"]
+
+
+def drawn(folder: Path, *words: str | Path) -> str:
+    """The CFG scale that the picture's own text names."""
+    main(["generate", "red hair", "--out", str(folder), *SMALL, *map(str, words)])
+    with Image.open(next(folder.glob("*.png"))) as picture:
+        return parse_infotext(picture.text["parameters"]).fields["CFG scale"]  # type: ignore[attr-defined]
+
+
+def test_the_starter_recommends_and_the_user_decides(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("cfg_scale = 5\n")
+    recommended = starter.recommended()["cfg_scale"]
+    assert recommended not in (0, 5, 6, 7)
+    assert float(drawn(tmp_path / "plain")) == recommended
+    assert float(drawn(tmp_path / "set", "--set", "cfg_scale=7")) == 7
+    assert float(drawn(tmp_path / "file", "--settings", tmp_path / "mine.toml")) == 5
+    assert float(drawn(tmp_path / "zero", "--cfg-scale", "0")) == 0
+    both = ("--settings", tmp_path / "mine.toml", "--set", "cfg_scale=6")
+    assert float(drawn(tmp_path / "both", *both)) == 6
+
+
+def test_another_checkpoint_has_no_recommendation(lively_checkpoint: Path, tmp_path: Path) -> None:
+    assert float(drawn(tmp_path, "--checkpoint", lively_checkpoint)) == 7
+
+
+def test_defaults_lie_beneath_everything(tmp_path: Path) -> None:
+    defaults = {"checkpoint": tmp_path / "base", "cfg_scale": 3.0, "template": True}
+    settings, inputs = verb_values("generate", {"cfg_scale": 0.0, "template": False}, defaults)
+    assert (settings.cfg_scale, settings.template, inputs.checkpoint) == (0.0, False, tmp_path / "base")
+    settings, inputs = verb_values("generate", {"checkpoint": tmp_path / "mine"}, defaults)
+    assert (settings.cfg_scale, settings.template, inputs.checkpoint) == (3.0, True, tmp_path / "mine")
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[str]:
+    """The words of a `generate` that gets as far as drawing and fails with `error`."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("aid.generate.run.load_material", fail)
+    return ["generate", "red hair", *SMALL]
+
+
+@pytest.mark.parametrize("name", ["MemoryError", "torch.OutOfMemoryError"])
+def test_a_full_memory_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    error = MemoryError() if name == "MemoryError" else torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(SystemExit) as end:
+        main([*failing(monkeypatch, error), "--out", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert end.value.code == 1
+    assert said.startswith("aid: ") and said.count("\n") == 1
+    assert all(setting in said for setting in ("batch_size", "checkpointing", "precision"))
+
+
+def test_other_runtime_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        main([*failing(monkeypatch, RuntimeError("a mistake of ours")), "--out", str(tmp_path)])
