@@ -13,6 +13,7 @@ import platform
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from aid.core.artifact import under_construction
 from aid.core.lineage import METADATA_KEY
@@ -26,6 +27,9 @@ def main() -> None:
     parser.add_argument("unfinished", type=Path)
     parser.add_argument("initial", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--decoder", type=Path, help="a VAE trained on with --decoder-only: its decoder is taken"
+    )
     chosen = parser.parse_args()
     state = load_state(chosen.unfinished)
     if state is None:
@@ -36,6 +40,12 @@ def main() -> None:
     with torch.no_grad():
         for index, parameter in enumerate(parameters):
             parameter.copy_(saved.read(f"average.{index}"))
+    if chosen.decoder:
+        trained = load_file(chosen.decoder)
+        decoder = {
+            name: trained[name] for name in trained if name.startswith(("decoder.", "post_quant_conv."))
+        }
+        model.vae.load_state_dict({**model.vae.state_dict(), **decoder})
     lineage = under_construction(chosen.unfinished)
     made = {"steps": steps, "of": lineage.node.settings["steps"], "machine": f"CPU, {platform.machine()}"}
     metadata = {METADATA_KEY: lineage.embedded(), "aid.starter": json.dumps(made, sort_keys=True)}
