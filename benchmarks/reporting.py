@@ -26,7 +26,7 @@ def report(rows: list[Row], path: Path | None) -> None:
     for row in rows:
         beside = [f"limit {row.limit:.3g}, ratio {row.ratio:.2f}"] if row.limit else []
         beside += [f"{name} {value:.3g}" for name, value in row.peers.items()]
-        print(f"{row.name:42} {row.ours:10.3f} {row.unit:5} {'; '.join(beside)}")
+        print(f"{row.name:42} {row.ours:10.4g} {row.unit:5} {'; '.join(beside)}")
     if path is not None:
         objects = [
             {

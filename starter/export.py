@@ -19,7 +19,7 @@ from aid.core.artifact import under_construction
 from aid.core.lineage import METADATA_KEY
 from aid.errors import FileError
 from aid.sd.checkpoint import load_checkpoint, save_checkpoint
-from aid.train.state import load_state
+from aid.sd.state import load_state
 
 
 def main() -> None:

@@ -1,27 +1,41 @@
 """Train the starter's VAE: SD1's AutoencoderKL topology (248 keys), narrower.
 
-    python starter/train_vae.py WORLD OUT.safetensors --edge-px 64 --minutes 30
+    python starter/train_vae.py WORLD OUT.safetensors --edge-px 64 --steps 6000
 
-Run it again to continue: the state lies beside OUT. The loss is L1 + an edge term (L1 of finite
-differences) + a light KL; at the end the latents are rescaled to unit variance under SD1's fixed
-factor 0.18215, so every tool may treat the file as any SD1 VAE.
+Run it again to continue: the state lies in OUT.unfinished, and with the same settings and --threads the
+result is the same to the byte as in one go. The loss is L1 + an edge term (L1 of finite differences) + a
+light KL; at the end the latents are rescaled to unit variance under SD1's fixed factor 0.18215, so every
+tool may treat the file as any SD1 VAE.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import time
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-SCALE = 0.18215  # SD1's latent factor
+from aid.core.files import replacing
+from aid.errors import SettingsError
+from aid.sd.checkpoint import VAE_SCALE
+from aid.sd.state import (
+    load_state,
+    module_tensors,
+    optimiser_tensors,
+    restore_module,
+    restore_optimiser,
+    save_state,
+)
+from aid.sd.tensorfile import write_tensors
+from aid.train.batch import step_generator
+
 WIDTHS = (16, 32, 64, 64)
 
 
@@ -34,7 +48,8 @@ def read_world(world: Path, edge_px: int) -> torch.Tensor:
         for row, path in enumerate(paths):
             picture = Image.open(path).convert("RGB").resize((edge_px, edge_px), Image.Resampling.BOX)
             pixels[row] = np.asarray(picture).transpose(2, 0, 1)
-        np.save(cache, pixels)
+        with replacing(cache) as stream:
+            np.save(stream, pixels)
     return torch.from_numpy(np.load(cache))
 
 
@@ -60,13 +75,14 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss_of(
-    vae: AutoencoderKL, x: torch.Tensor, kl_weight: float, decoder_only: bool = False
+    vae: AutoencoderKL, x: torch.Tensor, kl_weight: float, decoder_only: bool, chance: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and the mean square error alone."""
     with torch.set_grad_enabled(not decoder_only):
         posterior = vae.encode(x).latent_dist
-        z = posterior.sample()
+        z = posterior.sample(chance)
     if decoder_only:  # a little noise: what the decoder will meet was drawn, not encoded
-        z = z + 0.05 / SCALE * torch.randn_like(z)
+        z = z + 0.05 / VAE_SCALE * torch.randn(z.shape, generator=chance)
     y = vae.decode(z).sample
     pixel = (y - x).abs().mean() + (y - x).square().mean()
     edge = sum((a - b).abs().mean() for a, b in zip(edges(y), edges(x), strict=True))
@@ -79,7 +95,7 @@ def fold_scale(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
     sample = pixels[:: max(1, len(pixels) // 512)].float() / 127.5 - 1
     latents = vae.encode(sample).latent_dist.mean
     mean = latents.mean((0, 2, 3))
-    factor = 1 / (SCALE * latents.std((0, 2, 3)))
+    factor = 1 / (VAE_SCALE * latents.std((0, 2, 3)))
     encode, decode = vae.quant_conv, vae.post_quant_conv
     encode.weight[:4] *= factor[:, None, None, None]
     encode.bias[:4] = (encode.bias[:4] - mean) * factor
@@ -88,89 +104,72 @@ def fold_scale(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
     decode.weight /= factor[None, :, None, None]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("world", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--edge-px", type=int, default=64)
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--start", type=Path, help="continue from this VAE's weights")
-    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder, and so all latents")
-    parser.add_argument("--kl", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=1)
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    torch.manual_seed(chosen.seed)
-    pixels = read_world(chosen.world, chosen.edge_px)
-    is_held = torch.arange(len(pixels)) % 97 == 0
-    held, trained = pixels[is_held], pixels[~is_held]
-    vae = build_vae()
-    if chosen.start:
-        vae.load_state_dict(load_file(chosen.start))
-    if chosen.decoder_only:
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
-    optimiser = torch.optim.AdamW(
-        vae.parameters(), lr=chosen.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
-    )
-    average = {name: value.clone() for name, value in vae.state_dict().items()}
-    state_path = chosen.out.with_suffix(".state.pt")
-    step, spent = 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        vae.load_state_dict(state["vae"])
-        optimiser.load_state_dict(state["optimiser"])
-        average, step, spent = state["average"], state["step"], state["spent"]
-    order = torch.Generator().manual_seed(chosen.seed + step)
-    budget, began, saved = chosen.minutes * 60, time.time() - spent, time.time()
-    history: list[float] = []
-    while (spent := time.time() - began) < budget:
-        rate = chosen.rate * min(1.0, step / 100) * (1.02 - min(1.0, spent / budget))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        rows = torch.randint(len(trained), (chosen.batch,), generator=order)
-        x = (trained[rows].float() / 127.5 - 1).to(memory_format=torch.channels_last)
-        loss, square = loss_of(vae, x, chosen.kl, chosen.decoder_only)
-        optimiser.zero_grad(set_to_none=True)
+class Training:
+    """The VAE, its optimiser, and its averaged weights."""
+
+    def __init__(self, chosen: argparse.Namespace) -> None:
+        self.chosen = chosen
+        torch.manual_seed(chosen.seed)
+        self.vae = build_vae()
+        if chosen.start:
+            self.vae.load_state_dict(load_file(chosen.start))
+        if chosen.decoder_only:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
+        trained = [parameter for parameter in self.vae.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            trained, lr=chosen.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+        )
+        self.average = {name: value.clone() for name, value in self.vae.state_dict().items()}
+
+    def step(self, index: int, pictures: torch.Tensor) -> tuple[float, float]:
+        """One step, all its randomness from (seed, index); its loss and its PSNR in dB."""
+        chosen = self.chosen
+        for group in self.optimiser.param_groups:
+            group["lr"] = chosen.rate * min(1.0, index / 100) * (1.02 - index / chosen.steps)
+        chance = step_generator(chosen.seed, index)
+        rows = torch.randint(len(pictures), (chosen.batch,), generator=chance)
+        x = (pictures[rows].float() / 127.5 - 1).to(memory_format=torch.channels_last)
+        loss, square = loss_of(self.vae, x, chosen.kl, chosen.decoder_only, chance)
+        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        keep = min(0.998, step / (step + 10))
-        for name, value in vae.state_dict().items():
-            average[name].lerp_(value, 1 - keep)
-        history.append(10 * np.log10(4 / square.item()))
-        if step % 100 == 0:
-            print(
-                f"step {step} {spent:.0f} s psnr {np.mean(history[-100:]):.2f} dB loss {loss.item():.4f}",
-                flush=True,
-            )
-        if time.time() - saved > 120:
-            saved = time.time()
-            part = state_path.with_suffix(".part")
-            torch.save(
-                {
-                    "vae": vae.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "average": average,
-                    "step": step,
-                    "spent": spent,
-                },
-                part,
-            )
-            os.replace(part, state_path)
-    vae.load_state_dict(average)
+        torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+        self.optimiser.step()
+        keep = min(0.998, (index + 1) / (index + 11))
+        for name, value in self.vae.state_dict().items():
+            self.average[name].lerp_(value, 1 - keep)
+        return loss.item(), float(10 * np.log10(4 / square.item()))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that the next step depends on."""
+        average = {f"average.{name}": value for name, value in self.average.items()}
+        return {**module_tensors(self.vae), **average, **optimiser_tensors(self.optimiser)}
+
+    def resume(self, folder: Path) -> int:
+        """Continue from the newest whole state; the number of steps already done."""
+        state = load_state(folder)
+        if state is None:
+            return 0
+        done, saved = state
+        restore_module(self.vae, saved)
+        restore_optimiser(self.optimiser, saved)
+        for name, value in self.average.items():
+            value.copy_(saved.read(f"average.{name}"))
+        return done
+
+
+def finish(training: Training, pictures: torch.Tensor, held: torch.Tensor) -> None:
+    """Write the averaged weights, scaled, with what they are in the metadata."""
+    vae, chosen = training.vae, training.chosen
+    vae.load_state_dict(training.average)
     vae.eval()
     with torch.no_grad():
         x = held[:128].float() / 127.5 - 1
         before = vae(x).sample
         if not chosen.decoder_only:
-            fold_scale(vae, pixels)
+            fold_scale(vae, pictures)
         after = vae(x).sample
-        latents = vae.encode(x).latent_dist.mean * SCALE
+        latents = vae.encode(x).latent_dist.mean * VAE_SCALE
     psnr = 10 * np.log10(4 / (after.clamp(-1, 1) - x).square().mean().item())
     print(
         f"psnr {psnr:.2f} dB; folding moved a pixel by {(before - after).abs().max():.1e}; "
@@ -178,12 +177,57 @@ def main() -> None:
     )
     metadata = {
         "made_by": "starter/train_vae.py",
-        "steps": str(step),
+        "steps": str(chosen.steps),
         "edge_px": str(chosen.edge_px),
         "psnr_db": f"{psnr:.2f}",
         "config": json.dumps(dict(vae.config), default=str),
     }
-    save_file({n: v.contiguous() for n, v in vae.state_dict().items()}, str(chosen.out), metadata=metadata)
+    write_tensors(chosen.out, vae.state_dict(), metadata)
+
+
+def refuse_another(folder: Path, chosen: argparse.Namespace) -> None:
+    """Raise SettingsError if what lies unfinished in `folder` was begun with other settings."""
+    asked = json.dumps({name: str(value) for name, value in vars(chosen).items() if name != "threads"})
+    told = folder / "settings.json"
+    if told.exists() and told.read_text() != asked:
+        raise SettingsError(
+            f"{folder} was begun with {told.read_text()}", asked, "Use those again, or delete that folder."
+        )
+    with replacing(told) as stream:
+        stream.write(asked.encode())
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("world", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--edge-px", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--start", type=Path, help="begin with this VAE's weights")
+    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder, and so all latents")
+    parser.add_argument("--kl", type=float, default=3e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--save-every", type=int, default=500, help="steps between saved states")
+    chosen = parser.parse_args(words)
+    torch.set_num_threads(chosen.threads)
+    pixels = read_world(chosen.world, chosen.edge_px)
+    is_held = torch.arange(len(pixels)) % 97 == 0
+    held, trained = pixels[is_held], pixels[~is_held]
+    training, unfinished = Training(chosen), chosen.out.with_suffix(".unfinished")
+    refuse_another(unfinished, chosen)
+    history: list[float] = []
+    for index in range(training.resume(unfinished), chosen.steps):
+        loss, psnr = training.step(index, trained)
+        history = [*history[-99:], psnr]
+        if (index + 1) % 100 == 0:
+            print(f"step {index + 1} psnr {np.mean(history):.2f} dB loss {loss:.4f}", flush=True)
+        if (index + 1) % chosen.save_every == 0:
+            save_state(unfinished, index + 1, training.tensors(), keep=2)
+    finish(training, pixels, held)
+    shutil.rmtree(unfinished)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
     inputs.vae = "aid:base"
     settings.resolution_px = 64
 
-A step whose settings and inputs have not changed is not run again.
+A step whose settings and inputs have not changed is not run again. Called, this module is its `make`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aid.core.artifact import Inputs, Settings, is_current, sweep
-from aid.core.lineage import describe
+from aid.core.artifact import Inputs, Settings, asked, is_current, sweep
+from aid.core.room import callable_room
 from aid.core.workbench import Workbench
 from aid.errors import AidError, ArtifactError, FileError, SettingsError
 from aid.starter import shipped
 from aid.verbs import Entry, entry
+
+callable_room(__name__, __name__)
 
 
 class StepText(BaseModel):
@@ -68,10 +70,8 @@ class Step:
         """Whether its artifact is there already and still fits; not if it or an input is damaged."""
         if self.missing():
             return False
-        verb = self.entry.load()
-        settings = self.settings.model_dump(mode="json")
         try:
-            return is_current(self.out, describe(verb.name, settings, self.inputs.paths()))
+            return is_current(self.out, asked(self.entry.load().name, self.settings, self.inputs))
         except ArtifactError:
             return False
 

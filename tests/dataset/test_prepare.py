@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aid.core.artifact import SCRATCH
 from aid.core.dataset import Dataset
 from aid.core.files import sha256_file
-from aid.core.workbench import Workbench
+from aid.core.workbench import Silence, Ticker, Workbench
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import FileError
@@ -88,6 +91,56 @@ def test_latents_are_what_the_vae_says(folder: Path, tmp_path: Path, tiny_checkp
         expected = torch.stack([posterior.mean[0], posterior.std[0]])
         cached = dataset.latents(record.width, record.height)[record.row]
         assert np.allclose(cached, expected.numpy(), rtol=2e-3, atol=1e-4)
+
+
+class Stopping(Silence):
+    """Ctrl-C after so many pictures were encoded; remembers where encoding began."""
+
+    def __init__(self, after: int = 10**9) -> None:
+        self.after, self.began, self.encoded = after, -1, 0
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
+        def tick(count: int = 1, note: str = "") -> None:
+            if label == "encode":
+                self.encoded += count
+                if self.encoded >= self.after:
+                    raise KeyboardInterrupt
+
+        self.began = done if label == "encode" else self.began
+        yield tick
+
+
+@pytest.mark.parametrize(("stop", "kept"), [(5, 0), (13, 8), (19, 16)])
+def test_an_interrupted_run_goes_on_with_whole_latents(
+    folder: Path, tmp_path: Path, tiny_checkpoint: Path, stop: int, kept: int
+) -> None:
+    """16 squares in two parts of 8 and 4 wide pictures, encoded one by one."""
+    for index in range(4):
+        Image.new("RGB", (200, 110), (index * 60, 40, 200)).save(folder / "alpha" / f"wide{index}.png")
+    settings = PrepareSettings(resolution_px=64, bucket_step_px=16, latent_batch=1)
+    inputs, out = PrepareInputs(pictures={"in": folder}, vae=tiny_checkpoint), tmp_path / "out"
+    prepare(settings, inputs, tmp_path / "straight", Workbench(threads=1))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(settings, inputs, out, Workbench(threads=1, progress=Stopping(stop)))
+    unfinished = tmp_path / ".out.building"
+    assert unfinished.exists() == (kept > 0), "without latents there is nothing to go on with"
+    if kept == 8:  # what a failing disk may leave: a part cut short under its own name, a torn picture
+        whole = unfinished / SCRATCH / "latents-64x64-000000.npy"
+        whole.with_name("latents-64x64-000001.npy").write_bytes(whole.read_bytes()[:-1])
+        next((unfinished / "pictures").rglob("*.webp")).write_bytes(b"RIFF")
+    again = Stopping()
+    prepare(settings, inputs, out, Workbench(threads=1, progress=again))
+    assert (again.began, again.encoded) == (kept, 20 - kept)
+    assert files(out) == files(tmp_path / "straight")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "straight"]
+
+
+def test_a_wrong_vae_is_told_before_anything_is_done(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "vae.safetensors").write_bytes(b"junk")
+    with pytest.raises(FileError, match=r"vae\.safetensors"):
+        run(folder, tmp_path / "out", vae=tmp_path / "vae.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "vae.safetensors"]
 
 
 def test_damage_is_named_and_the_run_goes_on(folder: Path, tmp_path: Path) -> None:

@@ -111,6 +111,13 @@ def test_without_groups_content_is_a_real_pictures(dataset_folder: Path) -> None
         planned(dataset_folder, groups={}, combinations="unseen")
 
 
+def test_a_plan_leaves_out_pictures_with_a_tag(dataset_folder: Path) -> None:
+    contents = content(planned(dataset_folder, groups={}, shots_per_style=30), "alpha")
+    unwanted = sorted({tag for tags in contents for tag in tags})[0]
+    kept = content(planned(dataset_folder, groups={}, shots_per_style=30, without=(unwanted,)), "alpha")
+    assert kept and not any(unwanted in tags for tags in kept)
+
+
 def test_plans_that_can_not_be_met(dataset_folder: Path) -> None:
     with pytest.raises(SettingsError, match=r"delta has no training picture.*alpha, beta, gamma"):
         planned(dataset_folder, styles=("delta",))

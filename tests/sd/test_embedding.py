@@ -123,7 +123,11 @@ def test_a_picture_without_an_embedding(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "sdxl": ({"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(2, 1280)}, r"SDXL.*768.*1280"),
+    "uneven": (
+        {"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(1, 1280)},
+        "2 vectors of CLIP-L and 1 of",
+    ),
+    "words": ({"clip_l": "a", "clip_g": torch.zeros(1, 1280)}, "holds str"),
     "two": ({"a": VECTORS, "b": VECTORS}, "2 entries"),
     "et": ({"string_to_param": {"*": VECTORS, "name": "x", "step": 1}}, "3 entries"),
     "cube": ({"a": torch.zeros(1, 2, 3)}, r"shape \[1, 2, 3\]"),
@@ -147,6 +151,43 @@ def test_another_width_is_refused_by_both_widths(tmp_path: Path) -> None:
     save_embedding(Embedding("sd2", torch.zeros(1, 1024)), tmp_path, {})
     with pytest.raises(ModelError, match=r"1024 wide; expected 768"):
         load_embedding(tmp_path / "sd2.pt", width=768)
+
+
+PAIR = Embedding("pair", torch.randn(2, 16), torch.randn(2, 24))
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_sdxl_pairs(suffix: str, tmp_path: Path) -> None:
+    save_embedding(PAIR, tmp_path, {"k": "v"})
+    stored = load_file(tmp_path / "pair.safetensors")
+    assert {key: list(tensor.shape) for key, tensor in stored.items()} == {
+        "clip_l": [2, 16],
+        "clip_g": [2, 24],
+    }
+    path = tmp_path / f"pair.{suffix}"
+    loaded = load_embedding(path, 16, 24)
+    assert torch.equal(loaded.vectors, PAIR.vectors)
+    assert loaded.vectors_g is not None and PAIR.vectors_g is not None
+    assert torch.equal(loaded.vectors_g, PAIR.vectors_g)
+    with pytest.raises(ModelError, match=r"16 \+ 24 \(SDXL's two encoders\) wide; expected 16,"):
+        load_embedding(path, 16)
+    save_embedding(Embedding("sd1", PAIR.vectors), tmp_path, {})
+    with pytest.raises(ModelError, match=r"16 wide; expected 16 \+ 24 \(SDXL"):
+        load_embedding(tmp_path / "sd1.pt", 16, 24)
+
+
+def test_an_sdxl_pair_in_a_picture(tmp_path: Path) -> None:
+    text = PngInfo()
+    content = {key: {"TORCHTENSOR": [[0.5] * width]} for key, width in (("clip_l", 16), ("clip_g", 24))}
+    text.add_text("sd-ti-embedding", base64.b64encode(json.dumps(content).encode()).decode())
+    Image.new("RGB", (8, 8)).save(tmp_path / "card.png", pnginfo=text)
+    assert load_embedding(tmp_path / "card.png", 16, 24).name == "card"
+
+
+def test_half_a_pair_is_one_models_own(tmp_path: Path) -> None:
+    """OneTrainer's and ComfyUI's files for SD1."""
+    save_file({"clip_l": VECTORS}, tmp_path / "one.safetensors")
+    assert torch.equal(load_embedding(tmp_path / "one.safetensors", TINY.text_width).vectors, VECTORS)
 
 
 class Attack:

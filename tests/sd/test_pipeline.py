@@ -55,7 +55,7 @@ def diffusers_latents(model: StableDiffusion, shot: Shot) -> Tensor:
         torch.randn((1, 4, shot.height // 8, shot.width // 8), generator=generator)
         * scheduler.init_noise_sigma
     )
-    text = encode_prompts(model, [shot.negative_prompt, shot.prompt], shot.clip_skip)
+    text = encode_prompts(model, [shot.negative_prompt, shot.prompt], shot.clip_skip).context
     for t in scheduler.timesteps:
         twice = scheduler.scale_model_input(torch.cat([x, x]), t)
         u, c = model.unet(twice, t, encoder_hidden_states=text).sample.chunk(2)
@@ -167,4 +167,4 @@ def test_drawing_leaves_the_model_and_the_global_generator_alone(model: StableDi
     assert weight.stride() == before
     assert weight.requires_grad
     assert torch.equal(torch.random.get_rng_state(), state)
-    encode_prompts(model, ["cat"]).sum().backward()
+    encode_prompts(model, ["cat"]).context.sum().backward()

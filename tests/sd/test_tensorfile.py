@@ -150,3 +150,48 @@ def test_a_plain_ckpt_is_read_and_a_truncated_one_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(FileError, match="truncated"):
         read_tensors(path)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["start", "end", "shape", "dtype", "drop", "twice"]),
+            st.integers(0, 5),
+            st.integers(-(1 << 65), 1 << 65) | st.integers(-4, 40),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.integers(-9, 9),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+def test_a_header_that_lies_is_an_error_or_harmless(
+    tmp_path: Path, changes: list[tuple[str, int, int]], cut: int
+) -> None:
+    """Offsets, shapes and formats changed at will: tensors that are read lie in the file, side by side."""
+    entries: dict = {
+        f"t{index}": {"dtype": "F16", "shape": [4], "data_offsets": [8 * index, 8 * index + 8]}
+        for index in range(6)
+    }
+    for what, index, value in changes:
+        entry = entries.get(f"t{index}")
+        if what == "twice":
+            entries[f"copy{index}"] = entry
+        elif what == "drop" or entry is None:
+            entries.pop(f"t{index}", None)
+        elif what == "dtype":
+            entry["dtype"] = [*DTYPES, "F4", None, 3][value % (len(DTYPES) + 3)]
+        elif what == "shape":
+            entry["shape"] = [value] if value % 3 else [value, 0]
+        else:
+            entry["data_offsets"][what == "end"] = value
+    path = write_raw(tmp_path / "lie.safetensors", entries, bytes(max(0, 48 + cut)))
+    try:
+        header = read_header(path)
+    except FileError as error:
+        assert "lie.safetensors is not a whole safetensors file" in str(error)
+        return
+    ends = [info.end for info in header.tensors.values()]
+    assert [info.start for info in header.tensors.values()] == [header.data_start, *ends][: len(ends)]
+    assert not ends or ends[-1] == path.stat().st_size
+    assert all(header.read(name).shape == info.shape for name, info in header.tensors.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,22 @@ def test_resume_is_bitwise(inputs: EmbeddingInputs, straight: Path, tmp_path: Pa
     embedding(QUICK, inputs, tmp_path / "out", Workbench(threads=1))
     for path in straight.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_checkpointing_changes_memory_and_not_the_result_and_bf16_is_near(
+    inputs: EmbeddingInputs, straight: Path, tmp_path: Path
+) -> None:
+    def trained(**change: Any) -> torch.Tensor:
+        name = "-".join(map(str, change.values()))
+        out = embedding(QUICK.model_copy(update=change), inputs, tmp_path / name, Workbench(threads=1))
+        return load_embedding(out / "badtest.safetensors").vectors
+
+    recomputed = load_embedding(straight / "badtest.safetensors").vectors
+    torch.testing.assert_close(trained(checkpointing=False), recomputed, rtol=1e-4, atol=1e-6)
+    halved = trained(precision="bf16")
+    assert not torch.equal(halved, recomputed)
+    start = initial_vectors(load_checkpoint(inputs.checkpoint), QUICK.initial_text, 3)
+    assert (halved - recomputed).norm() < (recomputed - start).norm()
 
 
 def test_vectors_start_as_words_and_stay_near_them(lively_checkpoint: Path, straight: Path) -> None:

@@ -18,6 +18,9 @@ OTHERS = {
     "make": "Run a whole recipe; only what changed is built again.",
     "styles": "AID's styles: list, search, since when.",
     "lineage": "Where a file comes from, back to the pictures.",
+    "prompt": "What a prompt means, word for word, before anything is drawn.",
+    "inspect": "What a file is: architecture, blocks, hashes, metadata.",
+    "convert": "Weights in another precision or layout; .ckpt to .safetensors.",
 }
 OUT_OF_MEMORY = (
     "the memory is full. Lower batch_size, train with checkpointing = true, or choose a smaller precision "
@@ -43,6 +46,18 @@ class Lazy(click.Group):
         full = self.prefix + cmd_name
         if full in GROUPS:
             return Lazy(cmd_name, f"{cmd_name} ", GROUPS[full])
+        if full == "prompt":
+            from aid.cli import prompting
+
+            return prompting.COMMAND
+        if full == "inspect":
+            from aid.cli import inspecting
+
+            return inspecting.COMMAND
+        if full == "convert":
+            from aid.cli import converting
+
+            return converting.COMMAND
         if full in OTHERS:
             from aid.cli import looking
 

@@ -14,7 +14,7 @@ import click
 from aid.cli.console import print_table
 from aid.cli.options import InputPath, input_path
 from aid.cli.verb_command import DEVICE, THREADS, bench
-from aid.core.lineage import Node, lineage_of
+from aid.core.lineage import Lineage, Node, lineage_of
 from aid.errors import SettingsError
 
 JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON.")
@@ -55,6 +55,11 @@ def show_lineage(path: Path, as_json: bool) -> None:
         json.dump(ancestry.model_dump(mode="json"), sys.stdout, ensure_ascii=False, indent=1)
         print()
         return
+    print_lineage(ancestry)
+
+
+def print_lineage(ancestry: Lineage) -> None:
+    """Every verb and its inputs, the file itself first."""
     for depth, key, node, name in ancestry.walk():
         _print_node(depth, key, node, name, ancestry.nodes)
 

@@ -81,7 +81,7 @@ def verb(
     def decorate(story: Callable[[S, I, Path, Workbench], None]) -> Verb[S, I]:
         @functools.wraps(story)
         def run(settings: S, inputs: I, out: Path, bench: Workbench | None = None) -> Path:
-            lineage = describe(name, settings.model_dump(mode="json"), inputs.paths())
+            lineage = asked(name, settings, inputs)
             if is_current(out, lineage):
                 sweep(out, resumable)
                 return out
@@ -100,6 +100,11 @@ def verb(
         return cast("Verb[S, I]", made)
 
     return decorate
+
+
+def asked(name: str, settings: Settings, inputs: Inputs) -> Lineage:
+    """The lineage of a run of the verb `name`. Raises ArtifactError if an input was changed by hand."""
+    return describe(name, settings.model_dump(mode="json"), inputs.paths())
 
 
 def is_current(out: Path, lineage: Lineage) -> bool:

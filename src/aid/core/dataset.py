@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aid.errors import ArtifactError
 
+RECORDS_FILE, REPORT_FILE, PICTURE_FOLDER = "records.jsonl", "report.json", "pictures"
 Split = Literal["train", "held"]
 
 
@@ -68,7 +69,7 @@ class Dataset:
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
-        path = self.folder / "records.jsonl"
+        path = self.folder / RECORDS_FILE
         try:
             return tuple(Record.model_validate_json(line) for line in path.read_bytes().splitlines())
         except (OSError, ValidationError) as error:
@@ -80,7 +81,7 @@ class Dataset:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        report: dict[str, Any] = json.loads((self.folder / "report.json").read_bytes())
+        report: dict[str, Any] = json.loads((self.folder / REPORT_FILE).read_bytes())
         return report
 
     def styles(self) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from aid.core.catalogue import Catalogue, Language
 from aid.core.report import Report
@@ -37,6 +38,12 @@ class Release:
                     f"{folder} has no {name}", "a folder made by `aid release`", "Choose a release's folder."
                 )
 
+    @classmethod
+    def at(cls, path: Path) -> Release | None:
+        """The release whose folder or model file `path` is, or None: any other checkpoint."""
+        folder = path.parent if path.name == MODEL_FILE else path
+        return cls(folder) if (folder / CATALOGUE_FILE).is_file() else None
+
     @property
     def model(self) -> Path:
         return self.folder / MODEL_FILE
@@ -56,6 +63,25 @@ class Release:
     def report(self) -> Report | None:
         """None if the release was not measured."""
         return Report.read(self.folder) if (self.folder / REPORT_FILE).is_file() else None
+
+    def recommended(self) -> dict[str, Any]:
+        """What the card recommends, as `generate`'s settings and inputs by name. The prompts keep the card's
+        formats: a negative prompt is written behind the negative embedding."""
+        parameters = self.catalogue.parameters_of()
+        width, height = parameters.sizes[0]
+        named = parameters.negative_embedding
+        return {
+            "sampler": parameters.sampler,
+            "steps": parameters.steps[0],
+            "clip_skip": parameters.clip_skip,
+            "width": width,
+            "height": height,
+            "template": True,
+            "prompt_template": parameters.prompt,
+            "negative_template": parameters.negative_prompt.replace("{embedding}", named),
+            **({"cfg_scale": parameters.cfg_scale} if parameters.cfg_scale is not None else {}),
+            **({"embeddings": (self.folder / EMBEDDING_FOLDER,)} if self.embeddings else {}),
+        }
 
     def card(self, language: Language = "en") -> str:
         """The model card, Markdown."""

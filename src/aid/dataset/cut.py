@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from typing import TypeVar
 
 from PIL import Image
 
+from aid.core.dataset import PICTURE_FOLDER
+from aid.core.file_name import file_name
+from aid.core.picture import read_picture
 from aid.core.workbench import Workbench
 from aid.dataset.bucket import Size, aspect, choose, crop_box
-from aid.dataset.check import read_picture
 from aid.dataset.duplicate import Fingerprint, fingerprint
 from aid.dataset.find import Candidate
 from aid.dataset.settings import PrepareSettings
@@ -85,12 +86,8 @@ def picture_files(originals: Sequence[tuple[Candidate, str]]) -> list[str]:
     """A distinct `pictures/STYLE/STEM-SHA8.webp` for each (candidate, sha256)."""
     files: dict[str, None] = {}
     for candidate, sha256 in originals:
-        stem = f"pictures/{file_name(candidate.style) or '_'}/{file_name(candidate.path.stem) or 'picture'}"
+        style, stem = file_name(candidate.style) or "_", file_name(candidate.path.stem) or "picture"
+        stem = f"{PICTURE_FOLDER}/{style}/{stem}"
         short = f"{stem}-{sha256[:8]}.webp"
         files[short if short not in files else f"{stem}-{sha256}.webp"] = None
     return list(files)
-
-
-def file_name(text: str) -> str:
-    """Letters, digits, dots and hyphens of a name, short enough for any file system."""
-    return re.sub(r"[^\w.-]+", "-", text)[:48].strip("-.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from aid.core.artifact import verb
-from aid.core.dataset import Record
+from aid.core.dataset import PICTURE_FOLDER, RECORDS_FILE, REPORT_FILE, Record
 from aid.core.files import sha256_file, write_json, write_lines
 from aid.core.workbench import Workbench
 from aid.dataset.bucket import Size, ladder
@@ -20,13 +22,45 @@ from aid.dataset.split import split
 from aid.errors import PictureError
 
 
-@verb("prepare")
+@verb("prepare", resumable=True)
 def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: Workbench) -> None:
-    """Find, check, drop copies, cut to buckets, tell near duplicates, split, cache latents.
+    """Find, check, drop copies, cut to buckets, tell near duplicates, split, cache latents. An interrupted
+    run cuts again, which is quick, and goes on with the latents that it finds.
 
     Fills `out` as aid.core.dataset describes; report.json names every file set aside, and why. Raises
     FileError for a style none of whose pictures is left, and for inputs that can't be read at all.
     """
+    with _kept_for_latents(out):
+        if inputs.vae is None:
+            prepare_pictures(settings, inputs, out, bench)
+            return
+        from aid.dataset.latent import cache_latents  # torch is only needed here
+        from aid.sd.checkpoint import load_vae
+        from aid.sd.device import torch_device
+
+        vae = load_vae(inputs.vae, torch_device(bench))  # first: a wrong one is told at once
+        records = prepare_pictures(settings, inputs, out, bench)
+        cache_latents(records, out, vae, settings.latent_batch, bench)
+
+
+@contextmanager
+def _kept_for_latents(out: Path) -> Iterator[None]:
+    """After an error, keep what was prepared only if there are latents that a later run can go on with."""
+    try:
+        yield
+    except BaseException:
+        if not any(out.rglob("latents-*.npy")):
+            shutil.rmtree(out / PICTURE_FOLDER, ignore_errors=True)
+            for name in (RECORDS_FILE, REPORT_FILE):
+                (out / name).unlink(missing_ok=True)
+        raise
+
+
+def prepare_pictures(
+    settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: Workbench
+) -> list[Record]:
+    """All of a Dataset but its latents, from the start."""
+    shutil.rmtree(out / PICTURE_FOLDER, ignore_errors=True)
     found = find(inputs, settings)
     require_styles(found, {candidate.style for candidate in found.candidates}, {})
     originals, copies = _drop_copies(found.candidates, bench)
@@ -40,13 +74,9 @@ def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: 
     records = _records(kept, likeness.leader, settings)
     near = [(records[a].source, records[b].source, distance) for a, b, distance in likeness.pairs]
     shares = [cut.kept for *_, cut in kept]
-    write_lines(out / "records.jsonl", [record.model_dump(mode="json") for record in records])
-    write_json(out / "report.json", summarise(records, shares, found, duplicates, near, settings))
-
-    if inputs.vae is not None:
-        from aid.dataset.latent import cache_latents  # torch is only needed here
-
-        cache_latents(records, out, inputs.vae, settings.latent_batch, bench)
+    write_lines(out / RECORDS_FILE, [record.model_dump(mode="json") for record in records])
+    write_json(out / REPORT_FILE, summarise(records, shares, found, duplicates, near, settings))
+    return records
 
 
 Original = tuple[Candidate, str]  # with its sha256

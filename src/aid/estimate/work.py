@@ -1,8 +1,8 @@
 """What each verb takes: sizes, FLOPs, bytes. A few formulas, and nothing is run.
 
-A training step is three passes through the U-Net, four when activations are recomputed, two when only
-an embedding is trained. Memory is weights (4 bytes a parameter, or 2), for trained ones also gradient,
-AdamW's two moments and the average (16 bytes), and what is kept in between.
+A training step is three passes through the U-Net, two when only an embedding is trained, and one more
+when activations are recomputed. Memory is weights (4 bytes a parameter, or 2), for trained ones also
+gradient, AdamW's two moments and the average (16 bytes), and what is kept in between.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ def _prepare(settings: PrepareSettings, inputs: PrepareInputs, scene: Scene) -> 
         seconds=count * pixels * CROP_SECONDS,
         memory=4 * (cost.vae + cost.vae_numbers(ENCODED, pixels) * settings.latent_batch) if cost else 0.0,
         disk=count * pixels * (WEBP_BYTES + (LATENT_BYTES if cost else 0.0)),
+        scratch=count * pixels * LATENT_BYTES if cost else 0.0,
         notes=(note,),
     )
 
@@ -178,13 +179,16 @@ def _finetune(settings: FinetuneSettings, inputs: FinetuneInputs, scene: Scene) 
 
 def _embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, scene: Scene) -> Work:
     cost, pictures = scene.cost(inputs.checkpoint), scene.pictures(inputs.pictures)
-    draws, cells = settings.noise_draws, pictures.pixels // 64
-    kept = cost.unet_numbers(FROZEN, cells) * draws + cost.text_numbers()
+    draws, cells, half = settings.noise_draws, pictures.pixels // 64, settings.precision == "bf16"
+    alive, passes = (RECOMPUTED, 3) if settings.checkpointing else (FROZEN, 2)
+    kept = cost.unet_numbers(alive, cells) * draws + cost.text_numbers()
+    each = passes * draws * cost.unet_flops(cells) + 2 * cost.text_flops()
     return Work(
         f"{_many(settings.steps, 'step')} of {_many(settings.batch_size, 'picture')} x "
         f"{_many(draws, 'draw')}, {settings.vectors} vectors trained",
-        flops=settings.steps * settings.batch_size * 2 * (draws * cost.unet_flops(cells) + cost.text_flops()),
-        memory=4 * (cost.parameters + settings.batch_size * kept),
+        flops=settings.steps * settings.batch_size * each,
+        number_bytes=2 if half else 4,
+        memory=4 * cost.parameters + settings.batch_size * kept * (AUTOCAST_BYTES if half else 4),
         disk=2 * 4 * settings.vectors * cost.architecture.text_width,
         notes=(cost.note, pictures.note),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aid.core.artifact import SCRATCH, under_construction, verb
+from aid.core.artifact import under_construction, verb
 from aid.core.dataset import Dataset, Split
 from aid.core.files import write_text
 from aid.core.lineage import METADATA_KEY
@@ -36,7 +36,7 @@ def judge(settings: JudgeSettings, inputs: JudgeInputs, out: Path, bench: Workbe
     panel = _panel(settings, [*lessons.asked, *exam.asked])
     views = read_views(lessons.paths, bench, "read")
     sheet = Lessons(views.thumbnails, *answer_sheet(panel, lessons.asked))
-    network = train(panel, sheet, settings, out / SCRATCH, bench)
+    network = train(panel, sheet, settings, out, bench)
 
     held = read_views(exam.paths, bench, "examine")
     seen, features = look(panel, network, held.thumbnails)

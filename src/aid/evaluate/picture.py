@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from aid.core.picture import open_picture
 from aid.core.workbench import Workbench
 from aid.errors import PictureError
 from aid.evaluate.network import EDGE_PX
@@ -43,21 +44,7 @@ def read_views(paths: Sequence[Path], bench: Workbench, label: str) -> Views:
 
 def read_pixels(path: Path) -> NDArray[np.uint8]:
     """uint8 [h, w, 3]; transparent parts on white."""
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            picture = (
-                opened.convert("RGBA")
-                if "A" in opened.getbands() or "transparency" in opened.info
-                else opened
-            )
-            if picture.mode == "RGBA":
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            pixels = np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(
-            f"{path} could not be read as a picture ({error})", "a whole picture", "Make or fetch it again."
-        ) from error
+    pixels = np.asarray(open_picture(path))
     if min(pixels.shape[:2]) < LEAST_EDGE_PX:
         raise PictureError(f"{path} is {pixels.shape[1]}x{pixels.shape[0]}", f"at least {LEAST_EDGE_PX} px")
     return pixels

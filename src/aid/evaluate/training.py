@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aid.core.files import write_bytes
 from aid.core.workbench import Workbench
 from aid.evaluate.augment import augment
 from aid.evaluate.network import JudgeNetwork, fresh_network, loss, normalised
 from aid.evaluate.panel import Asked, Panel
 from aid.evaluate.settings import JudgeSettings
 from aid.sd.device import torch_device
+from aid.sd.state import (
+    load_state,
+    module_tensors,
+    optimiser_tensors,
+    restore_module,
+    restore_optimiser,
+    save_state,
+)
 
-STATE_FILE = "judge.state.pt"
 WARM_UP = 0.05
 LEAST_EPOCHS = 4
 
@@ -58,9 +63,9 @@ def answer_sheet(panel: Panel, asked: list[Asked]) -> tuple[Tensor, Tensor]:
 
 
 def train(
-    panel: Panel, lessons: Lessons, settings: JudgeSettings, scratch: Path, bench: Workbench
+    panel: Panel, lessons: Lessons, settings: JudgeSettings, folder: Path, bench: Workbench
 ) -> JudgeNetwork:
-    """A taught network in eval mode, on the bench's device.
+    """A taught network in eval mode, on the bench's device; `folder` keeps the state meanwhile.
 
     Every epoch draws from a generator of its own, so that the state is weights, moments and a number.
     """
@@ -72,12 +77,12 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
-    done = _restore(scratch / STATE_FILE, network, optimizer)
+    done = _resume(folder, network, optimizer)
     rarity = lessons.rarity().to(device)
     with bench.progress.task("judge", total=epochs, unit="epoch", done=done) as tick:
         for epoch in range(done, epochs):
             if epoch > done and epoch % settings.save_every == 0:
-                _save(scratch / STATE_FILE, network, optimizer, epoch)
+                save_state(folder, epoch, {**module_tensors(network), **optimiser_tensors(optimizer)}, keep=1)
             generator = torch.Generator().manual_seed((settings.seed + 1_000_003 * (epoch + 1)) % 2**63)
             order = torch.randperm(count, generator=generator)
             total = torch.zeros((), device=device)
@@ -114,17 +119,12 @@ def _set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: i
         group["lr"] = peak * min(1.0, (step + 1) / warm) * falling
 
 
-def _save(path: Path, network: JudgeNetwork, optimizer: torch.optim.Optimizer, epoch: int) -> None:
-    buffer = io.BytesIO()
-    torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, buffer)
-    write_bytes(path, buffer.getvalue())
-
-
-def _restore(path: Path, network: JudgeNetwork, optimizer: torch.optim.Optimizer) -> int:
+def _resume(folder: Path, network: JudgeNetwork, optimizer: torch.optim.Optimizer) -> int:
     """Load the state of an interrupted run; returns the epochs it had done."""
-    if not path.is_file():
+    state = load_state(folder)
+    if state is None:
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["epoch"])
+    done, saved = state
+    restore_module(network, saved)
+    restore_optimiser(optimizer, saved)
+    return done

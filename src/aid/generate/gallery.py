@@ -9,14 +9,15 @@ grid-STYLE.png         of a plan, each style's pictures
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from aid.core.file_name import file_names
 from aid.core.files import write_lines
 from aid.core.gallery import SHOTS_FILE, Frame
+from aid.core.picture import open_small
 from aid.core.shot import Shot
 from aid.sd.sheet import sheet
 
@@ -51,19 +52,4 @@ def grid(files: Sequence[Path], columns: int = 0) -> Image.Image:
     """Pictures on one sheet of about 4096 pixels an edge at most, made smaller where they must be."""
     columns = columns or math.ceil(math.sqrt(len(files)))
     edge = max(1, GRID_EDGE_PX // max(columns, math.ceil(len(files) / columns)))
-    pictures: list[Image.Image] = []
-    for file in files:
-        with Image.open(file) as picture:
-            picture.thumbnail((edge, edge), Image.Resampling.LANCZOS)
-            pictures.append(picture.convert("RGB"))
-    return sheet(pictures, columns)
-
-
-def file_names(styles: Sequence[str]) -> list[str]:
-    """A distinct part of a file name for each style: letters and digits of any script, and hyphens."""
-    names: list[str] = []
-    for style in styles:
-        name = re.sub(r"\W+", "-", style).strip("-_")[:60] or "style"
-        taken = {other.lower() for other in names}
-        names.append(name if name.lower() not in taken else f"{name}-{len(names)}")
-    return names
+    return sheet([open_small(file, edge) for file in files], columns)

@@ -39,7 +39,11 @@ def shots_of_plan(
 
     Raises SettingsError for a style that the dataset lacks or a plan that comes out empty.
     """
-    records = [record for record in dataset.split("train") if record.style]
+    records = [
+        record
+        for record in dataset.split("train")
+        if record.style and not set(plan.without).intersection(record.tags)
+    ]
     known = sorted({record.style for record in records})
     if missing := [style for style in plan.styles if style not in known]:
         raise SettingsError(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from aid.core.artifact import under_construction, verb
+from aid.core.artifact import asked, under_construction, verb
 from aid.core.dataset import Dataset
 from aid.core.files import write_bytes
-from aid.core.lineage import describe
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
@@ -45,8 +44,8 @@ def one_off(
     folder.mkdir(parents=True, exist_ok=True)
     first = next_number(folder)
     files = [folder / picture_name(first + index, shot) for index, shot in enumerate(shots)]
-    node = describe("generate", settings.model_dump(mode="json"), inputs.paths())
-    draw_missing(material, shots, files, settings.batch_size, node.embedded(ancestors=False), bench)
+    lineage = asked("generate", settings, inputs).embedded(ancestors=False)
+    draw_missing(material, shots, files, settings.batch_size, lineage, bench)
     return files
 
 

@@ -20,6 +20,8 @@ class Plan(BaseModel):
     so that no two of its pictures share one."""
     styles: tuple[str, ...] = ()
     """Only these styles of the dataset; empty means all."""
+    without: tuple[str, ...] = ()
+    """Pictures with any of these tags are not drawn from, such as `low quality`."""
     groups: dict[str, tuple[str, ...]] = Field(default={})
     """Name -> tags of which a picture shows at most one (`hair` -> `black hair`, ...). Each shot has one
     tag of each group, or none where the style's pictures can go without. Empty: the tags of one of the

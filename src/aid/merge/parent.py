@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from aid.errors import ModelError
-from aid.sd.architecture import detect
 from aid.sd.blocks import block_of
 from aid.sd.checkpoint import resolve_checkpoint
+from aid.sd.detection import detect
 from aid.sd.layouts import modern_key
-from aid.sd.tensorfile import is_pickle, read_header, read_tensors
+from aid.sd.tensorfile import is_finite, is_pickle, read_header, read_tensors
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Parent:
 
 def require_finite(what: str, tensor: Tensor) -> Tensor:
     """Raises ModelError, naming `what`, if the tensor holds NaN or infinity."""
-    values = tensor.float() if tensor.element_size() == 1 else tensor  # torch can't ask eight-bit floats
-    if tensor.is_floating_point() and not bool(torch.isfinite(values).all()):
+    if not is_finite(tensor):
         raise ModelError(
             f"{what} holds NaN or infinity", "finite weights", "Use an undamaged copy of this model."
         )

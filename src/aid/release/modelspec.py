@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
 from aid.core.catalogue import Catalogue
 from aid.core.dataset import Record
+from aid.core.picture import open_small
 from aid.release.settings import ReleaseSettings
 from aid.sd.architecture import METADATA_KEY as ARCHITECTURE_KEY
 from aid.sd.architecture import SD1, Architecture
@@ -83,9 +83,7 @@ def training_size(records: Sequence[Record]) -> str:
 
 def thumbnail(picture: Path) -> str:
     """A data URL of the picture, 256 pixels at most, that model browsers show."""
-    with Image.open(picture) as opened:
-        small = opened.convert("RGB")
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    small = open_small(picture, THUMBNAIL_PX)
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from aid.core.file_name import file_names
 from aid.core.gallery import read_gallery
+from aid.core.picture import open_small
 from aid.core.release import SAMPLE_FOLDER
 from aid.core.shot import Shot
-from aid.errors import PictureError
 from aid.sd.sheet import sheet
 
 GAP_PX = 4
 COLUMNS = 4  # of a style's sheet
-OVERVIEW = "all.png"
+OVERVIEW = "all"  # the file's stem
+AGAIN = "Run `aid generate` again."
 
 
 @dataclass(frozen=True)
@@ -63,45 +64,22 @@ def draw_sheets(groups: Mapping[str, Sequence[Sample]], out: Path, per_style: in
     folder = out / SAMPLE_FOLDER
     folder.mkdir()
     covers: dict[str, Image.Image] = {}
-    files = {style: f"{SAMPLE_FOLDER}/{name}" for style, name in _file_names(groups).items()}
+    names = file_names([style.casefold() for style in groups], {OVERVIEW}, ascii_only=True)
+    files = {style: f"{SAMPLE_FOLDER}/{name}.png" for style, name in zip(groups, names, strict=True)}
     for style, samples in groups.items():
-        pictures = [open_picture(sample.file, edge_px) for sample in samples[:per_style]]
+        pictures = [open_small(sample.file, edge_px, AGAIN) for sample in samples[:per_style]]
         covers[style] = pictures[0]
         sheet(pictures, min(COLUMNS, len(pictures)), GAP_PX).save(out / files[style], optimize=True)
     columns = math.ceil(math.sqrt(len(covers)))
     overview = sheet([_captioned(picture, style) for style, picture in covers.items()], columns, GAP_PX)
-    overview.save(folder / OVERVIEW, optimize=True)
-    return Sheets(f"{SAMPLE_FOLDER}/{OVERVIEW}", files)
-
-
-def open_picture(path: Path, edge_px: int) -> Image.Image:
-    """A picture, its longest side at most `edge_px`. Raises PictureError if it can't be read."""
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(
-            f"{path} could not be read ({type(error).__name__})", "a picture", "Run `aid generate` again."
-        ) from error
-    picture.thumbnail((edge_px, edge_px), Image.Resampling.LANCZOS)
-    return picture
+    overview.save(folder / f"{OVERVIEW}.png", optimize=True)
+    return Sheets(f"{SAMPLE_FOLDER}/{OVERVIEW}.png", files)
 
 
 def _style_of(prompt: str, triggers: Mapping[str, str]) -> str:
     words = {part.strip(" ()[]\n").split(":")[0].casefold() for part in prompt.split(",")}
     named = [style for style, trigger in triggers.items() if trigger.casefold() in words]
     return named[0] if len(named) == 1 else ""
-
-
-def _file_names(styles: Iterable[str]) -> dict[str, str]:
-    """A file name for each style: its own where every file system takes it, else its number."""
-    names: dict[str, str] = {}
-    for number, style in enumerate(styles):
-        safe = f"{style.replace(' ', '-').casefold()}.png"
-        taken = safe in names.values() or safe == OVERVIEW
-        plain = re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", safe) and not taken
-        names[style] = safe if plain else f"style-{number:04d}.png"
-    return names
 
 
 def _captioned(picture: Image.Image, style: str) -> Image.Image:

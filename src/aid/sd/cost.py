@@ -14,7 +14,8 @@ from pathlib import Path
 
 from aid.core.release import MODEL_FILE
 from aid.errors import AidError
-from aid.sd.architecture import SD1, Architecture, detect
+from aid.sd.architecture import SD1, Architecture
+from aid.sd.detection import detect
 from aid.sd.layouts import OLD_TEXT, UNET, VAE, modern_key
 from aid.sd.tensorfile import is_pickle, read_header
 

@@ -1,6 +1,7 @@
-"""Textual-inversion embeddings: every SD1 file that A1111 reads, and the two that AID writes.
+"""Textual-inversion embeddings: every file that A1111 reads, and the two that AID writes.
 
-Source: A1111 modules/textual_inversion/textual_inversion.py; kohya train_textual_inversion.py.
+Source: A1111 modules/textual_inversion/textual_inversion.py; kohya train_textual_inversion.py and
+sdxl_train_textual_inversion.py. Folders of them: `embedding_folder`.
 """
 
 from __future__ import annotations
@@ -22,24 +23,29 @@ from aid.sd.embedding_picture import PICTURES, read_embedded_picture
 from aid.sd.tensorfile import is_pickle, read_pickle, read_tensors, write_tensors
 
 WEIGHTS = (".safetensors", ".pt", ".bin")
+PAIR = ("clip_l", "clip_g")  # SDXL's two tensors
 A1111_TOKEN = 265  # what A1111 stores for "*", and never reads
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """A word that isn't in the vocabulary: float32 `vectors` [n, width] stand in its place."""
+    """A word that isn't in the vocabulary: float32 `vectors` [n, width] stand in its place.
+
+    SDXL has two text encoders: `vectors` are CLIP-L's [n, 768], `vectors_g` bigG's [n, 1280].
+    """
 
     name: str
     vectors: Tensor
+    vectors_g: Tensor | None = None
 
 
-def load_embedding(path: Path, width: int | None = None) -> Embedding:
+def load_embedding(path: Path, width: int | None = None, width_g: int | None = None) -> Embedding:
     """Read one embedding. Its trigger is the file's stem; only a picture's own `name` counts for more.
 
-    Known: A1111 .pt, kohya and diffusers .safetensors/.pt/.bin of one tensor, A1111 pictures.
-    Raises FileError for an unreadable or unsafe file, ModelError for another family or, where the
-    model's `width` is given, another width.
+    Known: A1111 .pt, kohya and diffusers .safetensors/.pt/.bin of one tensor, SDXL's pairs of `clip_l`
+    and `clip_g`, A1111 pictures. Raises FileError for an unreadable or unsafe file, ModelError for
+    another family or, where the model's `width` is given (SDXL: and `width_g`), another width.
     """
     name = path.stem
     if path.suffix.lower() in PICTURES:
@@ -50,14 +56,51 @@ def load_embedding(path: Path, width: int | None = None) -> Embedding:
             content = read_pickle(path)
     else:
         content = read_tensors(path)
-    vectors = _vectors(content, path)
-    if width is not None and vectors.shape[1] != width:
-        raise ModelError(
-            f"embedding {path} is {vectors.shape[1]} wide",
-            f"{width}, the model's text width",
-            "An embedding only works with models of the family it was trained on.",
-        )
-    return Embedding(name, vectors)
+    embedding = read_embedding(content, name, path)
+    if width is not None:
+        require_widths(embedding, width, width_g, path)
+    return embedding
+
+
+def read_embedding(content: Any, name: str, path: Path) -> Embedding:
+    """The embedding in a file's content, in the order A1111 looks: its own dictionary, an SDXL pair, one
+    tensor under any name. Raises ModelError for anything else."""
+    if isinstance(content, dict) and "string_to_param" in content:
+        content = content["string_to_param"]
+        content = getattr(content, "_parameters", content)  # old files hold a ParameterDict
+    if not isinstance(content, Mapping):
+        raise ModelError(f"{path} is not an embedding", "vectors under one name")
+    if content.keys() >= set(PAIR):
+        vectors, vectors_g = (_vectors(content[key], path) for key in PAIR)
+        if len(vectors) != len(vectors_g):
+            raise ModelError(f"{path} holds {len(vectors)} vectors of CLIP-L and {len(vectors_g)} of bigG")
+        return Embedding(name, vectors, vectors_g)
+    tensors = [value for value in content.values() if isinstance(value, Tensor)]
+    if len(tensors) != 1 or len(content) != 1:
+        raise ModelError(f"{path} holds {len(content)} entries", "an embedding: one tensor under one name")
+    return Embedding(name, _vectors(tensors[0], path))
+
+
+def require_widths(embedding: Embedding, width: int, width_g: int | None, path: Path) -> None:
+    """Raises ModelError if a model of these text widths can't read the embedding."""
+    found = _widths(embedding)
+    expected = (width,) if width_g is None else (width, width_g)
+    if found == expected:
+        return
+    raise ModelError(
+        f"embedding {path} is {_words(found)} wide",
+        f"{_words(expected)}, the model's text width",
+        "An embedding only works with models of the family it was trained on.",
+    )
+
+
+def _widths(embedding: Embedding) -> tuple[int, ...]:
+    parts = (embedding.vectors, embedding.vectors_g)
+    return tuple(part.shape[1] for part in parts if part is not None)
+
+
+def _words(widths: tuple[int, ...]) -> str:
+    return " + ".join(map(str, widths)) + (" (SDXL's two encoders)" if len(widths) > 1 else "")
 
 
 def save_embedding(
@@ -70,13 +113,19 @@ def save_embedding(
 ) -> None:
     """Write NAME.safetensors (kohya's `emb_params`) and NAME.pt (A1111's dictionary), float32, the same
     bytes every time. `step`, hash and name of the checkpoint are what A1111 shows beside the embedding.
+    A pair of SDXL has no place in A1111's dictionary: both files hold `clip_l` and `clip_g`.
 
     Raises SettingsError for a name that can't be a file's.
     """
     name = embedding.name
     if not name.strip() or name != Path(name).name or name.startswith("."):
         raise SettingsError(f"{name!r} can't name an embedding", "a file name's stem, such as aid210")
-    vectors = embedding.vectors.detach().cpu().float().clone()
+    vectors = _stored(embedding.vectors)
+    if embedding.vectors_g is not None:
+        pair = dict(zip(PAIR, (vectors, _stored(embedding.vectors_g)), strict=True))
+        write_tensors(folder / f"{name}.safetensors", pair, metadata)
+        write_bytes(folder / f"{name}.pt", _archive(pair))
+        return
     write_tensors(folder / f"{name}.safetensors", {"emb_params": vectors}, metadata)
     content = {
         "string_to_token": {"*": A1111_TOKEN},
@@ -89,12 +138,15 @@ def save_embedding(
     write_bytes(folder / f"{name}.pt", _archive(content))
 
 
-def embedding_metadata(name: str, lineage: str, negative: bool) -> dict[str, str]:
-    """ModelSpec's keys for an embedding of SD1, with AID's lineage."""
+def embedding_metadata(
+    name: str, lineage: str, negative: bool, architecture: str = "stable-diffusion-v1"
+) -> dict[str, str]:
+    """ModelSpec's keys for an embedding, with AID's lineage. `architecture` is ModelSpec's word for the
+    model, such as stable-diffusion-xl-v1-base."""
     return {
         METADATA_KEY: lineage,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/textual-inversion",
+        "modelspec.architecture": f"{architecture}/textual-inversion",
         "modelspec.implementation": "diffusers",
         "modelspec.title": name,
         "modelspec.trigger_phrase": name,
@@ -102,35 +154,30 @@ def embedding_metadata(name: str, lineage: str, negative: bool) -> dict[str, str
     }
 
 
-def _vectors(content: Any, path: Path) -> Tensor:
-    """The one tensor of a file's content, float32 [n, width]."""
-    if isinstance(content, dict) and "string_to_param" in content:
-        content = content["string_to_param"]
-        content = getattr(content, "_parameters", content)  # old files hold a ParameterDict
-    if not isinstance(content, Mapping):
-        raise ModelError(f"{path} is not an embedding", "vectors under one name")
-    if {"clip_l", "clip_g"} & content.keys():
-        widths = [str(list(tensor.shape)[-1:]) for tensor in content.values() if isinstance(tensor, Tensor)]
-        raise ModelError(f"{path} is an SDXL embedding, {' + '.join(widths)} wide", "one of SD1, [768] wide")
-    tensors = [value for value in content.values() if isinstance(value, Tensor)]
-    if len(tensors) != 1 or len(content) != 1:
-        raise ModelError(f"{path} holds {len(content)} entries", "an embedding: one tensor under one name")
-    vectors = tensors[0].detach().float()
+def _stored(vectors: Tensor) -> Tensor:
+    return vectors.detach().cpu().float().clone()
+
+
+def _vectors(tensor: Any, path: Path) -> Tensor:
+    """One tensor, float32 [n, width]."""
+    if not isinstance(tensor, Tensor):
+        raise ModelError(f"{path} holds {type(tensor).__name__} where vectors should be", "[vectors, width]")
+    vectors = tensor.detach().float()
     vectors = vectors.unsqueeze(0) if vectors.dim() == 1 else vectors
     if vectors.dim() != 2 or not vectors.numel():
-        raise ModelError(f"{path} holds a tensor of shape {list(tensors[0].shape)}", "[vectors, width]")
+        raise ModelError(f"{path} holds a tensor of shape {list(tensor.shape)}", "[vectors, width]")
     if not torch.isfinite(vectors).all():
         raise ModelError(f"{path} holds NaN or infinity", "finite vectors", "Train the embedding again.")
     return vectors
 
 
-def _archive(content: dict[str, Any]) -> bytes:
+def _archive(content: Mapping[str, Any]) -> bytes:
     """torch.save's zip with only the records that every A1111 accepts, and without times.
 
     A1111 refuses a file with a record it doesn't know, and newer torch adds some.
     """
     saved, slim = io.BytesIO(), io.BytesIO()
-    torch.save(content, saved)
+    torch.save(dict(content), saved)
     with zipfile.ZipFile(saved) as source, zipfile.ZipFile(slim, "w", zipfile.ZIP_STORED) as target:
         for record in source.namelist():
             folder, _, inner = record.partition("/")

@@ -15,13 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from aid.core.shot import Shot
-from aid.errors import ModelError, SettingsError
+from aid.errors import ModelError
 from aid.sd.checkpoint import VAE_SCALE, StableDiffusion
+from aid.sd.chunk import Chunk, chunk_prompt, spell
+from aid.sd.course import check_sampler, noise_for, plan_course
 from aid.sd.embedding import Embedding
-from aid.sd.noise import sigma_to_t, sigmas
+from aid.sd.noise import levels, scaled_input
 from aid.sd.random import PictureNoise
-from aid.sd.samplers import SAMPLERS
-from aid.sd.text import Chunk, chunk_prompt, encode_chunks, spell
+from aid.sd.samplers import SAMPLERS, TRAITS
+from aid.sd.text import encode_chunks
 
 PIXELS_A_DECODE = 1 << 20  # the VAE needs about 2 kB a pixel at SD1's widths
 PROMPTS_KEPT = 1024  # a quarter of a MB each at SD1's width
@@ -55,14 +57,14 @@ class Texts:
     """The prompts of one model and one set of embeddings, each encoded once and by itself."""
 
     def __init__(self, model: StableDiffusion, embeddings: Mapping[str, Embedding]) -> None:
-        self.model, self.known = model, spell(model.tokenizer, embeddings)
-        self._chunks: dict[str, list[Chunk]] = {}
+        self.model, self.known = model, spell(embeddings)
+        self._chunks: dict[str, list[Chunk[Embedding]]] = {}
         self._encodings: dict[tuple[str, int], Tensor] = {}
 
-    def chunks(self, prompt: str) -> list[Chunk]:
+    def chunks(self, prompt: str) -> list[Chunk[Embedding]]:
         if prompt not in self._chunks:
             _forget(self._chunks)
-            self._chunks[prompt] = chunk_prompt(self.model.tokenizer, prompt, self.known)
+            self._chunks[prompt] = chunk_prompt(prompt, self.known)
         return self._chunks[prompt]
 
     def encode(self, prompt: str, clip_skip: int) -> Tensor:
@@ -70,7 +72,7 @@ class Texts:
         key = prompt, clip_skip
         if key not in self._encodings:
             _forget(self._encodings)
-            self._encodings[key] = encode_chunks(self.model, [self.chunks(prompt)], clip_skip)[0]
+            self._encodings[key] = encode_chunks(self.model, [self.chunks(prompt)], clip_skip).context[0]
         return self._encodings[key]
 
 
@@ -79,7 +81,7 @@ def plan_batches(texts: Texts, shots: Sequence[Shot], batch_size: int) -> list[l
     guidance, and lengths of both prompts."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, shot in enumerate(shots):
-        _check_sampler(shot)
+        check_sampler(shot.sampler)
         guided = shot.cfg_scale != 1
         lengths = len(texts.chunks(shot.prompt)), len(texts.chunks(shot.negative_prompt)) if guided else 0
         key = (shot.width, shot.height, shot.steps, shot.sampler, shot.clip_skip, *lengths)
@@ -100,12 +102,14 @@ def draw_batch(
 ) -> list[Image.Image]:
     """Draw shots that plan_batches put together. `on_step` is called after each step of the sampler."""
     first = shots[0]
-    levels = sigmas(first.steps)
+    course = plan_course(first.sampler, "Automatic", first.steps, levels())
     noise = PictureNoise(
         [shot.seed for shot in shots], (4, first.height // 8, first.width // 8), model.device
     )
     denoise = Denoiser(model, shots, texts)
-    latents = SAMPLERS[first.sampler](denoise, noise() * levels[0], levels, noise, on_step)
+    x = course.start(noise())
+    noise_source = noise_for(first.sampler, course, noise)
+    latents = SAMPLERS[first.sampler](denoise, x, course.sigmas, noise_source, on_step)
     return to_pictures(decode(model, latents), shots, model)
 
 
@@ -119,6 +123,7 @@ class Denoiser:
         self.model = model
         self.text = torch.stack([texts.encode(shot.prompt, shot.clip_skip) for shot in shots])
         self.guided = shots[0].cfg_scale != 1
+        self.stride = TRAITS[shots[0].sampler].stride
         if self.guided:
             scales = [shot.cfg_scale for shot in shots]
             self.scale = torch.tensor(scales, device=model.device).reshape(-1, 1, 1, 1)
@@ -130,7 +135,7 @@ class Denoiser:
                 self.text = torch.cat([self.text, self.negative])
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        scaled, t = x * (1 / (sigma**2 + 1) ** 0.5), sigma_to_t(sigma)
+        scaled, t = scaled_input(x, sigma), levels().sigma_to_t(sigma, self.stride)
         if not self.guided:
             return x - self._noise(scaled, t, self.text) * sigma
         if self.together:
@@ -170,8 +175,3 @@ def to_pictures(pixels: Tensor, shots: Sequence[Shot], model: StableDiffusion) -
 def _forget(cache: dict[Any, Any]) -> None:
     if len(cache) >= PROMPTS_KEPT:
         cache.clear()
-
-
-def _check_sampler(shot: Shot) -> None:
-    if shot.sampler not in SAMPLERS:
-        raise SettingsError(f"{shot.sampler!r} is not a sampler", " or ".join(SAMPLERS))

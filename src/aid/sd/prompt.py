@@ -1,129 +1,112 @@
-"""A1111's attention grammar: which part of a prompt weighs how much.
+"""A prompt as A1111 reads it, explained: adapters called, parts joined by AND, words for every step.
 
-`(x)` multiplies by 1.1, `[x]` divides by 1.1, `(x:1.3)` multiplies by 1.3; nesting multiplies; an
-unclosed bracket lasts to the end; `\\(`, `\\)`, `\\[`, `\\]`, `\\\\` are literal and any other lone
-backslash vanishes. BREAK, a word of its own outside weighted brackets, starts a new chunk.
-Source: A1111 modules/prompt_parser.py, whose results these are, to the last bit of every weight.
+    text --extract--> without <lora:...> --AND--> parts with weights --editing--> words for each step
+
+The words' own weights are the last layer (`attention`), read when they are encoded. Reading never raises
+and takes time linear in the text's length; what is odd is told as notes.
+Source: A1111 modules/prompt_parser.py; composition by AND: Liu et al. 2022.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
-from itertools import accumulate, groupby
 
-BREAK = ("BREAK", -1.0)
-"""What parse_attention returns for a BREAK. Only this pair is one: inside `(...:w)` it is plain text."""
+from aid.sd.adapter_call import LoraCall, extract, extract_loras
+from aid.sd.attention import BREAK, escape, parse_attention, weigh
+from aid.sd.editing import Entry, Pass, at_step, schedule
+from aid.sd.note import Note
 
-ROUND, SQUARE = 1.1, 1 / 1.1
-DEEPEST_EXACT = 64  # mean nesting up to which weights are multiplied in A1111's own order
+__all__ = [
+    "BREAK",
+    "Entry",
+    "LoraCall",
+    "Note",
+    "Part",
+    "Pass",
+    "Prompt",
+    "escape",
+    "extract_loras",
+    "parse_attention",
+    "plan_prompt",
+    "read_prompt",
+]
 
-TOKEN = re.compile(r"\\[()\[\]\\]?|[(\[\])]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|:")
-BREAK_WORD = re.compile(r"\bBREAK\b")
-SPECIAL = re.compile(r"[()\[\]\\]")
+AND_WORD = re.compile(r"\bAND\b")
+WEIGHT = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
+OPEN = "never closed"
+LONGEST_WEIGHT = 300  # characters; a longer number can't be finite
 
 
 @dataclass(frozen=True)
-class _Range:
-    """Segments [start, end) are multiplied by `factor`."""
+class Part:
+    """One of the pictures that AND composes: u + Σ weight · s · (c − u)."""
 
-    start: int
-    end: int
-    factor: float
+    weight: float
+    schedule: tuple[Entry, ...]
 
+    def at(self, step: int) -> str:
+        """The words for the denoiser's call number `step`, counted from 0."""
+        return at_step(self.schedule, step)
 
-def parse_attention(text: str) -> list[tuple[str, float]]:
-    """Cut `text` into (segment, weight). Never raises, and takes time linear in the text's length.
-
-    A number that A1111 would stumble over, as in `(x:1.2.3)`, is text and the bracket weighs 1.1.
-    """
-    segments, ranges = _scan(text)
-    weights = _weigh([weight for _, weight in segments], ranges)
-    weighed = zip((segment for segment, _ in segments), weights, strict=True)
-    runs = groupby(weighed, key=lambda pair: pair[1])
-    merged = [("".join(segment for segment, _ in run), weight) for weight, run in runs]
-    return merged or [("", 1.0)]
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(entry.text for entry in self.schedule)
 
 
-def escape(text: str) -> str:
-    """`text` as a prompt that means just that: a tag such as `miku (vocaloid)` keeps its brackets."""
-    return SPECIAL.sub(r"\\\g<0>", text)
+@dataclass(frozen=True)
+class Prompt:
+    """What a prompt says. Notes are in the order of their places in `text`."""
+
+    text: str
+    parts: tuple[Part, ...]
+    loras: tuple[LoraCall, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
-def _scan(text: str) -> tuple[list[tuple[str, float]], list[_Range]]:
-    """The unweighted segments, and the ranges in the order in which their brackets close."""
-    segments: list[tuple[str, float]] = []
-    ranges: list[_Range] = []
-    open_round: list[int] = []
-    open_square: list[int] = []
-    for match in TOKEN.finditer(text):
-        token = match[0]
-        if token.startswith("\\"):
-            segments.append((token[1:], 1.0))
-        elif token == "(":
-            open_round.append(len(segments))
-        elif token == "[":
-            open_square.append(len(segments))
-        elif token == "]" and open_square:
-            ranges.append(_Range(open_square.pop(), len(segments), SQUARE))
-        elif token[-1] == ")" and open_round:
-            factor = _number(match[1])
-            if factor is None and match[1]:
-                segments.append((token[:-1], 1.0))
-            ranges.append(_Range(open_round.pop(), len(segments), ROUND if factor is None else factor))
-        else:
-            segments.extend(_split_at_break(token))
-    ranges += [_Range(start, len(segments), ROUND) for start in open_round]
-    ranges += [_Range(start, len(segments), SQUARE) for start in open_square]
-    return segments, ranges
+def read_prompt(text: str, span: Pass, negative: bool = False) -> Prompt:
+    """Read a prompt for one pass of sampling. A negative one calls no adapters and knows no AND."""
+    if negative:
+        entries, notes = _plan(text, span)
+        return Prompt(text, (Part(1.0, tuple(entries)),), (), tuple(notes))
+    found = extract(text)
+    parts: list[Part] = []
+    notes = list(found.notes)
+    for start, words, weight in _parts(found.text):
+        entries, odd = _plan(words, span)
+        parts.append(Part(weight, tuple(entries)))
+        notes += [Note(found.origin(start + note.at), note.text) for note in odd]
+        if start + len(words) < len(found.text) and any(OPEN in note.text for note in odd):
+            notes.append(Note(found.origin(start), "AND divides the prompt even inside brackets"))
+    return Prompt(text, tuple(parts), found.loras, tuple(sorted(notes)))
 
 
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+def _plan(words: str, span: Pass) -> tuple[list[Entry], list[Note]]:
+    """The words for each step, and the notes on edits and weights, one a place."""
+    entries, notes = schedule(words, span)
+    places = {note.at for note in notes}
+    return entries, sorted([*notes, *(note for note in weigh(words)[1] if note.at not in places)])
 
 
-def _split_at_break(text: str) -> list[tuple[str, float]]:
-    """The parts around each BREAK, without the space beside it; a BREAK stands between two parts."""
-    parts = BREAK_WORD.split(text)
-    segments: list[tuple[str, float]] = []
-    for index, part in enumerate(parts):
-        if index > 0:
-            segments.append(BREAK)
-            part = part.lstrip()
-        segments.append((part.rstrip() if index + 1 < len(parts) else part, 1.0))
-    return segments
+def plan_prompt(text: str, steps: int, old_editing: bool = False) -> list[Part]:
+    """The parts of a positive prompt without its calls of adapters, planned for so many steps."""
+    return list(read_prompt(text, Pass(steps, old_editing)).parts)
 
 
-def _weigh(weights: list[float], ranges: list[_Range]) -> list[float]:
-    """Each segment's weight times the factors of the ranges around it."""
-    work = sum(span.end - span.start for span in ranges)
-    if work > DEEPEST_EXACT * (len(weights) + 1):
-        return _weigh_deep(weights, ranges)
-    for span in ranges:
-        for index in range(span.start, span.end):
-            weights[index] *= span.factor
-    return weights
+def _parts(text: str) -> list[tuple[int, str, float]]:
+    """Where each part starts, its words and its weight. A prompt without AND is one part."""
+    parts: list[tuple[int, str, float]] = []
+    start = 0
+    for match in AND_WORD.finditer(text):
+        parts.append((start, *_split_weight(text[start : match.start()])))
+        start = match.end()
+    return [*parts, (start, *_split_weight(text[start:]))]
 
 
-def _weigh_deep(weights: list[float], ranges: list[_Range]) -> list[float]:
-    """The same for absurdly deep nesting, in one pass over sums of logarithms."""
-    steps = [(0.0, 0, 0)] * (len(weights) + 1)
-    for span in ranges:
-        change = (math.log(abs(span.factor)) if span.factor else 0.0, span.factor < 0, span.factor == 0)
-        steps[span.start] = _add(steps[span.start], change, 1)
-        steps[span.end] = _add(steps[span.end], change, -1)
-    totals = accumulate(steps, lambda total, step: _add(total, step, 1))
-    factors = (
-        0.0 if zeros else (-1.0) ** negatives * math.exp(max(-700.0, min(700.0, logarithm)))
-        for logarithm, negatives, zeros in totals
-    )
-    return [weight * factor for weight, factor in zip(weights, factors, strict=False)]
-
-
-def _add(total: tuple[float, int, int], step: tuple[float, int, int], sign: int) -> tuple[float, int, int]:
-    return total[0] + sign * step[0], total[1] + sign * step[1], total[2] + sign * step[2]
+def _split_weight(part: str) -> tuple[str, float]:
+    """`a cat :1.2` is (a cat, 1.2). Without a weight only the space at the end is lost."""
+    words, colon, number = part.rpartition(":")
+    number = number.strip()
+    if colon and len(number) < LONGEST_WEIGHT and WEIGHT.fullmatch(number):
+        return words.rstrip(), float(number)
+    return part.rstrip(), 1.0

@@ -1,5 +1,5 @@
-"""Tensor files: safetensors written with reproducible bytes and read with a checked header; pickles
-only through torch's weights-only loader, told by content and not by extension.
+"""Tensor files: safetensors written with reproducible bytes and read with a checked header, one tensor at
+a time; pickles only through torch's weights-only loader, told by content and not by extension.
 
 Format: u64 little-endian header length, JSON header padded with spaces to 8 bytes, then the tensors
 one after another (huggingface/safetensors).
@@ -12,8 +12,10 @@ import json
 import math
 import pickle
 import struct
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,28 @@ DTYPES = {
     "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor where it lies: its format and shape are known, its values are read when asked for."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.count * self.dtype.itemsize
+
+
+def in_memory(tensor: Tensor) -> Stored:
+    return Stored(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
 @dataclass(frozen=True)
@@ -55,14 +79,26 @@ class Header:
         return {name: info.shape for name, info in self.tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        """One tensor, read from disk now."""
+        """One tensor, read from disk now. Raises FileError if the file has become shorter."""
         info = self.tensors[name]
-        if info.start == info.end:
-            return torch.empty(info.shape, dtype=info.dtype)
-        with open(self.path, "rb") as stream:
-            stream.seek(info.start)
-            raw = bytearray(stream.read(info.end - info.start))
-        return torch.frombuffer(raw, dtype=info.dtype).reshape(info.shape)
+        values = torch.empty(info.shape, dtype=info.dtype)
+        if values.numel() and self._read_into(_bytes_of(values), info.start) != info.end - info.start:
+            raise _malformed(self.path, f"it ends inside {name[:80]!r}")
+        return values
+
+    def _read_into(self, values: memoryview, start: int) -> int:
+        try:
+            with open(self.path, "rb") as stream:
+                stream.seek(start)
+                return stream.readinto(values)
+        except OSError as error:
+            raise FileError(f"{self.path} could not be read ({error.strerror or error})") from error
+
+    def stored(self) -> dict[str, Stored]:
+        return {
+            name: Stored(info.dtype, info.shape, partial(self.read, name))
+            for name, info in self.tensors.items()
+        }
 
 
 def read_header(path: Path) -> Header:
@@ -95,12 +131,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises FileError for a file that is truncated, malformed, or would run code when unpickled.
     """
-    if not is_pickle(path):
-        header = read_header(path)
-        return {name: header.read(name) for name in header.tensors}
-    content = read_pickle(path)
+    if is_pickle(path):
+        return _state(read_pickle(path), path)
+    header = read_header(path)
+    return {name: header.read(name) for name in header.tensors}
+
+
+def open_tensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """A file's tensors where they lie, and its metadata; a pickle's storages are mapped, not read, where its
+    archive allows that. Raises FileError as `read_tensors` does."""
+    if is_pickle(path):
+        tensors = _state(read_pickle(path, mapped=True), path)
+        return {name: in_memory(tensor) for name, tensor in tensors.items()}, {}
+    header = read_header(path)
+    return header.stored(), header.metadata
+
+
+def _state(content: Any, path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    tensors = {key: value for key, value in (state or {}).items() if isinstance(value, Tensor)}
+    named = state.items() if isinstance(state, Mapping) else ()
+    tensors = {key: value for key, value in named if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise FileError(f"{path} holds no tensors", "a checkpoint or a dictionary of weights")
     return tensors
@@ -116,10 +166,23 @@ def is_pickle(path: Path) -> bool:
     return head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:9] != b"{")
 
 
-def read_pickle(path: Path) -> Any:
-    """Unpickle weights and plain containers, nothing that could run code."""
+class Callback:
+    """Stands for the training callbacks that old checkpoints name, and does nothing."""
+
+
+CALLBACKS = [
+    (Callback, f"{package}.callbacks.model_checkpoint.ModelCheckpoint")
+    for package in ("pytorch_lightning", "lightning.pytorch")
+]
+
+
+def read_pickle(path: Path, mapped: bool = False) -> Any:
+    """Unpickle weights and plain containers, nothing that could run code; `mapped` leaves the weights on disk
+    until they are used, where the file is an archive that allows it."""
     try:
-        with open(path, "rb") as stream:  # given a path, torch goes by its extension
+        with torch.serialization.safe_globals(CALLBACKS), open(path, "rb") as stream:
+            if mapped and _is_mappable(path):
+                return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FileError(
@@ -132,34 +195,61 @@ def read_pickle(path: Path) -> Any:
         raise FileError(f"{path} is truncated or damaged ({reason})", "a whole weights file") from error
 
 
+def _is_mappable(path: Path) -> bool:
+    """Whether all records are stored as they are. Given a path, torch goes by its extension, so not for a
+    pickle that calls itself safetensors."""
+    if path.suffix.lower() == ".safetensors" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file atomically; the same tensors and metadata give the same bytes.
 
     Tensors stand by dtype size, largest first, then by name, as the official writer orders them.
     """
-    names = file_order(tensors)
-    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    write_stored(path, {name: in_memory(tensor) for name, tensor in tensors.items()}, metadata)
+
+
+def write_stored(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
+    """`write_tensors` for tensors that are read one at a time, while the file is being written.
+
+    Raises FileError for a tensor that turns out to be of another format or shape than was said.
+    """
+    with replacing(path) as stream:
+        stream.write(header_bytes(tensors, metadata))
+        for name in file_order(tensors):
+            stored, tensor = tensors[name], tensors[name].read()
+            if (tensor.dtype, tuple(tensor.shape)) != (stored.dtype, stored.shape):
+                raise FileError(f"{name} is {list(tensor.shape)}, {tensor.dtype}", f"{stored.shape}")
+            stream.write(raw_bytes(tensor))
+            del tensor  # before the next one is read
+
+
+def header_bytes(tensors: Mapping[str, Stored], metadata: Mapping[str, str], always: bool = False) -> bytes:
+    """All that stands before the tensors: the header's length, and the header, padded. The official writer
+    lists even no metadata where it is given none (`always`)."""
+    listed = {"__metadata__": dict(sorted(metadata.items()))}
+    entries: dict[str, Any] = listed if metadata or always else {}
     offset = 0
-    for name in names:
-        tensor = tensors[name]
-        end = offset + tensor.numel() * tensor.element_size()
+    for name in file_order(tensors):
+        stored = tensors[name]
+        end = offset + stored.size
         entries[name] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
+            "dtype": NAMES[stored.dtype],
+            "shape": list(stored.shape),
             "data_offsets": [offset, end],
         }
         offset = end
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
-    with replacing(path) as stream:
-        stream.write(struct.pack("<Q", len(header)) + header)
-        for name in names:
-            stream.write(raw_bytes(tensors[name]))
+    return struct.pack("<Q", len(header)) + header
 
 
-def file_order(tensors: Mapping[str, Tensor]) -> list[str]:
+def file_order(tensors: Mapping[str, Tensor] | Mapping[str, Stored]) -> list[str]:
     """Names in the order in which a file holds their tensors."""
-    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -173,8 +263,21 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values, little-endian and contiguous, without a copy where it already is."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return _bytes_of(tensor.detach().cpu().contiguous())
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite. The extremes tell it thirty times as fast as a test of each."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    values = tensor.float() if tensor.element_size() == 1 else tensor  # torch can't compare eight-bit floats
+    lowest, highest = torch.aminmax(values.detach())
+    return bool(torch.isfinite(lowest) & torch.isfinite(highest))
 
 
 def _malformed(path: Path, reason: str) -> FileError:

@@ -1,14 +1,17 @@
-"""Prompts to text encodings: 75-token chunks, embeddings by name, and weights.
+"""Prompts to what the U-Net is conditioned on, for SD1, SD2 and SDXL.
 
-Source: A1111 modules/sd_hijack_clip.py and sd_emphasis.py ("Original" emphasis). One deliberate
-difference: when the words after a comma move to the next chunk, an embedding among them moves along
-(A1111 leaves its vectors behind, on padding).
+    SD1    the text encoder's last state, or an earlier one by clip skip, through the final layer norm
+    SD2    the last state of its encoder, which is OpenCLIP's without the last layer; no clip skip
+    SDXL   the states before the last of both encoders, side by side, without layer norm; and the pooled
+           vector of the second one's first chunk. A1111 minds clip skip only if told so (`clip_l_skip`)
+
+Source: A1111 modules/sd_hijack_clip.py, sd_hijack_open_clip.py and sd_models_xl.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,28 +19,47 @@ from torch import Tensor
 
 from aid.errors import ModelError
 from aid.sd.checkpoint import StableDiffusion
+from aid.sd.chunk import Chunk, Spelling, chunk_marked, chunk_prompt, embeddings_in, empty_chunk, spell
 from aid.sd.embedding import Embedding
-from aid.sd.prompt import BREAK, parse_attention
-from aid.sd.text_encoder import encode_ids
-from aid.sd.tokenizer import BOS, CHUNK, EOS
+from aid.sd.emphasis import emphasise
+from aid.sd.mixing import Mix, align, variants
+from aid.sd.text_encoder import (
+    PENULTIMATE,
+    Fix,
+    encode_ids,
+    encode_penultimate,
+    pad_with_zeros,
+    pool,
+)
 
-COMMA = 267  # `,</w>` in CLIP's vocabulary
-COMMA_BACKTRACK = 20  # tokens after the last comma that may move to the next chunk (A1111's default)
-LEAST_MEAN = 0.01  # of the mean magnitude; CLIP ViT-L/14's mean is about 0.15 of it
-PLACEHOLDER = 0  # the id under an embedding's vectors
+__all__ = [
+    "Conditioning",
+    "chunk_prompt",
+    "embeddings_in",
+    "encode_chunks",
+    "encode_prompts",
+    "encode_schedule",
+    "repeat_last",
+    "size_ids",
+    "spell",
+]
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """One window of the text encoder: 77 ids and weights (BOS, 75 tokens, EOS), and the embeddings in
-    it, each with the position of its first vector (BOS is 0)."""
+class Conditioning:
+    """What prompts are to the U-Net: `context` [b, 77k, width], and for SDXL `pooled` [b, 1280]."""
 
-    ids: list[int]
-    weights: list[float]
-    fixes: list[tuple[int, Embedding]] = field(default_factory=list)
+    context: Tensor
+    pooled: Tensor | None = None
 
+    def __getitem__(self, index: int | slice) -> Conditioning:
+        pooled = None if self.pooled is None else self.pooled[index]
+        return Conditioning(self.context[index], pooled)
 
-EMPTY = Chunk([BOS] + [EOS] * (CHUNK + 1), [1.0] * (CHUNK + 2))
+    def zeros(self) -> Conditioning:
+        """A1111's conditioning for SDXL when no negative prompt says anything."""
+        pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
+        return Conditioning(torch.zeros_like(self.context), pooled)
 
 
 def encode_prompts(
@@ -45,157 +67,157 @@ def encode_prompts(
     prompts: Sequence[str],
     clip_skip: int = 1,
     embeddings: Mapping[str, Embedding] | None = None,
-) -> Tensor:
-    """Prompts to `[b, 77k, width]`, k being the chunks of the longest; shorter ones are followed by
-    empty chunks. Gradients reach the text encoder and the embeddings' vectors.
+    emphasis: str = "Original",
+    *,
+    clip_l_skip: bool = False,
+    zero_empty: bool = False,
+) -> Conditioning:
+    """Prompts to a context of 77k rows, k being the chunks of the longest; shorter ones are followed by
+    empty chunks. Gradients reach the text encoders and the embeddings' vectors.
 
-    Raises ModelError for an embedding that the model has no room for.
+    `clip_l_skip`: SDXL's first encoder minds clip skip. `zero_empty`: nothing but zeros if all prompts are
+    empty, as A1111 has it for SDXL's negative prompts. Raises ModelError for an embedding that the model
+    has no room for, SettingsError for an unknown emphasis mode.
     """
-    known = spell(model.tokenizer, embeddings or {})
-    return encode_chunks(
-        model, [chunk_prompt(model.tokenizer, prompt, known) for prompt in prompts], clip_skip
+    known = spell(embeddings or {})
+    chunks = [chunk_prompt(prompt, known, emphasis) for prompt in prompts]
+    made = encode_chunks(model, chunks, clip_skip, emphasis, clip_l_skip=clip_l_skip)
+    return made.zeros() if zero_empty and not any(prompts) else made
+
+
+def encode_schedule(
+    model: StableDiffusion,
+    texts: Sequence[str],
+    mixes: Sequence[Mix] = (),
+    clip_skip: int = 1,
+    embeddings: Mapping[str, Embedding] | None = None,
+    emphasis: str = "Original",
+    *,
+    clip_l_skip: bool = False,
+) -> Conditioning:
+    """The texts of one part's schedule, [texts, 77k, width]: all of one length, and under one mean where
+    emphasis restores it, as A1111 encodes them. A mix in a text becomes the weighted mean of its variants.
+    """
+    known: Spelling[Embedding] = spell(embeddings or {})
+    plans = [variants(text, mixes) for text in texts]
+    unique = list(dict.fromkeys(words for plan in plans for _, words in plan))
+    marked = {words: chunk_marked(words, known, emphasis) for words in unique}
+    flat = [words for plan in plans for _, words in plan]
+    made = encode_chunks(
+        model, [marked[words][0] for words in flat], clip_skip, emphasis, True, clip_l_skip=clip_l_skip
     )
+    mixed: list[Conditioning] = []
+    start = 0
+    for plan in plans:
+        layouts = [marked[words] for _, words in plan]
+        mixed.append(_mean(made[start : start + len(plan)], [weight for weight, _ in plan], layouts))
+        start += len(plan)
+    pooled = [one.pooled for one in mixed if one.pooled is not None]
+    return Conditioning(torch.stack([one.context for one in mixed]), torch.stack(pooled) if pooled else None)
 
 
-def encode_chunks(model: StableDiffusion, prompts: Sequence[Sequence[Chunk]], clip_skip: int = 1) -> Tensor:
-    """Prompts already cut into chunks, to `[b, 77k, width]`."""
+def encode_chunks(
+    model: StableDiffusion,
+    prompts: Sequence[Sequence[Chunk[Embedding]]],
+    clip_skip: int = 1,
+    emphasis: str = "Original",
+    together: bool = False,
+    *,
+    clip_l_skip: bool = False,
+) -> Conditioning:
+    """Prompts already cut into chunks; `together`, emphasis takes them for variants of one prompt."""
     longest = max(map(len, prompts))
-    chunks = [chunk for prompt in prompts for chunk in (*prompt, *[EMPTY] * (longest - len(prompt)))]
-    device = next(model.text_encoder.parameters()).device
-    ids = torch.tensor([chunk.ids for chunk in chunks], device=device)
-    fixes = [
-        (row, position, embedding.vectors)
-        for row, chunk in enumerate(chunks)
-        for position, embedding in chunk.fixes
-    ]
-    hidden = emphasise(encode_ids(model.text_encoder, ids, clip_skip, fixes), [c.weights for c in chunks])
-    return hidden.reshape(len(prompts), longest * (CHUNK + 2), -1)
+    padding: Chunk[Embedding] = empty_chunk()
+    rows = [[*prompt, *[padding] * (longest - len(prompt))] for prompt in prompts]
+    chunks = [chunk for row in rows for chunk in row]
+    weights = [[chunk.weights for chunk in row] for row in rows]
+    windows = _Windows.of([*chunks, padding], model.text_encoder)
+    hidden = [_encode_first(model, windows, clip_skip, clip_l_skip)]
+    pooled = None
+    second: Any = model.text_encoder_2
+    if second is not None:
+        ids = pad_with_zeros(windows.ids)
+        state, last = encode_penultimate(second, ids, windows.fixes(second=True))
+        hidden.append(state)
+        pooled = pool(second, last, ids)[windows.places[:-1:longest]]
+    contexts = []
+    for state in hidden:
+        shaped = state[windows.places[:-1]].reshape(len(rows), longest, *state.shape[1:])
+        empty = state[windows.places[-1]]
+        contexts.append(emphasise(shaped, weights, emphasis, empty, together).flatten(1, 2))
+    return Conditioning(torch.cat(contexts, dim=-1), pooled)
 
 
-def emphasise(hidden: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
-    """Scale each token's vector by its weight, then each chunk back to its former mean.
-
-    `hidden` is [chunks, 77, width]. Where there is no mean to speak of (an untrained encoder's layer
-    norm leaves none, and 0/0 would be NaN) it is not restored; CLIP's is far above that bound.
-    """
-    if all(weight == 1.0 for row in weights for weight in row):
-        return hidden
-    scaled = hidden * torch.tensor(weights, dtype=hidden.dtype, device=hidden.device).unsqueeze(-1)
-    mean, size = _mean(hidden), _mean(hidden.abs())
-    there = mean.abs() > LEAST_MEAN * size
-    return scaled * (torch.where(there, mean, 1) / torch.where(there, _mean(scaled), 1))
+def size_ids(
+    original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]
+) -> tuple[int, int, int, int, int, int]:
+    """SDXL's size conditioning from (height, width), (top, left), (height, width), in pixels: A1111 draws
+    with the picture's own size twice and no crop. Source: Podell et al. 2023."""
+    return *original, *crop, *target
 
 
-def _mean(hidden: Tensor) -> Tensor:
-    return hidden.mean(dim=(1, 2), keepdim=True)
+def repeat_last(context: Tensor, rows: int) -> Tensor:
+    """[n, width] to [rows, width], the last vector repeated: how A1111 evens out the parts of AND."""
+    return torch.cat([context, context[-1:].expand(rows - len(context), -1)])
 
 
-Spelling = dict[int, list[tuple[list[int], Embedding]]]
-"""First token id of a name -> the names that start so, longest first."""
+@dataclass(frozen=True)
+class _Windows:
+    """Chunks without repetition, as the encoders take them; `places` tells where each one asked for is."""
+
+    chunks: Sequence[Chunk[Embedding]]
+    ids: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk[Embedding]], encoder: Any) -> _Windows:
+        device = next(encoder.parameters()).device
+        unique: dict[object, int] = {}
+        kept: list[Chunk[Embedding]] = []
+        places: list[int] = []
+        for chunk in chunks:
+            key = tuple(chunk.ids), tuple((position, id(word)) for position, word in chunk.fixes)
+            places.append(unique.setdefault(key, len(kept)))
+            kept += [chunk] if places[-1] == len(kept) else []
+        ids = torch.tensor([chunk.ids for chunk in kept], device=device)
+        return cls(kept, ids, torch.tensor(places, device=device))
+
+    def fixes(self, second: bool = False) -> list[Fix]:
+        return [
+            (row, position, _second_vectors(embedding) if second else embedding.vectors)
+            for row, chunk in enumerate(self.chunks)
+            for position, embedding in chunk.fixes
+        ]
 
 
-def spell(tokenizer: Any, embeddings: Mapping[str, Embedding]) -> Spelling:
-    """Look-up table of the embeddings' names as token ids. Ids ignore case, so names do too."""
-    spelling: Spelling = {}
-    for name, ids in zip(embeddings, _tokenize(tokenizer, list(embeddings)), strict=True):
-        if ids:
-            spelling.setdefault(ids[0], []).append((ids, embeddings[name]))
-    for candidates in spelling.values():
-        candidates.sort(key=lambda candidate: -len(candidate[0]))
-    return spelling
+def _second_vectors(embedding: Embedding) -> Tensor:
+    vectors: Tensor | None = getattr(embedding, "vectors_g", None)
+    if vectors is None:
+        raise ModelError(
+            f"embedding {embedding.name} has vectors for one text encoder",
+            "vectors for both of SDXL's",
+            "Choose an embedding that was trained on SDXL.",
+        )
+    return vectors
 
 
-def chunk_prompt(tokenizer: Any, prompt: str, known: Spelling) -> list[Chunk]:
-    """Cut one prompt into at least one chunk. An embedding is never split over two.
-
-    Raises ModelError for an embedding of more than 75 vectors.
-    """
-    segments = parse_attention(prompt)
-    builder = _Builder()
-    for segment, ids in zip(segments, _tokenize(tokenizer, [text for text, _ in segments]), strict=True):
-        if segment == BREAK:
-            builder.close()
-            continue
-        at = 0
-        while at < len(ids):
-            builder.make_room(ids[at])
-            name, embedding = _match(known, ids, at)
-            if embedding is None:
-                builder.add_token(ids[at], segment[1])
-            else:
-                builder.add_embedding(embedding, segment[1])
-            at += len(name) or 1
-    if builder.ids or not builder.done:
-        builder.close()
-    return builder.done
+def _encode_first(model: StableDiffusion, windows: _Windows, clip_skip: int, clip_l_skip: bool) -> Tensor:
+    encoder, fixes = model.text_encoder, windows.fixes()
+    if model.text_encoder_2 is not None:
+        return encode_penultimate(encoder, windows.ids, fixes, -clip_skip if clip_l_skip else PENULTIMATE)[0]
+    if model.architecture.family == "sd2":
+        return encode_ids(encoder, pad_with_zeros(windows.ids), 1, fixes)
+    return encode_ids(encoder, windows.ids, clip_skip, fixes)
 
 
-def embeddings_in(chunks: Sequence[Chunk]) -> list[Embedding]:
-    """The embeddings that a prompt names, in order, each once."""
-    return list({fix.name: fix for chunk in chunks for _, fix in chunk.fixes}.values())
-
-
-def _tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-    return ids
-
-
-def _match(known: Spelling, ids: list[int], at: int) -> tuple[list[int], Embedding | None]:
-    for name, embedding in known.get(ids[at], ()):
-        if ids[at : at + len(name)] == name:
-            return name, embedding
-    return [], None
-
-
-class _Builder:
-    """Fills chunks with tokens; `done` has those that are full."""
-
-    def __init__(self) -> None:
-        self.done: list[Chunk] = []
-        self._start([], [], [])
-
-    def _start(self, ids: list[int], weights: list[float], fixes: list[tuple[int, Embedding]]) -> None:
-        self.ids, self.weights, self.fixes, self.last_comma = ids, weights, fixes, -1
-
-    def close(self) -> None:
-        """Pad the current chunk with EOS and begin an empty one."""
-        padding = CHUNK - len(self.ids)
-        ids = [BOS, *self.ids, *[EOS] * (padding + 1)]
-        self.done.append(Chunk(ids, [1.0, *self.weights, *[1.0] * (padding + 1)], self.fixes))
-        self._start([], [], [])
-
-    def make_room(self, token: int) -> None:
-        """If the chunk is full, close it: at its last comma if that is near and `token` is none."""
-        full = len(self.ids) == CHUNK
-        if token == COMMA:
-            self.last_comma = len(self.ids)
-        elif full and self.last_comma >= 0 and CHUNK - self.last_comma <= COMMA_BACKTRACK:
-            self._close_at(self.last_comma + 1)
-            return
-        if full:
-            self.close()
-
-    def _close_at(self, end: int) -> None:
-        rest = self.ids[end:], self.weights[end:], [(p - end, e) for p, e in self.fixes if p > end]
-        self.ids, self.weights = self.ids[:end], self.weights[:end]
-        self.fixes = [(position, embedding) for position, embedding in self.fixes if position <= end]
-        self.close()
-        self._start(*rest)
-
-    def add_token(self, token: int, weight: float) -> None:
-        self.ids.append(token)
-        self.weights.append(weight)
-
-    def add_embedding(self, embedding: Embedding, weight: float) -> None:
-        count = len(embedding.vectors)
-        if count > CHUNK:
-            raise ModelError(
-                f"embedding {embedding.name} has {count} vectors", f"at most {CHUNK}, the size of a chunk"
-            )
-        if len(self.ids) + count > CHUNK:
-            self.close()
-        self.fixes.append((len(self.ids) + 1, embedding))
-        self.ids += [PLACEHOLDER] * count
-        self.weights += [weight] * count
+def _mean(
+    made: Conditioning, weights: Sequence[float], layouts: Sequence[tuple[list[Chunk[Embedding]], list[int]]]
+) -> Conditioning:
+    """One conditioning of the variants of a mixed text, each token with its like."""
+    if len(weights) == 1:
+        return made[0]
+    rows = torch.tensor(align(layouts, made.context.shape[1]), device=made.context.device)
+    share = torch.tensor(weights, dtype=made.context.dtype, device=made.context.device)
+    aligned = torch.stack([context[row] for context, row in zip(made.context, rows, strict=True)])
+    context = torch.einsum("v,vrw->rw", share, aligned)
+    return Conditioning(context, None if made.pooled is None else share @ made.pooled)

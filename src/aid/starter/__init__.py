@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Any
 
+from aid.core.release import MODEL_FILE
 from aid.errors import FileError
 
 FOLDER = Path(__file__).parent
-BASE = FOLDER / "base.safetensors"
-RECOMMENDED = FOLDER / "recommended.toml"
+BASE = FOLDER / "release" / MODEL_FILE
 
 
 def shipped(name: str) -> Path:
-    """A file or folder that ships with AID: `base` is the checkpoint, `pictures/...` its pictures.
+    """A file or folder that ships with AID: `release` is the starter's, `base` its checkpoint alone, and
+    `pictures/...` what its recipe learns from.
 
     Raises FileError for anything else.
     """
@@ -24,9 +23,3 @@ def shipped(name: str) -> Path:
         present = sorted(p.name for p in FOLDER.iterdir() if not p.name.startswith(("_", ".")))
         raise FileError(f"aid:{name} is not shipped with AID", f"base, or one of {', '.join(present)}")
     return path
-
-
-def recommended() -> dict[str, Any]:
-    """The settings of `generate` that suit the starter; embeddings as paths."""
-    written = tomllib.loads(RECOMMENDED.read_text())
-    return {**written, "embeddings": tuple(FOLDER / name for name in written.get("embeddings", ()))}

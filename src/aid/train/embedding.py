@@ -22,7 +22,9 @@ from aid.sd.checkpoint import StableDiffusion, load_checkpoint, resolve_checkpoi
 from aid.sd.device import torch_device
 from aid.sd.embedding import Embedding, embedding_metadata, save_embedding
 from aid.sd.prompt import escape
+from aid.sd.state import load_state, optimiser_tensors, restore_optimiser, save_state
 from aid.sd.text import encode_prompts
+from aid.sd.text_encoder import token_embeddings
 from aid.train.batch import draw_noise, read_latents, step_generator
 from aid.train.finetuning import rate_factor
 from aid.train.log import Log, draw_curve
@@ -30,7 +32,6 @@ from aid.train.loss import Diffusion
 from aid.train.order import Order
 from aid.train.run import due, refuse_nan
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings
-from aid.train.state import load_state, optimiser_tensors, restore_optimiser, save_state
 
 
 @verb("train embedding", resumable=True)
@@ -75,7 +76,9 @@ class Inversion:
     def __init__(self, model: StableDiffusion, settings: EmbeddingSettings, device: torch.device) -> None:
         self.model, self.settings, self.device = model, settings, device
         self.diffusion = Diffusion(device, settings.weighting, settings.snr_gamma)
-        vocabulary = token_embeddings(model)
+        if settings.checkpointing:
+            model.unet.train().enable_gradient_checkpointing()
+        vocabulary = token_embeddings(model.text_encoder)
         initial = initial_vectors(model, settings.initial_text, settings.vectors)
         self.vectors = initial.to(device).requires_grad_(True)
         self.norm_limit = settings.norm_limit * vocabulary.norm(dim=1).median()
@@ -87,8 +90,9 @@ class Inversion:
         generator = step_generator(settings.seed, index)
         latents = read_latents(dataset, records, generator)
         noised = draw_noise(latents, settings.noise_draws, 0.0, generator).to(self.device)
-        text = self.encode(index, records).repeat_interleave(settings.noise_draws, 0)
-        losses = self.diffusion.losses(self.model.unet, noised.latents, noised.noise, noised.t, text)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            text = self.encode(index, records).repeat_interleave(settings.noise_draws, 0)
+            losses = self.diffusion.losses(self.model.unet, noised.latents, noised.noise, noised.t, text)
         loss: Tensor = losses.mean()
         loss.backward()  # type: ignore[no-untyped-call]
         assert self.vectors.grad is not None
@@ -109,7 +113,7 @@ class Inversion:
             for record in records
         ]
         known = {self.settings.name: Embedding(self.settings.name, self.vectors)}
-        return encode_prompts(self.model, captions, self.settings.clip_skip, known)
+        return encode_prompts(self.model, captions, self.settings.clip_skip, known).context
 
     @torch.no_grad()
     def limit_norms(self) -> None:
@@ -140,13 +144,6 @@ class Inversion:
         return done
 
 
-def token_embeddings(model: StableDiffusion) -> Tensor:
-    """The vocabulary's vectors, [49408, width]."""
-    core = getattr(model.text_encoder, "text_model", model.text_encoder)
-    weight: Tensor = core.embeddings.token_embedding.weight.detach()
-    return weight
-
-
 def initial_vectors(model: StableDiffusion, text: str, count: int) -> Tensor:
     """`count` vectors that start as the text's tokens, each in turn (A1111's rule).
 
@@ -156,5 +153,4 @@ def initial_vectors(model: StableDiffusion, text: str, count: int) -> Tensor:
     if not ids:
         raise SettingsError("initial_text is empty", "a word or two to start from")
     rows = [ids[index * len(ids) // count] for index in range(count)]
-    vectors: Tensor = token_embeddings(model)[rows].clone()
-    return vectors
+    return token_embeddings(model.text_encoder)[rows].clone()

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from aid.sd.checkpoint import StableDiffusion
+from aid.sd.state import optimiser_tensors, restore_optimiser
 from aid.sd.tensorfile import Header
 from aid.sd.text_encoder import encode_ids
 from aid.train.average import Average
 from aid.train.loss import Diffusion
 from aid.train.plan import Step
 from aid.train.settings import FinetuneSettings
-from aid.train.state import optimiser_tensors, restore_optimiser
 
 
 class Finetuning:

@@ -19,11 +19,11 @@ from aid.errors import AidError
 from aid.sd.checkpoint import load_checkpoint, save_checkpoint
 from aid.sd.device import torch_device
 from aid.sd.precision import PRECISIONS
+from aid.sd.state import load_state, save_state
 from aid.train.finetuning import Finetuning
 from aid.train.log import Log, draw_curve
 from aid.train.plan import Plan
 from aid.train.settings import FinetuneInputs, FinetuneSettings, SampleSettings
-from aid.train.state import load_state, save_state
 
 
 @verb("train finetune", resumable=True)

@@ -33,6 +33,7 @@ class SampleSettings(Settings):
     prompts: tuple[str, ...] = ()
     """One picture each."""
     negative_prompt: str = ""
+    """The same for every picture; empty shows what the prompts alone give."""
     steps: int = Field(default=20, ge=1)
     """Sampler steps: fewer than for a release, to cost little."""
     cfg_scale: float = Field(default=5.0, ge=0)
@@ -150,6 +151,10 @@ class EmbeddingSettings(Settings):
     """Marked as a negative embedding in the metadata."""
     save_every: int = Field(default=100, ge=1)
     """Steps between saved states."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of the forward and backward pass; the vectors and their optimiser stay fp32."""
+    checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a half more time."""
     seed: int = 0
     """Decides order, captions, timesteps and noise."""
 

@@ -1,4 +1,4 @@
-"""A training run's state on disk: written whole, newest wins, damaged ones are passed over."""
+"""The state of an unfinished training on disk: written whole, newest wins, damaged ones are passed over."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ def load_state(folder: Path) -> tuple[int, Header] | None:
         except (FileError, ValueError):
             continue
     return None
+
+
+def module_tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers as flat tensors, `module.NAME`."""
+    return {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+def restore_module(module: torch.nn.Module, saved: Header) -> None:
+    """Put a saved state back, each tensor into the memory that the module has for it."""
+    module.load_state_dict({name: saved.read(f"module.{name}") for name in module.state_dict()})
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

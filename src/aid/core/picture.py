@@ -1,4 +1,4 @@
-"""Opening one picture: decoded whole, upright, opaque, sRGB; or a PictureError that says why not."""
+"""Reading one picture safely: decoded whole, upright, opaque, sRGB; or a PictureError that says why not."""
 
 from __future__ import annotations
 
@@ -14,13 +14,33 @@ from aid.errors import PictureError
 # No format that runs another program (EPS) or leads to other files (WMF, FPX).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 STILL = {"MPO"}  # a JPEG with more pictures behind it, as telephones write; the first one is meant
+MAXIMUM_MEGAPIXELS = 170.0  # just under what Pillow itself takes for a decompression bomb
 
 
-def read_picture(path: Path, maximum_megapixels: float) -> Image.Image:
+def open_picture(path: Path, next_step: str = "Make or fetch it again.") -> Image.Image:
+    """A picture that must be readable. Raises PictureError naming the file if it is not."""
+    try:
+        return read_picture(path)
+    except PictureError as error:
+        raise PictureError(
+            f"{path} could not be read as a picture: it {error.found}",
+            error.expected or "a whole picture",
+            next_step,
+        ) from error
+
+
+def open_small(path: Path, edge_px: int, next_step: str = "Make or fetch it again.") -> Image.Image:
+    """A picture made smaller, if need be, until its longer side is `edge_px`. Raises PictureError."""
+    picture = open_picture(path, next_step)
+    picture.thumbnail((edge_px, edge_px), Image.Resampling.LANCZOS)
+    return picture
+
+
+def read_picture(path: Path, maximum_megapixels: float = MAXIMUM_MEGAPIXELS) -> Image.Image:
     """An RGB picture, EXIF orientation applied, transparency on white.
 
     The size is checked in the header, before anything is decoded. Raises PictureError for whatever is
-    too large, moving, damaged or no picture.
+    too large, moving, damaged or no picture; it says what is wrong (`has several frames`), not where.
     """
     try:
         with Image.open(path, formats=formats()) as picture:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from aid.dataset.check import read_picture
+from aid.core.picture import open_picture, open_small, read_picture
 from aid.errors import PictureError
 
 
@@ -114,3 +114,17 @@ def test_metadata_is_no_obstacle(tmp_path: Path, noise: Image.Image) -> None:
     info.add_text("parameters", "a, b\nSteps: 20")
     noise.save(tmp_path / "a.png", pnginfo=info, exif=b"Exif\0\0broken")
     assert np.array_equal(np.asarray(read_picture(tmp_path / "a.png", 40.0)), np.asarray(noise))
+
+
+def test_what_must_be_readable_is_named_with_the_next_step(tmp_path: Path, noise: Image.Image) -> None:
+    path = tmp_path / "a.png"
+    noise.save(path)
+    assert np.array_equal(np.asarray(open_picture(path)), np.asarray(noise))
+    assert open_small(path, 30).size == (30, 20) and open_small(path, 99).size == (60, 40)
+    path.write_bytes(path.read_bytes()[:99])
+    with pytest.raises(
+        PictureError, match=r"a\.png could not be read as a picture: it can't .* Draw it again"
+    ):
+        open_picture(path, "Draw it again.")
+    with pytest.raises(PictureError, match=r"b\.png could not be read .* expected a whole picture\. Make or"):
+        open_small(tmp_path / "b.png", 30)

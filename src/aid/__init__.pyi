@@ -1,0 +1,63 @@
+"""The types of the names that `aid` imports when they are used."""
+
+from aid.core.catalogue import Catalogue as Catalogue
+from aid.core.catalogue import load_catalogue as load_catalogue
+from aid.core.dataset import Dataset as Dataset
+from aid.core.dataset import Record as Record
+from aid.core.gallery import Frame as Frame
+from aid.core.gallery import read_gallery as read_gallery
+from aid.core.lineage import Lineage as Lineage
+from aid.core.lineage import lineage_of as lineage_of
+from aid.core.release import Release as Release
+from aid.core.report import Report as Report
+from aid.core.report import Score as Score
+from aid.core.shot import Shot as Shot
+from aid.core.workbench import Progress as Progress
+from aid.core.workbench import Workbench as Workbench
+from aid.dataset.run import prepare as prepare
+from aid.dataset.settings import PrepareInputs as PrepareInputs
+from aid.dataset.settings import PrepareSettings as PrepareSettings
+from aid.errors import AidError as AidError
+from aid.errors import ArtifactError as ArtifactError
+from aid.errors import FileError as FileError
+from aid.errors import ModelError as ModelError
+from aid.errors import PictureError as PictureError
+from aid.errors import SettingsError as SettingsError
+from aid.evaluate.judge_run import judge as judge
+from aid.evaluate.run import evaluate as evaluate
+from aid.evaluate.settings import EvaluateInputs as EvaluateInputs
+from aid.evaluate.settings import EvaluateSettings as EvaluateSettings
+from aid.evaluate.settings import JudgeInputs as JudgeInputs
+from aid.evaluate.settings import JudgeSettings as JudgeSettings
+from aid.generate.run import generate as generate
+from aid.generate.settings import GenerateInputs as GenerateInputs
+from aid.generate.settings import GenerateSettings as GenerateSettings
+from aid.generate.settings import Plan as Plan
+from aid.make import Recipe as Recipe
+from aid.make import make as make
+from aid.make import read_recipe as read_recipe
+from aid.merge.run import merge as merge
+from aid.merge.settings import MergeInputs as MergeInputs
+from aid.merge.settings import MergeSettings as MergeSettings
+from aid.release.run import release as release
+from aid.release.settings import ReleaseInputs as ReleaseInputs
+from aid.release.settings import ReleaseSettings as ReleaseSettings
+from aid.sd.checkpoint import StableDiffusion as StableDiffusion
+from aid.sd.checkpoint import load_checkpoint as load_checkpoint
+from aid.sd.checkpoint import save_checkpoint as save_checkpoint
+from aid.sd.embedding import Embedding as Embedding
+from aid.sd.embedding import load_embedding as load_embedding
+from aid.sd.embedding import save_embedding as save_embedding
+from aid.sd.pipeline import draw as draw
+from aid.starter import shipped as shipped
+from aid.train.embedding import embedding as embedding
+from aid.train.run import finetune as finetune
+from aid.train.settings import CaptionSettings as CaptionSettings
+from aid.train.settings import EmbeddingInputs as EmbeddingInputs
+from aid.train.settings import EmbeddingSettings as EmbeddingSettings
+from aid.train.settings import FinetuneInputs as FinetuneInputs
+from aid.train.settings import FinetuneSettings as FinetuneSettings
+from aid.train.settings import SampleSettings as SampleSettings
+
+__version__: str
+__all__: list[str]

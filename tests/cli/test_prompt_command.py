@@ -1,0 +1,116 @@
+"""`aid prompt` as a person meets it, and the explanation behind it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aid.cli import main
+from aid.core.catalogue import load_catalogue
+from aid.errors import FileError
+from aid.sd.embedding import Embedding, save_embedding
+from aid.sd.explanation import Knowledge, embedding_sizes, explain, find_styles
+
+KNOWN = Knowledge({"badv3": 3, "aid210": 2}, {"sketch"}, load_catalogue(), {"hair": ("red hair",)})
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    try:
+        main(["prompt", *map(str, words)])
+    except SystemExit as exit:
+        assert not exit.code
+    return capsys.readouterr().out
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    return json.loads(run(capsys, *words, "--json"))
+
+
+def test_chunks_weights_schedule_and_parts_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "a (cat:1.2) [red:blue:.5] BREAK b AND dog:0.5 <lora:x:0.7>", "--steps", 10)
+    first, second = found["prompt"]["parts"]
+    assert (first["weight"], second["weight"]) == (1.0, 0.5)
+    red, blue = first["schedule"]
+    assert (red["first"], red["last"], blue["first"], blue["last"]) == (0, 5, 6, 9)
+    chunk, other = red["variants"][0]["chunks"]
+    assert chunk == [["a</w>", 1.0], ["cat</w>", 1.2], ["red</w>", 1.0]] and other == [["b</w>", 1.0]]
+    assert found["prompt"]["loras"] == [{"name": "x", "text_weight": 0.7, "unet_weight": 0.7}]
+    text = run(capsys, "a [red:blue:.5]", "--steps", 10, "--negative", "bad (b")
+    assert "steps 1-6: a red" in text and "steps 7-10: a blue" in text
+    assert "negative prompt: bad (b" in text and "note at 5: this ( is never closed" in text
+
+
+def test_styles_are_found_in_spite_of_old_and_wrong_names(capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "by fuzichico, (by wlpo:1.1), by WLOP, wlop, by nobody at all")["prompt"]
+    assert [(style["trigger"], style["match"]) for style in found["styles"]] == [
+        ("by fuzichoco", "old name"), ("by wlop", "near"), ("by wlop", "same"), ("by wlop", "without by"),
+    ]  # fmt: skip
+    notes = {note["at"]: note["text"] for note in found["notes"]}
+    assert "called `by fuzichoco` now" in notes[0] and "did you mean by wlop" in notes[15]
+
+
+def test_escaped_names_are_found() -> None:
+    styles, _ = find_styles(r"1girl, by wlop \(x\), by wlop", load_catalogue())
+    assert styles[-1].match == "same"
+
+
+def test_embeddings_are_found_and_near_ones_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_embedding(Embedding("badv3", torch.zeros(3, 16)), tmp_path, {})
+    found = told(capsys, "a, BADV3, badv4", "--embeddings", tmp_path)["prompt"]
+    assert found["embeddings"] == [{"name": "badv3", "vectors": 3}]
+    assert [(note["at"], "did you mean badv3" in note["text"]) for note in found["notes"]] == [(10, True)]
+    assert ["<badv3>", 1.0] in found["parts"][0]["schedule"][0]["variants"][0]["chunks"][0]
+    assert embedding_sizes(tmp_path / "badv3.pt") == {"badv3": 3}
+    (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    with pytest.raises(FileError, match=r"torn\.safetensors could not be read"):
+        embedding_sizes(tmp_path)
+
+
+def test_unknown_adapters_are_told_if_it_is_known_which_there_are() -> None:
+    notes = explain("a <lora:sketsh:1> <lora:sketch:1>", 20, KNOWN).notes
+    assert [(note.at, note.text) for note in notes] == [
+        (7, "no LoRA is called `sketsh`; did you mean sketch?")
+    ]
+
+
+def test_mixes_and_wildcards_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "hair.txt").write_text("red hair")
+    text = run(capsys, "{by wlop:3|by micah:1}, __hair__", "--wildcards", tmp_path)
+    assert "expanded: {by wlop:0.75 | by micah:0.25}, red hair" in text
+    assert "75% of the mix, chunk 1: " in text and "25% of the mix, chunk 1: " in text
+
+
+def test_neither_torch_nor_transformers_is_loaded() -> None:
+    code = (
+        "import sys; from aid.cli import main\ntry: main(['prompt', 'a (b:1.2)'])\nexcept SystemExit: pass\n"
+    )
+    code += "print([m for m in ('torch', 'transformers', 'diffusers', 'numpy') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+PIECES = st.sampled_from(
+    ["(", ")", "[", "]", ":", "|", "{", "}", "a", " by wlpo", " AND ", " BREAK ", "<lora:x:1>", "0.5",
+     "badv3", "badv4,", "__hair__", "\\", "\n", "漢", "\ud800", "\U000f0000"]
+)  # fmt: skip
+
+
+@given(st.text() | st.lists(PIECES, max_size=30).map("".join), st.booleans())
+@settings(deadline=None, max_examples=150)
+def test_any_text_is_explained(prompt: str, negative: bool) -> None:
+    for emphasis in ("Original", "ComfyUI"):
+        made = explain(prompt, 4, KNOWN, negative=negative, emphasis=emphasis)
+        assert made.parts and all(spans for _, spans in made.parts)
+        for _, spans in made.parts:
+            assert [span.first for span in spans] == [0, *(span.last + 1 for span in spans[:-1])]
+            assert spans[-1].last == 3

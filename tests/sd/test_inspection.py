@@ -1,0 +1,122 @@
+"""`aid inspect` tells every kind of file by its content."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from aid.cli import root
+from aid.core.lineage import describe
+from aid.errors import FileError, PictureError
+from aid.sd.checkpoint import load_checkpoint, save_checkpoint
+from aid.sd.embedding import Embedding, save_embedding
+from aid.sd.inspection import Inspection, inspect
+from aid.sd.layouts import UNET, VAE
+from aid.sd.tensorfile import read_tensors, write_tensors
+
+
+def shown(*words: object) -> str:
+    result = CliRunner().invoke(root, ["inspect", *map(str, words)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+@pytest.mark.parametrize(("family", "blocks"), [("sd1", 26), ("sd2", 26), ("sdxl", 20)])
+def test_a_checkpoint(family: str, blocks: int, family_files: dict[str, Path], tmp_path: Path) -> None:
+    lineage = describe("finetune", {"steps": 3}, {})
+    model = load_checkpoint(family_files[family])
+    told = {"modelspec.title": "Named", "aid.lineage": lineage.embedded()}
+    save_checkpoint(model, tmp_path / "model.bin", told)  # whatever it is called
+    found = inspect(tmp_path / "model.bin")
+    assert found.kind == "checkpoint" and found.size == (tmp_path / "model.bin").stat().st_size
+    assert found.about["prediction"] == model.architecture.prediction
+    assert (
+        len(found.blocks) == blocks and found.blocks[0].name == "BASE" and found.blocks[-1].name[:3] == "OUT"
+    )
+    parameters = sum(p.numel() for module in (model.unet,) for p in module.parameters())
+    assert next(part for part in found.parts if part.name == "U-Net").parameters == parameters
+    assert sum(block.size for block in found.blocks) == sum(part.size for part in found.parts)
+    assert found.metadata["modelspec.title"] == "Named" and found.lineage == lineage
+    text = shown(tmp_path / "model.bin")
+    for expected in ("checkpoint", "OUT08", "AutoV2", found.hashes["sha256"], "Named", "finetune", "steps=3"):
+        assert expected in text
+    assert json.loads(shown(tmp_path / "model.bin", "--json"))["hashes"] == found.hashes
+    assert "AutoV2" not in shown(tmp_path / "model.bin", "--quick")
+
+
+def test_vae_unet_adapter_embedding_and_others(family_files: dict[str, Path], tmp_path: Path) -> None:
+    tensors = read_tensors(family_files["sd1"])
+
+    def kind(name: str, content: dict[str, torch.Tensor]) -> Inspection:
+        write_tensors(tmp_path / name, content, {})
+        return inspect(tmp_path / name)
+
+    vae = {key.removeprefix(VAE): one for key, one in tensors.items() if key.startswith(VAE)}
+    assert kind("vae.safetensors", vae).kind == "VAE"
+    unet = {key: one for key, one in tensors.items() if key.startswith(UNET)}
+    assert kind("unet.safetensors", unet).kind == "U-Net"
+    assert kind("x.safetensors", {"a": torch.ones(2), "b": torch.ones(2)}).kind == "weights"
+    lora = {
+        "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": torch.ones(8, 320),
+        "lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight": torch.ones(320, 8),
+        "lora_unet_down_blocks_0_attentions_0_proj_in.alpha": torch.tensor(4.0),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_b": torch.ones(4, 9),
+    }
+    adapter = kind("lora.safetensors", lora)
+    assert adapter.kind == "adapter"
+    assert adapter.about == {"method": "LoRA, LoHa", "modules": "2 (1 in text encoders)", "rank": "8, 4"}
+    save_embedding(Embedding("bad", torch.ones(3, 768)), tmp_path, {"modelspec.title": "bad"})
+    for ending in ("safetensors", "pt"):
+        found = inspect(tmp_path / f"bad.{ending}")
+        assert (found.kind, found.about["vectors"]) == ("embedding", "3 of 768") and found.hashes["AutoV2"]
+
+
+def test_a_diffusers_folder(family_files: dict[str, Path], tmp_path: Path) -> None:
+    model = load_checkpoint(family_files["sdxl"])
+    save_checkpoint(model, tmp_path / "folder", {}, torch.bfloat16, "diffusers")
+    found = inspect(tmp_path / "folder")
+    assert found.kind == "checkpoint" and found.dtypes == {"BF16": sum(found.dtypes.values())}
+    assert len(found.blocks) == 20 and not found.hashes
+
+
+def test_pictures(tmp_path: Path) -> None:
+    from aid.sd.infotext import png_bytes
+
+    picture = Image.new("RGB", (8, 16))
+    parameters = "a cat\nNegative prompt: dog\nSteps: 3, Sampler: Euler a, Seed: 1"
+    lineage = describe("generate", {"steps": 3}, {})
+    (tmp_path / "a.jpg").write_bytes(png_bytes(picture, parameters, lineage.embedded()))
+    found = inspect(tmp_path / "a.jpg")
+    assert (found.kind, found.about["picture"]) == ("picture", "PNG, 8x16")
+    assert found.about["parameters"] == parameters and found.lineage == lineage
+    assert "Negative prompt: dog" in shown(tmp_path / "a.jpg")
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\x00" + parameters.encode("utf-16-be")
+    for ending in ("jpg", "webp"):
+        picture.save(tmp_path / f"b.{ending}", exif=exif)
+        assert inspect(tmp_path / f"b.{ending}").about["parameters"] == parameters
+    (tmp_path / "c.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    with pytest.raises(PictureError, match=r"c\.png is not a readable picture"):
+        inspect(tmp_path / "c.png")
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    for name, content in (("empty", b""), ("text", b"hello"), ("zip", b"PK\x03\x04nothing")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(FileError, match=name):
+            inspect(tmp_path / name)
+    for missing in (tmp_path / "none", tmp_path):
+        with pytest.raises(FileError, match="does not exist"):
+            inspect(missing)
+
+
+def test_an_artifact_folder_is_its_model(family_files: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copyfile(family_files["sd1"], tmp_path / "model.safetensors")
+    assert inspect(tmp_path, hashes=False).path == tmp_path / "model.safetensors"
