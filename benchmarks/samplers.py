@@ -30,7 +30,7 @@ from aid.sd.random import PictureNoise
 from aid.sd.samplers import SAMPLERS, TRAITS, Denoise
 
 REPOSITORY = Path(__file__).parents[1]
-STARTER = REPOSITORY / "src/aid/starter/base.safetensors"
+STARTER = REPOSITORY / "src/aid/starter/release/model.safetensors"
 LIMIT = 1e-5
 STEPS = (20, 32, 40)
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -128,6 +128,6 @@ def test_inputs_of_later_steps_are_asked_for_before_anything_runs(tmp_path: Path
     "recipe", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")), ids=lambda p: p.stem
 )
 def test_the_recipes_that_ship_are_valid(recipe: Path, tmp_path: Path) -> None:
-    if "aid:base" in recipe.read_text("utf-8") and not (FOLDER / "base.safetensors").is_file():
+    if "aid:base" in recipe.read_text("utf-8") and not (FOLDER / "release").is_dir():
         pytest.skip("the starter's weights are not in this checkout")
     assert [step.entry for step in read_recipe(recipe, tmp_path).steps][-1].stem == "Release"

@@ -10,6 +10,7 @@ from PIL import Image
 from aid import starter
 from aid.cli import main
 from aid.cli.verb_command import verb_values
+from aid.core.release import Release
 from aid.sd.infotext import parse_infotext
 
 SMALL = ["--steps", "1", "--width", "16", "--height", "16", "--device", "cpu"]
@@ -24,7 +25,7 @@ def drawn(folder: Path, *words: str | Path) -> str:
 
 def test_the_starter_recommends_and_the_user_decides(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("cfg_scale = 5\n")
-    recommended = starter.recommended()["cfg_scale"]
+    recommended = Release(starter.shipped("release")).recommended()["cfg_scale"]
     assert recommended not in (0, 5, 6, 7)
     assert float(drawn(tmp_path / "plain")) == recommended
     assert float(drawn(tmp_path / "set", "--set", "cfg_scale=7")) == 7
@@ -32,6 +33,17 @@ def test_the_starter_recommends_and_the_user_decides(tmp_path: Path) -> None:
     assert float(drawn(tmp_path / "zero", "--cfg-scale", "0")) == 0
     both = ("--settings", tmp_path / "mine.toml", "--set", "cfg_scale=6")
     assert float(drawn(tmp_path / "both", *both)) == 6
+
+
+def test_the_shipped_release_draws_with_its_negative_embedding(tmp_path: Path) -> None:
+    named = Release(starter.shipped("release")).catalogue.parameters_of().negative_embedding
+    for words, negative in (([], named), (["--negative-prompt", "blurry"], f"{named}, blurry")):
+        folder = tmp_path / negative
+        main(["generate", "red hair", "--out", str(folder), *SMALL, *words])
+        with Image.open(next(folder.glob("*.png"))) as picture:
+            text = parse_infotext(picture.text["parameters"])  # type: ignore[attr-defined]
+        assert text.negative_prompt == negative
+        assert text.fields["TI hashes"].startswith(f"{named}: ")
 
 
 def test_another_checkpoint_has_no_recommendation(lively_checkpoint: Path, tmp_path: Path) -> None:

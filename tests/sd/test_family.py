@@ -21,6 +21,7 @@ from aid.sd.checkpoint import (
     ldm_tensors,
     load_checkpoint,
     load_vae,
+    require_noise_prediction,
     save_checkpoint,
 )
 from aid.sd.layouts import PLACES, PROJECTION, TEXT_2, TEXT_PREFIX, UNET, VAE, average_key
@@ -318,3 +319,10 @@ def test_real_constants() -> None:
     assert (SD2.prediction, SD2_BASE.prediction, SD2.native_edge_px) == ("v", "epsilon", 768)
     assert SDXL.unet_config()["attention_head_dim"] == [5, 10, 20]
     assert {TINY_SD2.family, TINY_SDXL.family} == {"sd2", "sdxl"}
+
+
+def test_training_refuses_what_its_loss_is_not_for(family_files: dict[str, Path]) -> None:
+    for family, named in (("sd2", "is SD2 that predicts v"), ("sdxl", "is SDXL")):
+        with pytest.raises(ModelError, match=named):
+            require_noise_prediction(load_checkpoint(family_files[family]), "training")
+    require_noise_prediction(load_checkpoint(family_files["sd1"]), "training")

@@ -18,7 +18,8 @@ from aid.core.dataset import Record
 from aid.core.picture import open_small
 from aid.release.settings import ReleaseSettings
 from aid.sd.architecture import METADATA_KEY as ARCHITECTURE_KEY
-from aid.sd.architecture import SD1, Architecture
+from aid.sd.architecture import Architecture
+from aid.sd.metadata import architecture_name
 from aid.sd.tensorfile import hash_tensors
 
 THUMBNAIL_PX = 256  # ModelSpec advises 256x256
@@ -41,7 +42,7 @@ def describe_model(
     hash_sha256 = hash_tensors(tensors)
     spec = {
         "sai_model_spec": "1.0.1",
-        "architecture": "stable-diffusion-v1" if architecture == SD1 else "stable-diffusion-v1/narrow",
+        "architecture": architecture_name(architecture),
         "implementation": "https://github.com/Stability-AI/generative-models",
         "title": f"{settings.title} {settings.version}",
         "description": settings.description.en,
@@ -52,7 +53,7 @@ def describe_model(
         "trigger_phrase": ", ".join(catalogue.triggers()),
         "usage_hint": usage_hint(catalogue),
         "resolution": training_size(records),
-        "prediction_type": "epsilon",
+        "prediction_type": architecture.prediction,
         "timestep_range": "0,1000",
         "encoder_layer": str(catalogue.parameters.clip_skip),
         "hash_sha256": f"0x{hash_sha256}",

@@ -16,7 +16,7 @@ from aid.core.release import MODEL_FILE
 from aid.errors import AidError
 from aid.sd.architecture import SD1, Architecture
 from aid.sd.detection import detect
-from aid.sd.layouts import OLD_TEXT, UNET, VAE, modern_key
+from aid.sd.layouts import TEXT_ROOT, UNET, VAE, modern_key
 from aid.sd.tensorfile import is_pickle, read_header
 
 TEXT_ONCE, EACH_CELL, EACH_PAIR = 3.0e9, 1.655e8, 7.3e3  # FLOPs of a U-Net pass: a pair of cells attend
@@ -88,7 +88,8 @@ def read_cost(path: Path) -> Cost:
     except AidError as error:
         return Cost(note=str(error))
     counts = {key: math.prod(info.shape) for key, info in tensors.items() if info.dtype.is_floating_point}
-    unet, text, vae = (_under(prefix, counts) for prefix in (UNET, OLD_TEXT, VAE))
+    prefixes = UNET, TEXT_ROOT[architecture.family], VAE
+    unet, text, vae = (_under(prefix, counts) for prefix in prefixes)
     return Cost(architecture, unet, text, vae)
 
 

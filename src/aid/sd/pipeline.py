@@ -1,5 +1,7 @@
 """Shots to pictures.
 
+    texts --> noise or a picture's latent --sampler--> latents [--enlarge, sampler-->] --VAE--> pictures
+
 A picture depends on its shot and the weights alone: noise comes from its own seed, and prompts of
 different length are never padded to share a batch. Drawn in another batch it is the same up to the
 rounding of the convolutions.
@@ -8,25 +10,30 @@ rounding of the convolutions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from aid.core.shot import Shot
-from aid.errors import ModelError
-from aid.sd.checkpoint import VAE_SCALE, StableDiffusion
-from aid.sd.chunk import Chunk, chunk_prompt, spell
-from aid.sd.course import check_sampler, noise_for, plan_course
+from aid.core.shot import Shot, Source
+from aid.sd.adapter_folder import AdapterFolder
+from aid.sd.checkpoint import StableDiffusion
+from aid.sd.course import Course, find_schedule, noise_for, plan_course, plan_course_from_picture
+from aid.sd.decoding import FACTOR, decode, to_pictures
+from aid.sd.denoiser import Denoiser, keep_outside, levels_of, text_kept
 from aid.sd.embedding import Embedding
-from aid.sd.noise import levels, scaled_input
+from aid.sd.hires import enlarge, second_shot
+from aid.sd.init_picture import InitPicture, encode_init, open_init, start_under
 from aid.sd.random import PictureNoise
-from aid.sd.samplers import SAMPLERS, TRAITS
-from aid.sd.text import encode_chunks
+from aid.sd.samplers import SAMPLERS, TRAITS, Denoise, OnStep
+from aid.sd.shot_text import Texts, calls_of, is_guided
+from aid.sd.sugar import Wildcards
 
-PIXELS_A_DECODE = 1 << 20  # the VAE needs about 2 kB a pixel at SD1's widths
-PROMPTS_KEPT = 1024  # a quarter of a MB each at SD1's width
+__all__ = ["Texts", "decode", "draw", "draw_batch", "plan_batches", "steps_of", "to_pictures"]
+
+OWN = {"prompt", "negative_prompt", "seed", "variation_seed", "variation_strength", "style", "tags"}
+"""What pictures drawn together may differ in, besides how strongly they are guided."""
 
 OnPicture = Callable[[int], None]
 
@@ -37,55 +44,32 @@ def draw(
     embeddings: Mapping[str, Embedding] | None = None,
     batch_size: int = 8,
     on_picture: OnPicture | None = None,
+    *,
+    adapters: AdapterFolder | None = None,
+    wildcards: Wildcards | None = None,
 ) -> list[Image.Image]:
     """Draw every shot, in batches of at most `batch_size`; pictures come back in the order asked.
 
-    `on_picture` is told each index as it is done. Raises SettingsError for an unknown sampler,
-    ModelError for a model that draws NaN.
+    `on_picture` is told each index as it is done. `adapters` are what `<lora:name:1>` calls, `wildcards` what
+    `__name__` does. Raises SettingsError for an unknown sampler or schedule, FileError for an adapter that
+    isn't there, PictureError for a source that can't be read, ModelError for a model that draws NaN.
     """
-    texts = Texts(model, embeddings or {})
     pictures: dict[int, Image.Image] = {}
-    for batch in plan_batches(texts, shots, batch_size):
-        for index, picture in zip(batch, draw_batch(model, [shots[i] for i in batch], texts), strict=True):
-            pictures[index] = picture
-            if on_picture is not None:
-                on_picture(index)
+    with Texts(model, embeddings, adapters, wildcards) as texts:
+        for batch in plan_batches(texts, shots, batch_size):
+            for index, picture in zip(batch, draw_batch(model, [shots[i] for i in batch], texts), strict=True):
+                pictures[index] = picture
+                if on_picture is not None:
+                    on_picture(index)
     return [pictures[index] for index in range(len(shots))]
 
 
-class Texts:
-    """The prompts of one model and one set of embeddings, each encoded once and by itself."""
-
-    def __init__(self, model: StableDiffusion, embeddings: Mapping[str, Embedding]) -> None:
-        self.model, self.known = model, spell(embeddings)
-        self._chunks: dict[str, list[Chunk[Embedding]]] = {}
-        self._encodings: dict[tuple[str, int], Tensor] = {}
-
-    def chunks(self, prompt: str) -> list[Chunk[Embedding]]:
-        if prompt not in self._chunks:
-            _forget(self._chunks)
-            self._chunks[prompt] = chunk_prompt(prompt, self.known)
-        return self._chunks[prompt]
-
-    def encode(self, prompt: str, clip_skip: int) -> Tensor:
-        """[77k, width]"""
-        key = prompt, clip_skip
-        if key not in self._encodings:
-            _forget(self._encodings)
-            self._encodings[key] = encode_chunks(self.model, [self.chunks(prompt)], clip_skip).context[0]
-        return self._encodings[key]
-
-
 def plan_batches(texts: Texts, shots: Sequence[Shot], batch_size: int) -> list[list[int]]:
-    """The indices of shots that can be drawn together: same size, steps, sampler, clip skip, use of
-    guidance, and lengths of both prompts."""
-    groups: dict[tuple[object, ...], list[int]] = {}
+    """The indices of shots that can be drawn together: alike in all but OWN and the strength of guidance,
+    with prompts of the same lengths that call the same adapters."""
+    groups: dict[object, list[int]] = {}
     for index, shot in enumerate(shots):
-        check_sampler(shot.sampler)
-        guided = shot.cfg_scale != 1
-        lengths = len(texts.chunks(shot.prompt)), len(texts.chunks(shot.negative_prompt)) if guided else 0
-        key = (shot.width, shot.height, shot.steps, shot.sampler, shot.clip_skip, *lengths)
-        groups.setdefault(key, []).append(index)
+        groups.setdefault(_kind(texts, shot), []).append(index)
     return [
         group[start : start + batch_size]
         for group in groups.values()
@@ -93,85 +77,133 @@ def plan_batches(texts: Texts, shots: Sequence[Shot], batch_size: int) -> list[l
     ]
 
 
+def _kind(texts: Texts, shot: Shot) -> tuple[object, ...]:
+    """Equal for shots that can share a batch. Raises SettingsError for an unknown sampler or schedule."""
+    passes = [shot, second_shot(shot)] if shot.hires else [shot]
+    for one in passes:
+        calls_of(one.sampler, one.steps)
+        find_schedule(one.sampler, one.schedule)
+    told = shot.model_copy(
+        update={"prompt": "", "negative_prompt": "", "seed": 0, "variation_seed": 0, "style": "", "tags": ()}
+        | {"variation_strength": 0.0, "cfg_scale": 1.0 + (shot.cfg_scale != 1)}
+        | {"hires": shot.hires and shot.hires.model_copy(update={"prompt": "", "negative_prompt": ""})}
+    )
+    return told, *(texts.lengths(shot, second) for second in (False, True)[: len(passes)])
+
+
 @torch.inference_mode()
 def draw_batch(
     model: StableDiffusion,
     shots: Sequence[Shot],
     texts: Texts,
-    on_step: Callable[[], None] = lambda: None,
+    on_step: OnStep = lambda: None,
+    pictures: Mapping[str, Path] | None = None,
 ) -> list[Image.Image]:
-    """Draw shots that plan_batches put together. `on_step` is called after each step of the sampler."""
+    """Draw shots that plan_batches put together. `on_step` is called after each step of the sampler;
+    `pictures` (sha256 -> path) are where sources are looked for first."""
+    inits = [open_init(shot.source, (shot.width, shot.height), pictures) for shot in shots if shot.source]
+    with text_kept(model):
+        latents = _from_pictures(model, shots, inits, texts, on_step) if inits else None
+        if latents is None:
+            latents = _from_noise(model, shots, texts, on_step)
+        if shots[0].hires:
+            latents = _second_pass(model, shots, latents, texts, on_step)
+    drawn = to_pictures(decode(model, latents), shots, model)
+    return [init.over(one) for init, one in zip(inits, drawn, strict=True)] if inits else drawn
+
+
+def steps_of(shot: Shot) -> int:
+    """How often `on_step` is called for a shot, about: U-Net calls but for second-order samplers."""
+    share = shot.source.denoising_strength if shot.source else 1.0
+    second = (shot.hires.steps or shot.steps) if shot.hires else 0
+    return max(1, round(shot.steps * share)) + second
+
+
+def _from_noise(model: StableDiffusion, shots: Sequence[Shot], texts: Texts, on_step: OnStep) -> Tensor:
     first = shots[0]
-    course = plan_course(first.sampler, "Automatic", first.steps, levels())
-    noise = PictureNoise(
-        [shot.seed for shot in shots], (4, first.height // 8, first.width // 8), model.device
+    course = plan_course(first.sampler, first.schedule, first.steps, levels_of(model, first))
+    noise = _noise(model, shots, (first.width, first.height))
+    denoise = _denoiser(model, shots, texts)
+    return _sample(first, denoise, course.start(noise()), course, noise, on_step)
+
+
+def _from_pictures(
+    model: StableDiffusion, shots: Sequence[Shot], inits: Sequence[InitPicture], texts: Texts, on_step: OnStep
+) -> Tensor:
+    """img2img and, with masks, inpainting."""
+    first, source = shots[0], inits[0].source
+    encoded = {id(init): encode_init(model, init) for init in _different(inits).values()}
+    chosen = [encoded[id(_different(inits)[init.source])] for init in inits]
+    latent = torch.stack([one for one, _ in chosen])
+    masks = [mask for _, mask in chosen if mask is not None]
+    course = _course_from(first, source.denoising_strength, model, fix_steps=False)
+    noise = _noise(model, shots, (first.width, first.height))
+    denoise: Denoise = _denoiser(model, shots, texts)
+    if not masks:
+        x = course.start_from(latent, noise())
+        return _sample(first, denoise, x, course, noise, on_step)
+    mask = torch.stack(masks)
+    under = _noise(model, shots, (first.width, first.height))
+    latent = start_under(latent, mask, source.masked_content, under)
+    denoise = keep_outside(denoise, latent, mask)
+    x = _sample(first, denoise, course.start_from(latent, noise()), course, noise, on_step)
+    return x * mask + latent * (1 - mask)
+
+
+def _second_pass(
+    model: StableDiffusion, shots: Sequence[Shot], latents: Tensor, texts: Texts, on_step: OnStep
+) -> Tensor:
+    hires = shots[0].hires
+    assert hires is not None
+    second = second_shot(shots[0])
+    large = enlarge(model, latents, hires, list(shots))
+    course = _course_from(second, hires.denoising_strength, model, fix_steps=True)
+    noise = _noise(model, shots, shots[0].drawn_size)
+    denoise = _denoiser(model, shots, texts, second=True)
+    return _sample(second, denoise, course.start_from(large, noise()), course, noise, on_step)
+
+
+def _course_from(shot: Shot, strength: float, model: StableDiffusion, *, fix_steps: bool) -> Course:
+    levels = levels_of(model, shot)
+    return plan_course_from_picture(
+        shot.sampler, shot.schedule, shot.steps, levels, strength, fix_steps=fix_steps
     )
-    denoise = Denoiser(model, shots, texts)
-    x = course.start(noise())
-    noise_source = noise_for(first.sampler, course, noise)
-    latents = SAMPLERS[first.sampler](denoise, x, course.sigmas, noise_source, on_step)
-    return to_pictures(decode(model, latents), shots, model)
 
 
-class Denoiser:
-    """(x, σ) -> the clean latent that the U-Net expects, guided by each shot's own CFG scale.
-
-    D = u + s(c - u) on the denoised latents (Ho & Salimans 2022), as A1111 combines them.
-    """
-
-    def __init__(self, model: StableDiffusion, shots: Sequence[Shot], texts: Texts) -> None:
-        self.model = model
-        self.text = torch.stack([texts.encode(shot.prompt, shot.clip_skip) for shot in shots])
-        self.guided = shots[0].cfg_scale != 1
-        self.stride = TRAITS[shots[0].sampler].stride
-        if self.guided:
-            scales = [shot.cfg_scale for shot in shots]
-            self.scale = torch.tensor(scales, device=model.device).reshape(-1, 1, 1, 1)
-            self.negative = torch.stack(
-                [texts.encode(shot.negative_prompt, shot.clip_skip) for shot in shots]
-            )
-            self.together = self.text.shape == self.negative.shape
-            if self.together:
-                self.text = torch.cat([self.text, self.negative])
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        scaled, t = scaled_input(x, sigma), levels().sigma_to_t(sigma, self.stride)
-        if not self.guided:
-            return x - self._noise(scaled, t, self.text) * sigma
-        if self.together:
-            c, u = self._noise(torch.cat([scaled, scaled]), t, self.text).chunk(2)
-        else:
-            c, u = self._noise(scaled, t, self.text), self._noise(scaled, t, self.negative)
-        u, c = x - u * sigma, x - c * sigma
-        return u + self.scale * (c - u)
-
-    def _noise(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """The U-Net's ε, float32."""
-        x = x.to(dtype=self.model.dtype, memory_format=torch.channels_last)
-        noise: Tensor = self.model.unet(x, t, text, return_dict=False)[0]
-        return noise.float()
+def _denoiser(model: StableDiffusion, shots: Sequence[Shot], texts: Texts, second: bool = False) -> Denoiser:
+    """With the adapters on that the shots call."""
+    texts.wear(texts.words(shots[0], second).loras)
+    guides = [texts.guide(shot, second) for shot in shots]
+    one = second_shot(shots[0]) if second else shots[0]
+    return Denoiser(model, shots, guides, one.sampler, (one.width, one.height))
 
 
-def decode(model: StableDiffusion, latents: Tensor) -> Tensor:
-    """Scaled latents [b, 4, h/8, w/8] to pixels [b, 3, h, w], float32, about -1 to 1."""
-    at_once = max(1, PIXELS_A_DECODE // (64 * latents.shape[-1] * latents.shape[-2]))
-    parts = torch.split((latents / VAE_SCALE).to(model.dtype), at_once)
-    return torch.cat([model.vae.decode(part, return_dict=False)[0].float() for part in parts])
+def _noise(model: StableDiffusion, shots: Sequence[Shot], size: tuple[int, int]) -> PictureNoise:
+    first = shots[0]
+    return PictureNoise(
+        [shot.seed for shot in shots],
+        (4, size[1] // FACTOR, size[0] // FACTOR),
+        model.device,
+        first.noise_source,
+        [shot.variation_seed for shot in shots],
+        [shot.variation_strength for shot in shots],
+        first.seed_delta,
+    )
 
 
-def to_pictures(pixels: Tensor, shots: Sequence[Shot], model: StableDiffusion) -> list[Image.Image]:
-    """Pixels to 8 bits, cut off and not rounded, as A1111 does. Raises ModelError for NaN."""
-    for shot, picture in zip(shots, pixels, strict=True):
-        if not torch.isfinite(picture).all():
-            raise ModelError(
-                f"{model.path or 'the model'} drew NaN for {shot.prompt[:80]!r}, seed {shot.seed}",
-                "finite pixels",
-                "Use precision fp32, a smaller CFG scale and weights, or another VAE or checkpoint.",
-            )
-    levels = (((pixels + 1) / 2).clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return [Image.fromarray(picture) for picture in levels.cpu().numpy()]
+def _sample(
+    shot: Shot, denoise: Denoise, x: Tensor, course: Course, noise: PictureNoise, on_step: OnStep
+) -> Tensor:
+    """One run of the shot's sampler from `x`, whose noise is drawn already."""
+    takes_eta = shot.eta is not None and TRAITS[shot.sampler].eta is not None
+    own = {"eta": shot.eta} if takes_eta else {}
+    source = noise_for(shot.sampler, course, noise)
+    return SAMPLERS[shot.sampler](denoise, x, course.sigmas, source, on_step, **own)
 
 
-def _forget(cache: dict[Any, Any]) -> None:
-    if len(cache) >= PROMPTS_KEPT:
-        cache.clear()
+def _different(inits: Sequence[InitPicture]) -> dict[Source, InitPicture]:
+    """The first init of each source: each is encoded once."""
+    found: dict[Source, InitPicture] = {}
+    for init in inits:
+        found.setdefault(init.source, init)
+    return found

@@ -18,7 +18,12 @@ from aid.core.dataset import Dataset, Record
 from aid.core.files import sha256_file
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
-from aid.sd.checkpoint import StableDiffusion, load_checkpoint, resolve_checkpoint
+from aid.sd.checkpoint import (
+    StableDiffusion,
+    load_checkpoint,
+    require_noise_prediction,
+    resolve_checkpoint,
+)
 from aid.sd.device import torch_device
 from aid.sd.embedding import Embedding, embedding_metadata, save_embedding
 from aid.sd.prompt import escape
@@ -39,6 +44,7 @@ def embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, out: Path, b
     """Textual inversion: freeze the model, train only the vectors of one new word."""
     device = torch_device(bench)
     model = load_checkpoint(inputs.checkpoint, device)
+    require_noise_prediction(model, "training")
     for module in model.modules():
         module.requires_grad_(False)
     dataset = Dataset(inputs.pictures)

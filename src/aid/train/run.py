@@ -16,7 +16,7 @@ from aid.core.lineage import METADATA_KEY
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.errors import AidError
-from aid.sd.checkpoint import load_checkpoint, save_checkpoint
+from aid.sd.checkpoint import load_checkpoint, require_noise_prediction, save_checkpoint
 from aid.sd.device import torch_device
 from aid.sd.precision import PRECISIONS
 from aid.sd.state import load_state, save_state
@@ -31,6 +31,7 @@ def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, benc
     """Train U-Net and text encoder together on every style at once; save their averaged weights."""
     device = torch_device(bench)
     model = load_checkpoint(inputs.checkpoint, device)
+    require_noise_prediction(model, "training")
     plan = Plan(Dataset(inputs.dataset), model.tokenizer, settings)
     run = Finetuning(model, settings, plan.steps, device)
     done = resume(run, out)

@@ -1,0 +1,61 @@
+"""Draws a grid's pictures with what `generate` draws with, one checkpoint after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from aid.core.files import sha256_file
+from aid.core.workbench import Workbench
+from aid.generate.grid.layout import Grid, sources_of
+from aid.generate.grid.settings import GridInputs, GridSettings
+from aid.generate.material import MODEL_DIGITS, Material, load_material
+from aid.generate.run import draw_missing
+from aid.generate.settings import GenerateInputs
+from aid.sd.checkpoint import load_vae, resolve_vae
+
+
+def draw_grid(
+    plan: Grid, settings: GridSettings, inputs: GridInputs, out: Path, lineage: str, bench: Workbench
+) -> None:
+    """Write each picture as soon as it is drawn. A checkpoint is loaded once, and not at all if none of its
+    pictures is missing; only its VAE is changed between those that share it."""
+    sources = sources_of(inputs)
+    loaded, material = "", None
+    for (checkpoint, vae), numbers in plan.by_weights.items():
+        files = [out / plan.names[number] for number in numbers]
+        if all(file.is_file() for file in files):
+            continue
+        path = sources.vaes[vae]
+        if material is None or loaded != checkpoint:
+            material = None  # room for the next
+            told = _generate_inputs(inputs, sources.checkpoints[checkpoint], path)
+            loaded, material = checkpoint, load_material(settings, told, bench)
+        else:
+            material = with_vae(material, path)
+        shots = [plan.pictures[number].shot for number in numbers]
+        draw_missing(material, shots, files, settings.batch_size, lineage, bench)
+
+
+def with_vae(material: Material, path: Path | None) -> Material:
+    """The same material with another VAE, or with the checkpoint's own."""
+    model, weights = material.model, material.weights
+    assert model.path is not None
+    vae = load_vae(path or model.path, model.device).to(model.dtype)
+    if model.device.type == "cpu":
+        vae.to(memory_format=torch.channels_last)
+    file = resolve_vae(path) if path else None
+    return dataclasses.replace(
+        material,
+        model=dataclasses.replace(model, vae=vae, vae_path=path),
+        weights=dataclasses.replace(
+            weights, vae_hash=sha256_file(file)[:MODEL_DIGITS] if file else "", vae=file.name if file else ""
+        ),
+    )
+
+
+def _generate_inputs(inputs: GridInputs, checkpoint: Path, vae: Path | None) -> GenerateInputs:
+    shared = {name: getattr(inputs, name) for name in GenerateInputs.model_fields}
+    return GenerateInputs.model_validate({**shared, "checkpoint": checkpoint, "vae": vae})
