@@ -1,9 +1,9 @@
-# Each target does its own set-up. `make demo` is the main job; `make test`, `make check`, `make bench`.
+# Each target does its own set-up. `make demo` is the main job; `make test`, `make check`, `make fuzz`, `make bench`.
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test fuzz check bench format clean
 
 demo: $(VENV)/ready
 	$(BIN)/aid make recipes/starter.toml --out runs/starter
@@ -11,6 +11,14 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Every reader is fed with damaged files for half a minute: `make fuzz SECONDS_EACH=600 SEED=7` for longer, and
+# for other files. Two at a time; a failure names the seed and the smallest file found.
+SECONDS_EACH ?= 30
+SEED ?= 0
+
+fuzz: $(VENV)/ready
+	OMP_NUM_THREADS=1 AID_FUZZ_SECONDS=$(SECONDS_EACH) AID_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -n 2 tests/fuzz
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check src tests starter benchmarks

@@ -13,13 +13,14 @@ import platform
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from aid.core.artifact import under_construction
 from aid.core.lineage import METADATA_KEY
 from aid.errors import FileError
-from aid.sd.checkpoint import load_checkpoint, save_checkpoint
+from aid.sd.checkpoint import load_checkpoint, load_vae, save_checkpoint
 from aid.sd.state import load_state
+
+DECODER = ("decoder.", "post_quant_conv.")
 
 
 def main() -> None:
@@ -28,7 +29,9 @@ def main() -> None:
     parser.add_argument("initial", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument(
-        "--decoder", type=Path, help="a VAE trained on with --decoder-only: its decoder is taken"
+        "--decoder",
+        type=Path,
+        help="a VAE trained on with --decoder-only, or a checkpoint: its decoder is taken",
     )
     chosen = parser.parse_args()
     state = load_state(chosen.unfinished)
@@ -41,10 +44,8 @@ def main() -> None:
         for index, parameter in enumerate(parameters):
             parameter.copy_(saved.read(f"average.{index}"))
     if chosen.decoder:
-        trained = load_file(chosen.decoder)
-        decoder = {
-            name: trained[name] for name in trained if name.startswith(("decoder.", "post_quant_conv."))
-        }
+        trained = load_vae(chosen.decoder).state_dict()
+        decoder = {name: trained[name] for name in trained if name.startswith(DECODER)}
         model.vae.load_state_dict({**model.vae.state_dict(), **decoder})
     lineage = under_construction(chosen.unfinished)
     made = {"steps": steps, "of": lineage.node.settings["steps"], "machine": f"CPU, {platform.machine()}"}

@@ -6,7 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from PIL import Image, ImageDraw
+
+settings.register_profile("aid", deadline=None)  # a busy machine is no failure
+settings.load_profile("aid")
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,9 @@ from aid.evaluate.settings import EvaluateInputs as EvaluateInputs
 from aid.evaluate.settings import EvaluateSettings as EvaluateSettings
 from aid.evaluate.settings import JudgeInputs as JudgeInputs
 from aid.evaluate.settings import JudgeSettings as JudgeSettings
+from aid.generate.grid.run import grid as grid
+from aid.generate.grid.settings import GridInputs as GridInputs
+from aid.generate.grid.settings import GridSettings as GridSettings
 from aid.generate.run import generate as generate
 from aid.generate.settings import GenerateInputs as GenerateInputs
 from aid.generate.settings import GenerateSettings as GenerateSettings
@@ -51,12 +54,15 @@ from aid.sd.embedding import save_embedding as save_embedding
 from aid.sd.pipeline import draw as draw
 from aid.starter import shipped as shipped
 from aid.train.embedding import embedding as embedding
+from aid.train.lora import lora as lora
 from aid.train.run import finetune as finetune
 from aid.train.settings import CaptionSettings as CaptionSettings
 from aid.train.settings import EmbeddingInputs as EmbeddingInputs
 from aid.train.settings import EmbeddingSettings as EmbeddingSettings
 from aid.train.settings import FinetuneInputs as FinetuneInputs
 from aid.train.settings import FinetuneSettings as FinetuneSettings
+from aid.train.settings import LoraInputs as LoraInputs
+from aid.train.settings import LoraSettings as LoraSettings
 from aid.train.settings import SampleSettings as SampleSettings
 
 __version__: str

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 
+LONGEST = 1500  # characters of a message
+
+
 class AidError(Exception):
     """Something AID can name: `found`, and where it helps `expected` and the `next_step`."""
 
     def __init__(self, found: str, expected: str = "", next_step: str = "") -> None:
         self.found, self.expected, self.next_step = found, expected, next_step
         message = found if not expected else f"{found}; expected {expected}"
-        super().__init__(f"{message}. {next_step}".strip() if next_step else message)
+        super().__init__(_line(f"{message}. {next_step}".strip() if next_step else message))
+
+
+def _line(message: str) -> str:
+    """One line of bearable length, whatever a file's own words, which are part of it, hold."""
+    line = "".join(map(_shown, message))
+    cut = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    return line if len(line) <= LONGEST else cut
+
+
+def _shown(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    return " " if letter.isspace() else ascii(letter)[1:-1]
 
 
 class SettingsError(AidError):

@@ -15,7 +15,6 @@ A step whose settings and inputs have not changed is not run again. Called, this
 from __future__ import annotations
 
 import difflib
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aid.core.artifact import Inputs, Settings, asked, is_current, sweep
 from aid.core.room import callable_room
+from aid.core.toml import read_toml
 from aid.core.workbench import Workbench
 from aid.errors import AidError, ArtifactError, FileError, SettingsError
 from aid.starter import shipped
@@ -92,11 +92,7 @@ def read_recipe(path: Path, runs: Path, assignments: Mapping[str, Path] | None =
     Raises FileError or SettingsError naming the step and field.
     """
     try:
-        text = RecipeText.model_validate(tomllib.loads(path.read_text()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path} could not be read ({error})", "a recipe in TOML") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from error
+        text = RecipeText.model_validate(read_toml(path, "a recipe in TOML"))
     except ValidationError as error:
         raise SettingsError(explain(str(path), error, RecipeText)) from error
     _require_names(path, text, assignments or {})
@@ -199,7 +195,7 @@ def checked(model: type[Any], values: Mapping[str, Any], where: str) -> Any:
 
 
 def _check(step: StepText, resolve: _Resolver, runs: Path) -> Step:
-    where = f"step {step.name}"
+    where = f"{resolve.recipe}: step {step.name}"
     try:
         found = entry(step.verb)
     except AidError as error:
@@ -226,17 +222,25 @@ class _Resolver:
             return [self.tree(item) for item in value]
         return self.path(value) if isinstance(value, str) else value
 
+    def shipped(self, name: str) -> Path:
+        try:
+            return shipped(name)
+        except FileError as error:
+            raise FileError(f"{self.recipe}: step {self.step}: {error}") from error
+
     def path(self, text: str) -> Path:
         if text.startswith("@"):
             name, _, inner = text[1:].partition("/")
             if name not in self.made:
                 earlier = ", ".join(self.made) or "none"
                 raise SettingsError(
-                    f"step {self.step} uses {text}", f"an earlier step: {earlier}", "Steps run in order."
+                    f"{self.recipe}: step {self.step} uses {text}",
+                    f"an earlier step: {earlier}",
+                    "Steps run in order.",
                 )
             return self.runs / name / inner if inner else self.runs / name
         if text.startswith("aid:"):
-            return shipped(text.removeprefix("aid:"))
+            return self.shipped(text.removeprefix("aid:"))
         if text.startswith("$"):
             return self.assignments.get(text[1:], Path(text))
         return self.recipe.parent / Path(text).expanduser()

@@ -42,11 +42,15 @@ VERBS = {
     "train finetune": Entry(
         "aid.train.run", "finetune", "Finetune", "Dataset -> Checkpoint: U-Net and text encoder together."
     ),
+    "train lora": Entry(
+        "aid.train.lora", "lora", "Lora", "Dataset -> Adapter: a LoRA, as kohya's scripts save it."
+    ),
     "train embedding": Entry(
         "aid.train.embedding", "embedding", "Embedding", "Bad pictures -> negative Embedding."
     ),
     "merge": Entry("aid.merge.run", "merge", "Merge", "Checkpoints -> Checkpoint, block by block."),
     "generate": Entry("aid.generate.run", "generate", "Generate", "Checkpoint -> pictures."),
+    "grid": Entry("aid.generate.grid.run", "grid", "Grid", "Checkpoint and axes -> pictures side by side."),
     "judge": Entry("aid.evaluate.judge_run", "judge", "Judge", "Dataset -> Judge of styles and tags."),
     "evaluate": Entry("aid.evaluate.run", "evaluate", "Evaluate", "Gallery -> Report with ceilings."),
     "release": Entry("aid.release.run", "release", "Release", "Checkpoint, embeddings, report -> Release."),

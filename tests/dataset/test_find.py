@@ -142,13 +142,13 @@ def test_links_pipes_and_odd_names_are_set_aside(tmp_path: Path) -> None:
 
 
 def test_sidecars_that_are_no_text_are_named(tmp_path: Path) -> None:
-    put(tmp_path / "ask" / "a.png", "髪".encode("cp932"))
+    put(tmp_path / "ask" / "a.png", b"\xff\x00\x01\x80hair")
     put(tmp_path / "ask" / "b.png", "x" * 70000)
     put(tmp_path / "ask" / "c.png", "fine")
     found = look(tmp_path)
     assert list(by_source(found)) == ["in/ask/c.png"]
     assert reasons(found) == {
-        "in/ask/a.png": "its tags a.txt are not UTF-8 text",
+        "in/ask/a.png": "its tags a.txt are not text in UTF-8 or cp932 or gb18030",
         "in/ask/b.png": "its tags b.txt are longer than 65536 bytes",
     }
 

@@ -18,6 +18,7 @@ from aid.core.artifact import SCRATCH
 from aid.core.dataset import Dataset
 from aid.core.files import sha256_file
 from aid.core.workbench import Silence, Ticker, Workbench
+from aid.dataset.latent import REUSED
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import FileError
@@ -81,7 +82,7 @@ def test_latents_are_what_the_vae_says(folder: Path, tmp_path: Path, tiny_checkp
     assert dataset.sizes() == [(64, 64), (80, 48)]
     wide = dataset.latents(80, 48)
     assert wide.shape == (3, 2, 4, 6, 10) and wide.dtype == np.float16
-    assert isinstance(wide, np.memmap)
+    assert isinstance(wide.base, np.memmap) and not wide.flags.writeable
     vae = load_checkpoint(tiny_checkpoint).vae
     for record in dataset.records[::5]:
         with Image.open(dataset.folder / record.file) as picture:
@@ -94,20 +95,20 @@ def test_latents_are_what_the_vae_says(folder: Path, tmp_path: Path, tiny_checkp
 
 
 class Stopping(Silence):
-    """Ctrl-C after so many pictures were encoded; remembers where encoding began."""
+    """Ctrl-C after so many pictures were encoded; counts those that were encoded before."""
 
     def __init__(self, after: int = 10**9) -> None:
-        self.after, self.began, self.encoded = after, -1, 0
+        self.after, self.encoded, self.reused = after, 0, 0
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
         def tick(count: int = 1, note: str = "") -> None:
             if label == "encode":
-                self.encoded += count
+                self.reused += count * (note == REUSED)
+                self.encoded += count * (note != REUSED)
                 if self.encoded >= self.after:
                     raise KeyboardInterrupt
 
-        self.began = done if label == "encode" else self.began
         yield tick
 
 
@@ -115,7 +116,7 @@ class Stopping(Silence):
 def test_an_interrupted_run_goes_on_with_whole_latents(
     folder: Path, tmp_path: Path, tiny_checkpoint: Path, stop: int, kept: int
 ) -> None:
-    """16 squares in two parts of 8 and 4 wide pictures, encoded one by one."""
+    """16 squares and 4 wide pictures in parts of 8, encoded one by one."""
     for index in range(4):
         Image.new("RGB", (200, 110), (index * 60, 40, 200)).save(folder / "alpha" / f"wide{index}.png")
     settings = PrepareSettings(resolution_px=64, bucket_step_px=16, latent_batch=1)
@@ -126,12 +127,15 @@ def test_an_interrupted_run_goes_on_with_whole_latents(
     unfinished = tmp_path / ".out.building"
     assert unfinished.exists() == (kept > 0), "without latents there is nothing to go on with"
     if kept == 8:  # what a failing disk may leave: a part cut short under its own name, a torn picture
-        whole = unfinished / SCRATCH / "latents-64x64-000000.npy"
-        whole.with_name("latents-64x64-000001.npy").write_bytes(whole.read_bytes()[:-1])
+        whole = unfinished / SCRATCH / "part-000000.npz"
+        whole.with_name("part-000001.npz").write_bytes(whole.read_bytes()[:-9])
+        damaged = bytearray(whole.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        whole.with_name("part-000002.npz").write_bytes(damaged)
         next((unfinished / "pictures").rglob("*.webp")).write_bytes(b"RIFF")
     again = Stopping()
     prepare(settings, inputs, out, Workbench(threads=1, progress=again))
-    assert (again.began, again.encoded) == (kept, 20 - kept)
+    assert (again.reused, again.encoded) == (kept, 20 - kept)
     assert files(out) == files(tmp_path / "straight")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "straight"]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from aid.core.gallery import read_gallery
 from aid.core.lineage import lineage_of
 from aid.core.shot import Shot
 from aid.core.workbench import Silence, Ticker, Workbench
@@ -19,6 +20,7 @@ from aid.errors import FileError, ModelError, SettingsError
 from aid.generate.run import generate, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings, Plan
 from aid.sd.infotext import parse_infotext, shot_of
+from aid.sd.picture_text import picture_text
 
 BENCH = Workbench(device="cpu")
 FAST = {"steps": 2, "width": 32, "height": 32, "batch_size": 3}
@@ -141,6 +143,61 @@ def test_shots_of_one_gallery_draw_another(whole: Path, lively_checkpoint: Path,
     with Image.open(whole / "00001-1.png") as one, Image.open(again / "00001-1.png") as other:
         assert one.tobytes() == other.tobytes()
     assert (whole / "shots.jsonl").read_bytes() == (again / "shots.jsonl").read_bytes()
+
+
+def test_pictures_are_drawn_from_a_picture_and_its_mask(lively_checkpoint: Path, tmp_path: Path) -> None:
+    scene, mask = tmp_path / "scene.png", tmp_path / "mask.png"
+    Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(scene)
+    Image.new("L", (32, 32), 255).save(mask)
+    inputs = GenerateInputs(checkpoint=lively_checkpoint, init=scene, mask=mask)
+    asked = settings(denoising_strength=0.6, masked_content="latent noise", count=2, steps=4)
+    out = generate(asked, inputs, tmp_path / "gallery", BENCH)
+    source = json.loads((out / "shots.jsonl").read_text().splitlines()[0])["shot"]["source"]
+    assert (source["picture"], source["sha256"]) == ("scene.png", sha256(scene))
+    assert (source["mask"], source["mask_sha256"]) == ("mask.png", sha256(mask))
+    again = GenerateInputs(checkpoint=lively_checkpoint, init=scene, mask=mask, shots=out)
+    redrawn = generate(settings(), again, tmp_path / "again", BENCH)
+    assert (redrawn / "00001-1.png").read_bytes() != (out / "00001-1.png").read_bytes()  # lineages differ
+    assert same_pixels(redrawn / "00001-1.png", out / "00001-1.png")
+    with pytest.raises(SettingsError, match="a mask is given without a picture"):
+        one_off(asked, GenerateInputs(checkpoint=lively_checkpoint, mask=mask), tmp_path / "x", BENCH)
+    with pytest.raises(SettingsError, match="a picture to draw from and a hires pass"):
+        one_off(settings(hires={}), inputs, tmp_path / "x", BENCH)
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("jpeg", ".jpg"), ("webp", ".webp")])
+def test_other_formats(format: str, suffix: str, lively_checkpoint: Path, tmp_path: Path) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint)
+    asked = settings(format=format, quality=95, count=2)
+    out = generate(asked, inputs, tmp_path / "gallery", BENCH)
+    frames = read_gallery(out)
+    assert [frame.file for frame in frames] == [f"00000-0{suffix}", f"00001-1{suffix}"]
+    assert shot_of(parse_infotext(picture_text(out / frames[1].file).parameters)) == frames[1].shot
+    files = [one_off(asked, inputs, tmp_path / "out", BENCH) for _ in range(2)]
+    assert files[1][0].name == f"00002-0{suffix}"
+
+
+def test_variations_share_a_seed(lively_checkpoint: Path, tmp_path: Path) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint)
+    asked = settings(variation_strength=0.2, variation_seed=7, count=3, seed=5)
+    files = one_off(asked, inputs, tmp_path, BENCH)
+    fields = [parse_infotext(picture_text(file).parameters).fields for file in files]
+    told = [(one["Seed"], one["Variation seed"], one["Variation seed strength"]) for one in fields]
+    assert told == [("5", "7", "0.2"), ("5", "8", "0.2"), ("5", "9", "0.2")]
+    assert len({file.read_bytes() for file in files}) == 3
+
+
+def test_wildcards_are_lines_of_files_by_the_seed(lively_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "colour.txt").write_text("red\nblue\n")
+    inputs = GenerateInputs(checkpoint=lively_checkpoint, wildcards=tmp_path / "cards")
+    files = one_off(settings(prompt="__colour__ hair", count=8, batch_size=1), inputs, tmp_path / "a", BENCH)
+    plain = GenerateInputs(checkpoint=lively_checkpoint)
+    for colour in ("red", "blue"):
+        asked = settings(prompt=f"{colour} hair", count=8, batch_size=1)
+        own = one_off(asked, plain, tmp_path / colour, BENCH)
+        assert 0 < sum(same_pixels(one, other) for one, other in zip(files, own, strict=True)) < 8
+    assert parse_infotext(picture_text(files[0]).parameters).prompt == "__colour__ hair"
 
 
 def test_another_vae_is_used_and_named(

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aid.errors import FileError
-from aid.sd.tensorfile import DTYPES, read_header, read_tensors, write_tensors
+from aid.sd.tensorfile import DTYPES, open_tensors, read_header, read_tensors, write_tensors
 
 TENSORS = {
     "half": torch.arange(6, dtype=torch.float16).reshape(2, 3),
@@ -54,6 +55,38 @@ def test_file_mode_honours_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(mask)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def expanded(size: int) -> torch.Tensor:
+    return torch.ones(1).expand(size)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        expanded(2**40),
+        torch.eye(2).to_sparse(),
+        torch.empty(3, device="meta"),
+        torch.ones(2, dtype=torch.complex64),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ],
+    ids=["expanded", "sparse", "meta", "complex", "quantised"],
+)
+def test_unpickled_tensors_that_are_not_what_they_claim(tensor: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"a": tensor}, tmp_path / "odd.pt")
+    for reader in (read_tensors, open_tensors):
+        with pytest.raises(FileError, match=r"odd.pt.*(no plain tensor|would run code)"):
+            reader(tmp_path / "odd.pt")
+
+
+def test_an_archive_that_would_fill_the_memory(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
+        for record in plain.infolist():
+            content = bytes(200 << 20) if record.filename.endswith("data/0") else plain.read(record)
+            bomb.writestr(record.filename, content, zipfile.ZIP_DEFLATED)
+    with pytest.raises(FileError, match=r"bomb.pt would unpack to 200 MB"):
+        read_tensors(tmp_path / "bomb.pt")
 
 
 def write_raw(path: Path, header: object, data: bytes) -> Path:

@@ -16,7 +16,8 @@ from aid.core.workbench import Silence, Ticker, Workbench
 from aid.errors import AidError, SettingsError
 from aid.sd.tensorfile import read_header, read_tensors
 from aid.sd.tokenizer import load_tokenizer
-from aid.train.plan import Plan
+from aid.train.batch import token_windows
+from aid.train.plan import plan_styles
 from aid.train.run import finetune
 from aid.train.settings import CaptionSettings, FinetuneInputs, FinetuneSettings
 
@@ -105,7 +106,7 @@ def test_a_nan_stops_and_names_the_pictures(inputs: FinetuneInputs, tmp_path: Pa
 
 def test_every_new_picture_once_an_epoch_with_its_share_of_replay(dataset: Path) -> None:
     settings = QUICK.model_copy(update={"steps": 0, "epochs": 2.0})
-    plan = Plan(Dataset(dataset), load_tokenizer(), settings)
+    plan = plan_styles(Dataset(dataset), settings, 0.18215)
     assert plan.steps == 2 * 3  # 6 pictures, 2 new and 1 replayed a step
     for epoch in range(2):
         steps = [plan.step(epoch * 3 + index) for index in range(3)]
@@ -116,10 +117,10 @@ def test_every_new_picture_once_an_epoch_with_its_share_of_replay(dataset: Path)
 
 
 def test_steps_do_not_depend_on_each_other(dataset: Path) -> None:
-    plan, again = (Plan(Dataset(dataset), load_tokenizer(), QUICK) for _ in range(2))
+    plan, again = (plan_styles(Dataset(dataset), QUICK, 0.18215) for _ in range(2))
     plan.step(0), plan.step(1)
     a, b = plan.step(4), again.step(4)
-    assert torch.equal(a.noised.noise, b.noised.noise) and torch.equal(a.ids, b.ids)
+    assert torch.equal(a.noised.noise, b.noised.noise) and a.captions == b.captions
     assert torch.equal(a.noised.latents, b.noised.latents) and a.records == b.records
     assert not torch.equal(a.noised.noise, plan.step(5).noised.noise)
 
@@ -135,12 +136,12 @@ def test_a_dataset_without_pictures_to_train_on_is_refused(dataset: Path) -> Non
     held = Dataset(dataset)
     held.__dict__["records"] = tuple(held.split("held"))
     with pytest.raises(SettingsError, match="no pictures to train on"):
-        Plan(held, load_tokenizer(), QUICK)
+        plan_styles(held, QUICK, 0.18215)
 
 
 def test_regularisation_pictures_never_go_unused_in_silence(dataset: Path) -> None:
     with pytest.raises(SettingsError, match="6 regularisation pictures, and none would be used"):
-        Plan(Dataset(dataset), load_tokenizer(), QUICK.model_copy(update={"regularisation_share": 0.0}))
+        plan_styles(Dataset(dataset), QUICK.model_copy(update={"regularisation_share": 0.0}), 0.18215)
 
 
 def test_parts_and_checkpointing_change_memory_and_not_the_result(
@@ -171,7 +172,8 @@ def test_sample_sheets_do_not_disturb_the_training(
 def test_captions_can_be_kept_whole(dataset: Path) -> None:
     whole = CaptionSettings(shuffle=False, dropout=0.0, windows=2)
     settings = QUICK.model_copy(update={"caption": whole})
-    step = Plan(Dataset(dataset), load_tokenizer(), settings).step(0)
-    assert step.ids.shape == (3, 2, 77)
-    text = load_tokenizer().decode(step.ids[0, 0], skip_special_tokens=True)
+    step = plan_styles(Dataset(dataset), settings, 0.18215).step(0)
+    ids = token_windows(load_tokenizer(), step.captions, 2)
+    assert ids.shape == (3, 2, 77)
+    text = load_tokenizer().decode(ids[0, 0], skip_special_tokens=True)
     assert text.replace(" ,", ",").strip() == step.records[0].caption

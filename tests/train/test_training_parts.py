@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -12,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aid.core.dataset import Record
+from aid.sd.architecture import SD1
 from aid.sd.tokenizer import load_tokenizer
 from aid.train.average import Average
-from aid.train.batch import draw_noise, step_generator, token_windows
-from aid.train.caption import caption
-from aid.train.finetuning import rate_factor
+from aid.train.batch import step_generator, token_windows
 from aid.train.log import running_mean
 from aid.train.loss import WEIGHTINGS, Diffusion
+from aid.train.noising import draw_noise
 from aid.train.order import Order, Replay
-from aid.train.settings import CaptionSettings
+from aid.train.rate import rate_factor
+from aid.train.settings import LossSettings
 
 
 def record(index: int, width: int = 64) -> Record:
@@ -39,7 +38,7 @@ def test_noising_is_diffusers(scheduler: DDPMScheduler) -> None:
     generator = torch.Generator().manual_seed(0)
     x, noise = torch.randn(2, 8, 4, 4, 4, generator=generator)
     t = torch.tensor([0, 1, 10, 100, 300, 500, 900, 999])
-    ours = Diffusion(torch.device("cpu"), "uniform", 5.0).add_noise(x, noise, t)
+    ours = Diffusion(torch.device("cpu"), SD1, LossSettings()).add_noise(x, noise, t)
     torch.testing.assert_close(ours, scheduler.add_noise(x, noise, t), atol=1e-6, rtol=1e-6)
 
 
@@ -80,23 +79,8 @@ def test_replay_uses_all_its_pictures_equally() -> None:
     assert replay.batch(0, (128, 64)) == ()
 
 
-@given(st.integers(0, 10**6), st.integers(0, 4), st.floats(0, 1))
-def test_kept_tags_stay_in_front_and_nothing_is_invented(seed: int, keep: int, tag_dropout: float) -> None:
-    settings = CaptionSettings(keep=keep, dropout=0.0, tag_dropout=tag_dropout)
-    tags = caption(record(0), settings, random.Random(seed)).split(", ")
-    full = ["by lorelei", "red hair", "smile", "glasses"]
-    assert tags[:keep] == full[:keep] or not keep
-    assert set(tags) - {""} <= set(full)
-
-
-def test_caption_dropout_is_total_and_as_often_as_told() -> None:
-    settings, chance = CaptionSettings(dropout=0.25), random.Random(1)
-    empty = sum(caption(record(0), settings, chance) == "" for _ in range(4000))
-    assert 880 < empty < 1120  # 1000 expected, 27 a standard deviation
-
-
 def test_timesteps_are_spread_within_a_picture_and_uniform_over_all() -> None:
-    noised = draw_noise(torch.zeros(3000, 4, 1, 1), 4, 0.0, step_generator(0, 0))
+    noised = draw_noise(torch.zeros(3000, 4, 1, 1), 4, LossSettings(), step_generator(0, 0))
     t = noised.t.reshape(3000, 4)
     gaps = (t - t[:, :1]) % 1000
     assert ((gaps.sort(dim=1).values - torch.tensor([0, 250, 500, 750])).abs() <= 1).all()

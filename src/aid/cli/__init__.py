@@ -13,11 +13,12 @@ from aid import __version__
 from aid.errors import AidError
 from aid.verbs import VERBS
 
-GROUPS = {"train": "Train a checkpoint (finetune) or an embedding."}
+GROUPS = {"train": "Train a checkpoint (finetune), a LoRA or an embedding."}
 OTHERS = {
     "make": "Run a whole recipe; only what changed is built again.",
     "styles": "AID's styles: list, search, since when.",
     "lineage": "Where a file comes from, back to the pictures.",
+    "again": "A picture drawn again, from the text that it carries.",
     "prompt": "What a prompt means, word for word, before anything is drawn.",
     "inspect": "What a file is: architecture, blocks, hashes, metadata.",
     "convert": "Weights in another precision or layout; .ckpt to .safetensors.",
@@ -58,6 +59,10 @@ class Lazy(click.Group):
             from aid.cli import converting
 
             return converting.COMMAND
+        if full == "again":
+            from aid.cli import again
+
+            return again.COMMAND
         if full in OTHERS:
             from aid.cli import looking
 
@@ -66,6 +71,10 @@ class Lazy(click.Group):
             from aid.cli import draw
 
             return draw.command()
+        if full == "grid":
+            from aid.cli import gridding
+
+            return gridding.command()
         if full in VERBS:
             from aid.cli import verb_command
 

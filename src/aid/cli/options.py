@@ -13,7 +13,8 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from aid.errors import FileError, SettingsError
+from aid.core.toml import read_toml
+from aid.errors import SettingsError
 from aid.starter import shipped
 
 SHIPPED = "aid:"  # `aid:base` is a file or folder that ships with AID, as in recipes
@@ -65,12 +66,7 @@ def assignments(words: tuple[str, ...]) -> dict[str, Any]:
 def settings_file(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path} could not be read ({error})", "settings in TOML") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from error
+    return read_toml(path, "settings in TOML")
 
 
 def merge_trees(first: dict[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,5 +136,5 @@ def _nested(names: list[str], value: Any) -> dict[str, Any]:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

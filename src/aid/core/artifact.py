@@ -132,6 +132,14 @@ def under_construction(folder: Path) -> Lineage:
     return read_lineage(folder)
 
 
+def replaced(folder: Path) -> Path | None:
+    """The artifact that the one under construction in `folder` is to replace, if there is one."""
+    if not (folder.name.startswith(".") and folder.name.endswith(".building")):
+        return None
+    out = folder.with_name(folder.name[1 : -len(".building")])
+    return out if (out / LINEAGE_FILE).is_file() else None
+
+
 def _beside(out: Path, what: str) -> Path:
     return out.with_name(f".{out.name}.{what}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,19 @@ def read_picture(path: Path, maximum_megapixels: float = MAXIMUM_MEGAPIXELS) -> 
     The size is checked in the header, before anything is decoded. Raises PictureError for whatever is
     too large, moving, damaged or no picture; it says what is wrong (`has several frames`), not where.
     """
+    return read_layers(path, maximum_megapixels)[0]
+
+
+def read_layers(
+    path: Path, maximum_megapixels: float = MAXIMUM_MEGAPIXELS
+) -> tuple[Image.Image, Image.Image | None]:
+    """`read_picture`, and how opaque it is, 0..255 in mode L; None for a picture that is so everywhere."""
     try:
-        with Image.open(path, formats=formats()) as picture:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats()) as picture:
             _refuse_by_header(picture, maximum_megapixels)
             picture.load()
-            return _srgb(_opaque(_upright(_eight_bit(picture))), picture.info.get("icc_profile"))
+            upright = _upright(_eight_bit(picture))
+            return _srgb(_opaque(upright), picture.info.get("icc_profile")), _alpha(upright)
     except PictureError:
         raise
     except UnidentifiedImageError:
@@ -55,6 +64,16 @@ def read_picture(path: Path, maximum_megapixels: float = MAXIMUM_MEGAPIXELS) -> 
         raise PictureError(f"is over {maximum_megapixels:g} megapixels") from None
     except Exception as error:  # a decoder fed with hostile bytes may fail in any way
         raise PictureError(f"can't be decoded ({type(error).__name__}: {error})") from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of the upright picture, by its header alone. Raises PictureError if there is none."""
+    try:
+        with Image.open(path, formats=formats()) as picture:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (picture.height, picture.width) if turned else picture.size
+    except Exception as error:  # a decoder fed with hostile bytes may fail in any way
+        raise PictureError(f"has no header that can be read ({type(error).__name__})") from error
 
 
 @functools.cache
@@ -99,6 +118,13 @@ def _opaque(picture: Image.Image) -> Image.Image:
         page.paste(layer, mask=layer.getchannel("A"))
         return page
     return picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB")
+
+
+def _alpha(picture: Image.Image) -> Image.Image | None:
+    if not picture.has_transparency_data:
+        return None
+    alpha = picture.convert("RGBA").getchannel("A")
+    return None if alpha.getextrema()[0] == 255 else alpha
 
 
 def _srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from aid.errors import ArtifactError
 
 Z = 1.959964  # two-sided 95 %
 
@@ -50,8 +52,16 @@ class Report(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Report:
-        """The report.json of a Report artifact."""
-        return cls.model_validate_json((folder / "report.json").read_bytes())
+        """The report.json of a Report artifact. Raises ArtifactError if it is malformed."""
+        path = folder / "report.json"
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise ArtifactError(
+                f"{path} is not a report ({type(error).__name__})",
+                "a folder made by `aid evaluate`",
+                "Run `aid evaluate` again.",
+            ) from error
 
 
 def proportion(hits: int, count: int) -> Score:

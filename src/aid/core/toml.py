@@ -1,6 +1,4 @@
-"""Writes TOML (v1.0) that a person can read and edit; the same value gives the same text.
-
-Reading is the standard library's `tomllib`.
+"""Reads TOML, and writes it (v1.0) as a person can read and edit it; the same value gives the same text.
 """
 
 from __future__ import annotations
@@ -8,10 +6,25 @@ from __future__ import annotations
 import json
 import math
 import re
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from aid.errors import FileError, SettingsError
+
 LINE = 100  # characters; a longer array is written one item a line
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """A TOML file; `what` says in an error what it should have been. Raises FileError for a file that can't
+    be read as text, SettingsError for text that isn't TOML."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} could not be read ({error})", what) from error
+    except (ValueError, RecursionError) as error:  # also numbers of very many digits, and very deep arrays
+        raise SettingsError(f"{path} is not TOML: {error}") from error
 
 
 def toml(value: Mapping[str, Any]) -> str:

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aid.core.gallery import SHOTS_FILE
 from aid.core.lineage import LINEAGE_FILE
 from aid.dataset.credit import CREDIT_FILE, Credits
-from aid.dataset.manifest import MANIFEST_FILE, Entry, Refused, read_manifest
+from aid.dataset.manifest import MANIFEST_FILE, MANIFESTS, Entry, Refused, read_manifest
 from aid.dataset.settings import PrepareInputs, PrepareSettings
-from aid.dataset.tag import TagRules, normalise_style, parse_tags
+from aid.dataset.sidecar import Encoding, Text, read_sidecar
+from aid.dataset.tag import TagRules, normalise_style, read_tags
 from aid.errors import FileError, PictureError
 
 PICTURE_SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
 }  # fmt: skip
 SIDECAR_SUFFIXES = (".txt", ".caption")  # in this order
-NOT_PICTURES = {CREDIT_FILE, MANIFEST_FILE, LINEAGE_FILE, "Thumbs.db", "desktop.ini"}
-MAXIMUM_SIDECAR_BYTES = 65536
+NOT_PICTURES = {CREDIT_FILE, LINEAGE_FILE, "Thumbs.db", "desktop.ini"}
+MASK_SUFFIXES = ("-masklabel.png", ".mask.png")
 REPEATS = re.compile(r"(\d+)_(.+)", re.DOTALL)  # kohya's folder names: 10_by fuzichoco
 
 
@@ -39,6 +40,12 @@ class Candidate:
     licence: str
     credit: str
     regularisation: bool
+    fixed: int = 0
+    characters: tuple[str, ...] = ()
+    description: str = ""
+    score: float | None = None
+    rating: str = ""
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,14 @@ class Aside:
 
 @dataclass
 class Found:
-    """What the inputs hold. `styles` maps each style that was meant to where it was first."""
+    """What the inputs hold. `styles` maps each style that was meant to where it was first, `guesses` a
+    picture to the encoding that its tags seem to have."""
 
     candidates: list[Candidate] = field(default_factory=list)
     quarantined: dict[str, Aside] = field(default_factory=dict)
     styles: dict[str, str] = field(default_factory=dict)
     repeats: dict[str, int] = field(default_factory=dict)
+    guesses: dict[str, str] = field(default_factory=dict)
 
 
 def find(inputs: PrepareInputs, settings: PrepareSettings) -> Found:
@@ -65,18 +74,27 @@ def find(inputs: PrepareInputs, settings: PrepareSettings) -> Found:
     Raises FileError for an input that is no folder, and for a `credit.toml` that can't be meant.
     """
     found, rules = Found(), TagRules.of(settings)
+    fallbacks = settings.fallback_encodings
     for folders, regularisation in ((inputs.pictures, False), (inputs.regularisation, True)):
         for name in sorted(folders):
-            _Shelf(name, folders[name], regularisation, rules, found).read()
+            _Shelf(name, folders[name], regularisation, rules, fallbacks, found).read()
     return found
 
 
 class _Shelf:
     """One input folder."""
 
-    def __init__(self, name: str, root: Path, regularisation: bool, rules: TagRules, found: Found) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        regularisation: bool,
+        rules: TagRules,
+        fallbacks: Sequence[Encoding],
+        found: Found,
+    ) -> None:
         self.name, self.root, self.regularisation = name, root, regularisation
-        self.rules, self.found = rules, found
+        self.rules, self.fallbacks, self.found = rules, fallbacks, found
         self.credits = Credits(root)
 
     def read(self) -> None:
@@ -87,12 +105,12 @@ class _Shelf:
                 f"Check the input {self.name}.",
             )
         try:
-            if (self.root / MANIFEST_FILE).is_file():
-                self._read_manifest(self.root / MANIFEST_FILE)
-            elif (self.root / SHOTS_FILE).is_file():
-                self._read_manifest(self.root / SHOTS_FILE)
-            else:
+            manifests = (self.root / name for name in (*MANIFESTS, SHOTS_FILE))
+            manifest = next((path for path in manifests if path.is_file()), None)
+            if manifest is None:
                 self._read_folders()
+            else:
+                self._read_manifest(manifest)
         except OSError as error:
             raise FileError(f"{error.filename} could not be read ({error.strerror or error})") from error
 
@@ -107,7 +125,8 @@ class _Shelf:
 
     def _read_folders(self) -> None:
         tops, files = self._walk(self.root)
-        pictures = [path for path in files if self._looks_like_picture(path)]
+        masks = {mask for path in files for mask in mask_files(path)}
+        pictures = [path for path in files if path not in masks and self._looks_like_picture(path)]
         filled = {path.parts[0] for path in pictures if len(path.parts) > 1}
         for top in tops:
             if top not in filled:
@@ -146,24 +165,47 @@ class _Shelf:
 
     def _take(self, relative: Path, entry: Entry) -> None:
         style = self._style(relative) if entry.style is None else normalise_style(entry.style)
-        path = self.root / relative
+        path, source = self.root / relative, f"{self.name}/{relative.as_posix()}"
         try:
             refuse_outside(path, self.root)
-            text = self._sidecar(path) if entry.tags is None else ",".join(entry.tags)
+            text = self._sidecar(path) if entry.tags is None else Text(",".join(entry.tags))
+            mask = self._mask(path, entry)
+            tags = self.rules.apply_to(read_tags(text.content, entry.characters), style)
+            if refused := self.rules.refusal(tags.tags):
+                raise PictureError(f"has the tag {refused}, which is refused")
         except PictureError as error:
             self._quarantine(relative.as_posix(), str(error), style)
             return
+        if text.guess:
+            self.found.guesses[source] = text.guess
         licence, credit = self.credits.of(path.parent)
         candidate = Candidate(
-            source=f"{self.name}/{relative.as_posix()}",
+            source=source,
             path=path,
             style=style,
-            tags=self.rules.apply(parse_tags(text), style),
+            tags=tags.tags,
+            fixed=tags.fixed,
+            characters=tags.characters,
+            description=entry.description,
+            score=entry.score,
+            rating=entry.rating,
+            mask=mask,
             licence=licence if entry.licence is None else entry.licence,
             credit=credit if entry.credit is None else entry.credit,
             regularisation=self.regularisation,
         )
         self.found.candidates.append(candidate)
+
+    def _mask(self, path: Path, entry: Entry) -> Path | None:
+        """The picture of what counts: the one told, else one that lies beside."""
+        told = self.root / entry.mask if entry.mask else None
+        mask = told or next((each for each in mask_files(path) if each.is_file()), None)
+        if mask is not None:
+            try:
+                refuse_outside(mask, self.root)
+            except PictureError as error:
+                raise PictureError(f"its mask {mask.name} {error}") from error
+        return mask
 
     def _style(self, relative: Path) -> str:
         """What `credit.toml` says, else the top folder's name, else (a flat input) the input's name."""
@@ -175,13 +217,13 @@ class _Shelf:
             self.found.repeats[style] = repeats
         return style
 
-    def _sidecar(self, path: Path) -> str:
+    def _sidecar(self, path: Path) -> Text:
         for suffix in SIDECAR_SUFFIXES:
             sidecar = path.with_suffix(suffix)
             if sidecar.is_file():
                 refuse_outside(sidecar, self.root)
-                return read_sidecar(sidecar)
-        return ""
+                return read_sidecar(sidecar, self.fallbacks)
+        return Text("")
 
     def _declare(self, style: str, where: str) -> None:
         if style:
@@ -212,17 +254,9 @@ def read_folder_name(name: str) -> tuple[str, int | None]:
     return ("" if rest.startswith("_") else normalise_style(rest)), repeats
 
 
-def read_sidecar(path: Path) -> str:
-    """A tag file's text: UTF-8, or UTF-16 with its mark. Raises PictureError for anything else."""
-    with open(path, "rb") as stream:
-        content = stream.read(MAXIMUM_SIDECAR_BYTES + 1)
-    if len(content) > MAXIMUM_SIDECAR_BYTES:
-        raise PictureError(f"its tags {path.name} are longer than {MAXIMUM_SIDECAR_BYTES} bytes")
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError:
-        raise PictureError(f"its tags {printable(path.name)} are not UTF-8 text") from None
+def mask_files(path: Path) -> tuple[Path, ...]:
+    """Where the mask of a picture may lie: OneTrainer's name, and a plain one."""
+    return tuple(path.with_name(f"{path.stem}{suffix}") for suffix in MASK_SUFFIXES)
 
 
 def printable(text: str) -> str:

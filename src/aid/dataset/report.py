@@ -21,7 +21,9 @@ def summarise(
     near_duplicates: Iterable[tuple[str, str, int]],
     settings: PrepareSettings,
 ) -> dict[str, Any]:
-    """The report, in a fixed order; frequent first where things are counted."""
+    """The report, in a fixed order; frequent first where things are counted. A picture counts once, however
+    many resolutions it was prepared at, but for buckets."""
+    views, records = records, list({record.source: record for record in records}.values())
     tags = count(tag for record in records for tag in record.tags)
     known = {normalise(tag) for tag in settings.known_tags}
     rare = {tag: n for tag, n in tags.items() if n < settings.rare_tag_pictures}
@@ -32,7 +34,7 @@ def summarise(
         "regularisation": sum(record.regularisation for record in records),
         "untagged": sum(not record.tags for record in records),
         "styles": {style: _style_row(records, style) for style in sorted({r.style for r in records})},
-        "buckets": count(f"{record.width}x{record.height}" for record in records),
+        "buckets": count(f"{record.width}x{record.height}" for record in views),
         "kept_pixels": {"mean": round(fmean(kept), 4), "minimum": round(min(kept), 4)},
         "quarantined": [
             {"source": source, "reason": aside.reason} for source, aside in found.quarantined.items()
@@ -42,6 +44,7 @@ def summarise(
         "licences": count(record.licence or "not stated" for record in records),
         "credits": count(record.credit or "not stated" for record in records),
         "repeats": dict(sorted(found.repeats.items())),
+        "guessed_encodings": dict(sorted(found.guesses.items())),
         "rare_tags": len(rare),
         "unknown_tags": {tag: n for tag, n in tags.items() if known and tag not in known},
         "tags": tags,

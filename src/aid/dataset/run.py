@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
-from aid.core.artifact import verb
-from aid.core.dataset import PICTURE_FOLDER, RECORDS_FILE, REPORT_FILE, Record
-from aid.core.files import sha256_file, write_json, write_lines
-from aid.core.workbench import Workbench
-from aid.dataset.bucket import Size, ladder
-from aid.dataset.cut import Cut, cut_picture, in_order, picture_files
-from aid.dataset.duplicate import first_copies, near_duplicates
-from aid.dataset.find import Aside, Candidate, Found, find, printable, require_styles
+from aid.core.artifact import SCRATCH, verb
+from aid.core.dataset import PICTURE_FOLDER, RECORDS_FILE, REPORT_FILE, Record, Split
+from aid.core.files import write_json, write_lines
+from aid.core.workbench import Ticker, Workbench
+from aid.dataset.bucket import Rule, Size, rules
+from aid.dataset.cut import Cut, View, cut_picture, in_order, picture_files
+from aid.dataset.duplicate import Fingerprint, near_duplicates
+from aid.dataset.find import Aside, Found, find, printable, require_styles
+from aid.dataset.mask import MaskSheet
+from aid.dataset.original import Copy, Original, originals_of
 from aid.dataset.report import summarise
+from aid.dataset.room import require_room
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.dataset.split import split
+from aid.dataset.tag import Tags
+from aid.dataset.wording import added_words, character_features, without_features
 from aid.errors import PictureError
+
+
+class Sink(Protocol):
+    """Takes the views of pictures in the order of their rows, and keeps their latents."""
+
+    def add(self, sha256: str, view: View) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 @verb("prepare", resumable=True)
 def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: Workbench) -> None:
-    """Find, check, drop copies, cut to buckets, tell near duplicates, split, cache latents. An interrupted
-    run cuts again, which is quick, and goes on with the latents that it finds.
+    """Find, drop copies, choose buckets, cut and encode side by side, tell near duplicates, split.
+
+    An interrupted run cuts again, which is quick, and goes on with the latents that it finds; so does one
+    that replaces an artifact, with the latents of pictures that have not changed.
 
     Fills `out` as aid.core.dataset describes; report.json names every file set aside, and why. Raises
     FileError for a style none of whose pictures is left, and for inputs that can't be read at all.
@@ -34,13 +52,17 @@ def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: 
         if inputs.vae is None:
             prepare_pictures(settings, inputs, out, bench)
             return
-        from aid.dataset.latent import cache_latents  # torch is only needed here
+        from aid.dataset.latent import Encoder  # torch is only needed here
+        from aid.dataset.vault import PART_BATCHES, Vault
         from aid.sd.checkpoint import load_vae
         from aid.sd.device import torch_device
 
         vae = load_vae(inputs.vae, torch_device(bench))  # first: a wrong one is told at once
-        records = prepare_pictures(settings, inputs, out, bench)
-        cache_latents(records, out, vae, settings.latent_batch, bench)
+        vault = Vault(out, PART_BATCHES * settings.latent_batch)
+        batch, mirrored = settings.latent_batch, settings.mirrored
+        prepare_pictures(
+            settings, inputs, out, bench, lambda tick: Encoder(vae, vault, batch, mirrored, tick)
+        )
 
 
 @contextmanager
@@ -49,109 +71,186 @@ def _kept_for_latents(out: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not any(out.rglob("latents-*.npy")):
+        if not any((out / SCRATCH).glob("part-*.npz")):
             shutil.rmtree(out / PICTURE_FOLDER, ignore_errors=True)
+            shutil.rmtree(out / SCRATCH, ignore_errors=True)
+            for path in (*out.glob("latents-*"), *out.glob("masks-*")):
+                path.unlink()
             for name in (RECORDS_FILE, REPORT_FILE):
                 (out / name).unlink(missing_ok=True)
         raise
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A view in the dataset: its bucket and row there, the share of the original's pixels kept."""
+
+    size: Size
+    row: int
+    kept: float
+    file: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An original with its views in the dataset, and how it looks."""
+
+    original: Original
+    views: tuple[Placed, ...]
+    look: Fingerprint
+
+
 def prepare_pictures(
-    settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: Workbench
+    settings: PrepareSettings,
+    inputs: PrepareInputs,
+    out: Path,
+    bench: Workbench,
+    sink: Callable[[Ticker], Sink] | None = None,
 ) -> list[Record]:
-    """All of a Dataset but its latents, from the start."""
+    """A Dataset, from the start; its latents too, if there is a sink for them."""
     shutil.rmtree(out / PICTURE_FOLDER, ignore_errors=True)
     found = find(inputs, settings)
     require_styles(found, {candidate.style for candidate in found.candidates}, {})
-    originals, copies = _drop_copies(found.candidates, bench)
-    kept = _cut(originals, found, out, settings, bench)
-    duplicates = [(copy.source, first.source) for copy, first in copies]
-    asides = {copy.source: Aside(f"is a copy of {first.source}", copy.style) for copy, first in copies}
-    require_styles(found, {candidate.style for candidate, *_ in kept}, asides)
+    originals, copies = originals_of(found.candidates, bench)
+    plan = rules(Counter(original.size for original in originals if original.size), settings)
+    _require_room(originals, plan, out, settings, sink is not None)
+    kept = _cut(originals, plan, found, out, settings, bench, sink)
+    require_styles(found, {each.original.candidate.style for each in kept}, _asides(copies))
 
-    looks = [cut.look for *_, cut in kept]
+    looks = [each.look for each in kept]
     likeness = near_duplicates(looks, settings.near_duplicate_bits, settings.near_duplicate_levels)
-    records = _records(kept, likeness.leader, settings)
-    near = [(records[a].source, records[b].source, distance) for a, b, distance in likeness.pairs]
-    shares = [cut.kept for *_, cut in kept]
+    sources = [each.original.candidate.source for each in kept]
+    near = [(sources[a], sources[b], distance) for a, b, distance in likeness.pairs]
+    records = _records(kept, _sides(kept, likeness.leader, settings), settings)
+    shares = [view.kept for each in kept for view in each.views]
+    duplicates = [(copy.candidate.source, copy.of.source) for copy in copies]
     write_lines(out / RECORDS_FILE, [record.model_dump(mode="json") for record in records])
     write_json(out / REPORT_FILE, summarise(records, shares, found, duplicates, near, settings))
     return records
 
 
-Original = tuple[Candidate, str]  # with its sha256
-Kept = tuple[Candidate, str, str, Cut]  # with its sha256, its file in the dataset, what it became
+def _asides(copies: Sequence[Copy]) -> dict[str, Aside]:
+    return {
+        copy.candidate.source: Aside(f"is a copy of {copy.of.source}", copy.candidate.style)
+        for copy in copies
+    }
 
 
-def _drop_copies(
-    candidates: Sequence[Candidate], bench: Workbench
-) -> tuple[list[Original], list[tuple[Candidate, Candidate]]]:
-    """The first of each file with its sha256; and each copy with its first."""
-    sha256s = []
-    with bench.progress.task("hash", len(candidates), "pictures") as tick:
-        for sha256 in in_order(lambda candidate: sha256_file(candidate.path), candidates, bench):
-            sha256s.append(sha256)
-            tick()
-    copies = first_copies(sha256s)
-    originals = [
-        (candidate, sha256s[index]) for index, candidate in enumerate(candidates) if index not in copies
-    ]
-    return originals, [(candidates[copy], candidates[first]) for copy, first in copies.items()]
+def _require_room(
+    originals: Sequence[Original], plan: Sequence[Rule], out: Path, settings: PrepareSettings, latents: bool
+) -> None:
+    sizes = (
+        {rule.choose(*original.size) for rule in plan} for original in originals if original.size is not None
+    )
+    pixels = sum(size[0] * size[1] for own in sizes for size in own if size is not None)
+    require_room(out, pixels, latents * (1 + settings.mirrored))
 
 
 def _cut(
-    originals: Sequence[Original], found: Found, out: Path, settings: PrepareSettings, bench: Workbench
+    originals: Sequence[Original],
+    plan: Sequence[Rule],
+    found: Found,
+    out: Path,
+    settings: PrepareSettings,
+    bench: Workbench,
+    sink: Callable[[Ticker], Sink] | None,
 ) -> list[Kept]:
-    """Every picture that could be cut; the others go to `found.quarantined`."""
-    rungs = ladder(settings)
-    jobs = [(*original, file) for original, file in zip(originals, picture_files(originals), strict=True)]
+    """Every picture that could be cut; the others go to `found.quarantined`. While threads cut the next
+    ones, the sink encodes; rows count up within each bucket."""
+    files = picture_files([(original.candidate, original.sha256) for original in originals])
 
-    def work(job: tuple[Candidate, str, str]) -> Cut | Aside:
-        candidate, _, file = job
+    def work(job: tuple[Original, str]) -> Cut | Aside:
+        original, file = job
         try:
-            return cut_picture(candidate.path, out / file, rungs, settings)
+            return cut_picture(original.candidate, out, file, plan, settings)
         except PictureError as error:
-            return Aside(printable(str(error)), candidate.style)
+            return Aside(printable(str(error)), original.candidate.style)
 
     kept: list[Kept] = []
-    with warnings.catch_warnings(action="ignore"), bench.progress.task("crop", len(jobs), "pictures") as tick:
-        for job, result in zip(jobs, in_order(work, jobs, bench), strict=True):
-            if isinstance(result, Aside):
-                found.quarantined[job[0].source] = result
-            else:
-                kept.append((*job, result))
-            tick()
+    rows, masks = Counter[Size](), MaskSheet()
+    label, each = ("encode", len(plan) * (1 + settings.mirrored)) if sink else ("crop", 1)
+    jobs = list(zip(originals, files, strict=True))
+    with (
+        warnings.catch_warnings(action="ignore"),
+        bench.progress.task(label, len(jobs) * each, "pictures") as tick,
+    ):
+        encoder = sink(tick) if sink else None
+        for (original, _), cut in zip(jobs, in_order(work, jobs, bench), strict=True):
+            if isinstance(cut, Aside):
+                found.quarantined[original.candidate.source] = cut
+                tick(each)
+                continue
+            kept.append(_placed(original, cut, rows, masks))
+            for view in cut.views if encoder else ():
+                encoder.add(original.sha256, view)  # type: ignore[union-attr]
+            tick(each - len(cut.views) * (1 + settings.mirrored) if encoder else 1)
+        if encoder:
+            encoder.finish()
+    masks.write(out, rows)
     return kept
 
 
-def _records(kept: Sequence[Kept], leader: Sequence[int], settings: PrepareSettings) -> list[Record]:
-    """Records in the order found; rows count up within each bucket."""
-    splits = split(
-        [sha256 for _, sha256, *_ in kept],
-        [candidate.style for candidate, *_ in kept],
+def _placed(original: Original, cut: Cut, rows: Counter[Size], masks: MaskSheet) -> Kept:
+    """A cut picture's views with the next rows of their buckets; their pixels are let go."""
+    views = []
+    for view in cut.views:
+        row = rows[view.size]
+        rows[view.size] += 1
+        masks.add(view.size, row, view.mask)
+        views.append(Placed(view.size, row, view.kept, view.file))
+    return Kept(original, tuple(views), cut.look)
+
+
+def _sides(kept: Sequence[Kept], leader: Sequence[int], settings: PrepareSettings) -> list[Split]:
+    return split(
+        [each.original.sha256 for each in kept],
+        [each.original.candidate.style for each in kept],
         leader,
         settings.held_fraction,
         settings.held_minimum,
     )
-    rows: dict[Size, int] = {}
-    records = []
-    for (candidate, sha256, file, cut), side in zip(kept, splits, strict=True):
-        row = rows.get(cut.size, 0)
-        rows[cut.size] = row + 1
-        records.append(
-            Record(
-                sha256=sha256,
-                source=candidate.source,
-                file=file,
-                style=candidate.style,
-                tags=candidate.tags,
-                split=side,
-                regularisation=candidate.regularisation,
-                licence=candidate.licence,
-                credit=candidate.credit,
-                width=cut.size[0],
-                height=cut.size[1],
-                row=row,
-            )
-        )
-    return records
+
+
+def _records(kept: Sequence[Kept], sides: Sequence[Split], settings: PrepareSettings) -> list[Record]:
+    """Records in the order found, a picture's views one after another."""
+    tags = _tags(kept, settings)
+    return [
+        _record(each.original, view, side, words)
+        for each, side, words in zip(kept, sides, tags, strict=True)
+        for view in each.views
+    ]
+
+
+def _tags(kept: Sequence[Kept], settings: PrepareSettings) -> list[Tags]:
+    """What is written of each picture, without what its character says, and with what follows from itself."""
+    candidates = [each.original.candidate for each in kept]
+    written = [Tags(one.tags, one.fixed, one.characters) for one in candidates]
+    features = character_features(written, settings)
+    tags = []
+    for each, own in zip(kept, written, strict=True):
+        one, size = each.original.candidate, each.original.size or each.views[0].size
+        more = added_words(size, one.score, one.rating, settings)
+        plain = without_features(own, features)
+        tags.append(replace(plain, tags=tuple(dict.fromkeys((*plain.tags, *more)))))
+    return tags
+
+
+def _record(original: Original, view: Placed, side: Split, tags: Tags) -> Record:
+    candidate = original.candidate
+    return Record(
+        sha256=original.sha256,
+        source=candidate.source,
+        file=view.file,
+        style=candidate.style,
+        tags=tags.tags,
+        fixed=tags.fixed,
+        description=candidate.description,
+        score=candidate.score,
+        split=side,
+        regularisation=candidate.regularisation,
+        licence=candidate.licence,
+        credit=candidate.credit,
+        width=view.size[0],
+        height=view.size[1],
+        row=view.row,
+    )

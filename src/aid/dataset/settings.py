@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from aid.core.artifact import Inputs, Settings
+from aid.dataset.sidecar import Encoding
 
+Shape = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]
 InputName = Annotated[str, StringConstraints(pattern=r"^[\w-][\w.-]*$", max_length=64)]
 
 
@@ -34,8 +36,16 @@ class PrepareSettings(Settings):
 
     resolution_px: int = Field(default=512, ge=8, le=4096, multiple_of=8)
     """Edge of the square whose area every bucket keeps to, pixels; 512 is what SD1 was trained at."""
+    more_resolutions_px: tuple[int, ...] = ()
+    """Further resolutions, pixels: each picture is prepared once for each that differs; none by default."""
     buckets: bool = True
     """Whether sizes follow the picture's aspect; off, every picture becomes a square."""
+    bucketing: Literal["fitted", "kohya", "nai"] = "fitted"
+    """How bucket sizes are found: fitted to the pictures (least is lost), or kohya's or NovelAI's tables."""
+    bucket_count: int = Field(default=12, ge=1, le=64)
+    """Most fitted buckets a resolution; a dozen lose under 4 % of mixed pictures and keep batches full."""
+    shapes: tuple[Shape, ...] = ()
+    """Exact buckets, `512x768`, instead of fitted ones: those of a report, so that new pictures move none."""
     bucket_step_px: int = Field(default=64, ge=8, le=1024, multiple_of=8)
     """Bucket edges are multiples of this, pixels; 64 is the coarsest cell of SD1's U-Net."""
     bucket_min_px: int | None = Field(default=None, ge=8)
@@ -59,13 +69,37 @@ class PrepareSettings(Settings):
     near_duplicate_levels: float = Field(default=4.0, ge=0.0, le=64.0)
     """Most mean colour difference of two 8x8 thumbnails, levels of 255; re-encoding stays under 2."""
     undesired_tags: tuple[str, ...] = ()
-    """Tags to drop, in any spelling that normalises to the same."""
+    """Tags to drop, in any spelling that normalises to the same; `*` stands for anything, as in `* logo`."""
     tag_replacements: dict[str, str] = Field(default={})
     """Tag -> what stands for it: one tag, several with commas, or nothing."""
     known_tags: tuple[str, ...] = ()
     """The vocabulary meant; tags outside are counted in the report. Empty means any tag is known."""
     rare_tag_pictures: int = Field(default=5, ge=0)
     """Tags on fewer pictures are counted as rare, pictures; a handful rarely teaches a tag."""
+    refused_tags: tuple[str, ...] = ()
+    """Pictures with one of these tags are set aside; `*` stands for anything, as in `* comic`."""
+    first_tags: tuple[str, ...] = ()
+    """Tags that come first and keep their place when shuffled, as characters do; `*` stands for anything."""
+    implied_tags: dict[str, str] = Field(default={})
+    """Tag -> tags with commas that it says already, so that they are dropped beside it."""
+    character_features: tuple[str, ...] = ()
+    """Tags such as `* hair` to drop beside a character who mostly has them, so its name alone says them."""
+    feature_share: float = Field(default=0.3, gt=0.0, le=1.0)
+    """From which share of a character's pictures a feature is its own; waifuset's 0.3."""
+    feature_pictures: int = Field(default=50, ge=1)
+    """Fewest pictures of a character that tell its features, pictures; waifuset's 50."""
+    quality_words: bool = True
+    """Whether a score (0-10, in a manifest) becomes words: 9 `amazing quality`, 7.5 `best`, and so on."""
+    rating_words: bool = True
+    """Whether a rating (g, s, q, e, in a manifest) becomes words: `rating: general`, `safe`, and so on."""
+    size_words: bool = False
+    """Whether originals of at most 256² pixels are tagged `thumbnail`, and others up to 640² `lowres`."""
+    fallback_encodings: tuple[Encoding, ...] = ("cp932", "gb18030")
+    """Tried in order for tags that are not Unicode, and reported; empty sets such pictures aside."""
+    masks: bool = True
+    """Whether transparency, and `NAME-masklabel.png` or `NAME.mask.png` (white counts), is kept as a mask."""
+    mirrored: bool = False
+    """Whether latents of the pictures mirrored left to right are cached too; twice the time and disk."""
     latent_batch: int = Field(default=4, ge=1, le=256)
     """Pictures the VAE encodes at once; each activation of SD1's encoder is 134 MB a picture at 512 px."""
 
@@ -79,11 +113,14 @@ class PrepareSettings(Settings):
 
     @model_validator(mode="after")
     def _edges_agree(self) -> Self:
-        if self.resolution_px % self.bucket_step_px:
-            raise ValueError(
-                f"resolution_px {self.resolution_px} is not a multiple of "
-                f"bucket_step_px {self.bucket_step_px}"
-            )
+        for edge_px in (self.resolution_px, *self.more_resolutions_px):
+            if edge_px < self.bucket_step_px or edge_px % self.bucket_step_px:
+                raise ValueError(
+                    f"resolution_px {edge_px} is not a multiple of bucket_step_px {self.bucket_step_px}"
+                )
+        for shape in self.shapes:
+            if any(int(edge) % 8 for edge in shape.split("x")):
+                raise ValueError(f"shape {shape} has an edge that is no multiple of 8")
         if not self.shortest_px <= self.resolution_px <= self.longest_px:
             raise ValueError(
                 f"resolution_px {self.resolution_px} is not between bucket_min_px {self.shortest_px} "

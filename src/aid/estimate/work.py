@@ -15,15 +15,27 @@ from typing import Any
 from aid import starter
 from aid.core.dataset import Dataset
 from aid.core.gallery import SHOTS_FILE
+from aid.core.shot import Shot
 from aid.dataset.find import find
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import AidError
 from aid.evaluate.settings import EvaluateInputs, EvaluateSettings, JudgeInputs, JudgeSettings
+from aid.generate.grid.layout import plan_grid
+from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.settings import GenerateInputs, GenerateSettings
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.release.settings import ReleaseInputs, ReleaseSettings
+from aid.sd.adapter_target import kohya_targets, skeleton
 from aid.sd.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost, read_cost
-from aid.train.settings import EmbeddingInputs, EmbeddingSettings, FinetuneInputs, FinetuneSettings
+from aid.train.settings import (
+    EmbeddingInputs,
+    EmbeddingSettings,
+    FinetuneInputs,
+    FinetuneSettings,
+    LoraInputs,
+    LoraSettings,
+    TrainingSettings,
+)
 
 TRAINED_BYTES = 16  # a trained parameter, beside its weight
 STATE_BYTES = 16  # a trained parameter in a saved state: weight, two moments, average
@@ -123,17 +135,18 @@ def _prepare(settings: PrepareSettings, inputs: PrepareInputs, scene: Scene) -> 
     styles = frozenset[str]().union(*(found.styles for found in new + replay))
     note = next((found.note for found in new + replay if found.note), "")
     made = Pictures(count, styles, round(replayed * (1 - settings.held_fraction)), held, pixels, note)
-    cost = scene.cost(inputs.vae) if inputs.vae else None
+    cost, sides = scene.cost(inputs.vae) if inputs.vae else None, 1 + settings.mirrored
+    areas = sum(edge**2 for edge in {settings.resolution_px, *settings.more_resolutions_px}) / pixels
     shape = "buckets of at most" if settings.buckets else "squares of"
     return Work(
         f"{_many(count, 'picture')} to {shape} {settings.resolution_px}x{settings.resolution_px} px"
         + (", and their latents" if cost else ""),
         made,
-        flops=count * cost.encode_flops(pixels) if cost else 0.0,
-        seconds=count * pixels * CROP_SECONDS,
+        flops=count * areas * sides * cost.encode_flops(pixels) if cost else 0.0,
+        seconds=count * areas * pixels * CROP_SECONDS,
         memory=4 * (cost.vae + cost.vae_numbers(ENCODED, pixels) * settings.latent_batch) if cost else 0.0,
-        disk=count * pixels * (WEBP_BYTES + (LATENT_BYTES if cost else 0.0)),
-        scratch=count * pixels * LATENT_BYTES if cost else 0.0,
+        disk=count * areas * pixels * (WEBP_BYTES + (LATENT_BYTES * sides if cost else 0.0)),
+        scratch=count * areas * pixels * LATENT_BYTES * sides if cost else 0.0,
         notes=(note,),
     )
 
@@ -151,11 +164,36 @@ def _found(path: Path, scene: Scene) -> Pictures:
 
 
 def _finetune(settings: FinetuneSettings, inputs: FinetuneInputs, scene: Scene) -> Work:
-    cost, pictures = scene.cost(inputs.checkpoint), scene.pictures(inputs.dataset)
+    cost = scene.cost(inputs.checkpoint)
+    trained = cost.unet * (settings.unet_rate > 0) + cost.text * (settings.text_rate > 0)
+    return _style(settings, inputs, scene, cost, trained, cost.parameters)
+
+
+def _lora(settings: LoraSettings, inputs: LoraInputs, scene: Scene) -> Work:
+    cost = scene.cost(inputs.checkpoint)
+    trained = 0
+    for target in kohya_targets(skeleton(cost.architecture), settings.conv_rank > 0).values():
+        wide = target.weight.dim() == 4 and target.shape[2:] != (1, 1)
+        rank = settings.conv_rank if wide else settings.rank
+        rate = settings.unet_rate if target.part == "unet" else settings.text_rate
+        trained += rank * (target.shape[0] + target.weight[0].numel()) * (rate > 0)
+    work = _style(settings, inputs, scene, cost, trained, trained)
+    return replace(work, made=None, memory=work.memory + 4 * trained)
+
+
+def _style(
+    settings: TrainingSettings,
+    inputs: FinetuneInputs | LoraInputs,
+    scene: Scene,
+    cost: Cost,
+    trained: float,
+    saved: float,
+) -> Work:
+    """Training from captions, of which `saved` parameters go into the file."""
+    pictures = scene.pictures(inputs.dataset)
     batch, half, cells = settings.batch_size, settings.precision == "bf16", pictures.pixels // 64
     replays = min(round(batch * settings.regularisation_share), batch - 1) if pictures.replayed else 0
     steps = settings.steps or max(1, round(settings.epochs * -(-pictures.trained // (batch - replays))))
-    trained = cost.unet * (settings.unet_rate > 0) + cost.text * (settings.text_rate > 0)
     alive, passes = (RECOMPUTED, 4) if settings.checkpointing else (TRAINED, 3)
     samples = settings.samples
     drawn = steps // samples.every * len(samples.prompts) * samples.steps * 2 if samples.every else 0
@@ -171,9 +209,16 @@ def _finetune(settings: FinetuneSettings, inputs: FinetuneInputs, scene: Scene) 
         memory=cost.parameters * 4
         + trained * (TRAINED_BYTES + (COPY_BYTES if half else 0))
         + min(settings.part_size or batch, batch) * kept * (AUTOCAST_BYTES if half else 4),
-        disk=cost.parameters * (2 if settings.output == "fp16" else 4),
+        disk=saved * (2 if settings.output == "fp16" else 4),
         scratch=trained * STATE_BYTES * min(steps // settings.save_every, settings.keep_states + 1),
-        notes=(cost.note, pictures.note),
+        notes=(cost.note, pictures.note, _copied(trained * STATE_BYTES * settings.save_behind)),
+    )
+
+
+def _copied(state: float) -> str:
+    """Worth a word where it is much."""
+    return (
+        f"saved while training goes on: {state / 1e9:.1f} GB more of the CPU's memory" if state > 1e9 else ""
     )
 
 
@@ -217,6 +262,30 @@ def _generate(settings: GenerateSettings, inputs: GenerateInputs, scene: Scene) 
         disk=count * pixels * PNG_BYTES,
         notes=(cost.note, known.note),
     )
+
+
+def _grid(settings: GridSettings, inputs: GridInputs, scene: Scene) -> Work:
+    """What as many shots take; where the axes depend on what is not made yet, one picture is assumed."""
+    try:
+        plan = plan_grid(settings, inputs)
+    except AidError as error:
+        note = f"the cells can't be counted yet: {error}"
+        return replace(_generate(settings, inputs, scene), notes=(note,))
+    parts = [_generate(_as_drawn(settings, cell.shot), inputs, scene) for cell in plan.pictures]
+    sizes = f"{_many(len(plan.cells), 'cell')}, {_many(len(plan.pictures), 'picture')}"
+    return replace(
+        parts[0],
+        sizes=sizes,
+        made=Pictures(len(parts), frozenset(cell.shot.style for cell in plan.pictures), note=""),
+        flops=sum(part.flops for part in parts),
+        memory=max(part.memory for part in parts),
+        disk=2 * sum(part.disk for part in parts),
+    )
+
+
+def _as_drawn(settings: GridSettings, shot: Shot) -> GridSettings:
+    told = {name: getattr(shot, name) for name in ("steps", "cfg_scale", "width", "height")}
+    return settings.model_copy(update=told)
 
 
 def _lines(shots: Path) -> int:
@@ -279,9 +348,11 @@ def _many(count: int, noun: str) -> str:
 WORK: dict[str, Callable[[Any, Any, Scene], Work]] = {
     "prepare": _prepare,
     "train finetune": _finetune,
+    "train lora": _lora,
     "train embedding": _embedding,
     "merge": _merge,
     "generate": _generate,
+    "grid": _grid,
     "judge": _judge,
     "evaluate": _evaluate,
     "release": _release,

@@ -1,6 +1,6 @@
 """A gallery on disk: numbered pictures, the list of their shots, and grids to look at.
 
-00000-SEED.png ...     with A1111's `parameters` and `aid.lineage` in their text
+00000-SEED.png ...     with A1111's `parameters` and `aid.lineage` in their text (or .jpg, .webp)
 shots.jsonl            {"file": ..., "shot": ...} a line
 grid.png               the first pictures, or of a plan one row a style
 grid-STYLE.png         of a plan, each style's pictures
@@ -26,13 +26,13 @@ GRID_ROW = 8  # of a style in the grid of all
 GRID_EDGE_PX = 4096
 
 
-def picture_name(index: int, shot: Shot) -> str:
-    return f"{index:05d}-{shot.seed}.png"
+def picture_name(index: int, shot: Shot, suffix: str = ".png") -> str:
+    return f"{index:05d}-{shot.seed}{suffix}"
 
 
-def write_gallery(folder: Path, shots: Sequence[Shot]) -> None:
+def write_gallery(folder: Path, shots: Sequence[Shot], suffix: str = ".png") -> None:
     """List the shots and draw the grids; every picture lies in the folder already."""
-    files = [folder / picture_name(index, shot) for index, shot in enumerate(shots)]
+    files = [folder / picture_name(index, shot, suffix) for index, shot in enumerate(shots)]
     frames = [Frame(file=file.name, shot=shot) for file, shot in zip(files, shots, strict=True)]
     write_lines(folder / SHOTS_FILE, [frame.model_dump(mode="json") for frame in frames])
     styles: dict[str, list[Path]] = {}

@@ -1,106 +1,176 @@
-"""What a run draws with: the model, the embeddings, and what its pictures' texts call them."""
+"""What a run draws with: the model, embeddings, adapters, wildcards, pictures, and what texts call them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from aid.core.files import sha256_file
 from aid.core.release import EMBEDDING_FOLDER, MODEL_FILE
-from aid.core.shot import Shot
+from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
 from aid.errors import FileError, SettingsError
 from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.sd.adapter_folder import AdapterFolder
 from aid.sd.checkpoint import StableDiffusion, load_checkpoint, resolve_checkpoint, resolve_vae
 from aid.sd.device import torch_device
 from aid.sd.embedding import WEIGHTS, Embedding, load_embedding
+from aid.sd.embedding_folder import find_embeddings, load_embeddings
+from aid.sd.hashes import hash_file
 from aid.sd.infotext import Weights, write_infotext
 from aid.sd.pipeline import Texts
 from aid.sd.precision import PRECISIONS
-from aid.sd.text import embeddings_in
+from aid.sd.sugar import Wildcards, read_wildcards
 
-MODEL_DIGITS, EMBEDDING_DIGITS = 10, 12  # of a sha256, in A1111's texts
+MODEL_DIGITS, EMBEDDING_DIGITS, ADAPTER_DIGITS = 10, 12, 12  # of a sha256, in A1111's texts
 TITLE = "modelspec.title"
+TENSOR_HASH = "sshs_model_hash"
 
 
 @dataclass(frozen=True)
 class Material:
-    """A loaded model, its embeddings by name, and their hashes."""
+    """A loaded model, what its prompts can name, and the files of all that."""
 
     model: StableDiffusion
     embeddings: dict[str, Embedding]
-    hashes: dict[str, str]
-    """Of each embedding, 12 digits."""
+    paths: dict[str, Path]
+    """Of each embedding."""
     weights: Weights
+    adapters: AdapterFolder | None = None
+    wildcards: Wildcards = field(default_factory=dict)
+    pictures: Mapping[str, Path] = field(default_factory=dict)
+    """sha256 -> path of pictures to draw from."""
+
+    def texts(self) -> Texts:
+        return Texts(self.model, self.embeddings, self.adapters, self.wildcards)
 
     def infotext(self, shot: Shot, texts: Texts) -> str:
-        """The shot's `parameters`, with the embeddings that it uses and no others."""
-        used = embeddings_in([*texts.chunks(shot.prompt), *texts.chunks(shot.negative_prompt)])
-        hashes = {one.name: self.hashes[one.name] for one in used}
-        weights = self.weights
-        return write_infotext(
-            shot, Weights(weights.model_hash, weights.model, weights.vae_hash, weights.vae, hashes)
-        )
+        """The shot's `parameters`, with the embeddings and adapters that it uses and no others."""
+        named = [one.name for one in texts.named(shot) if one.name in self.paths]
+        embeddings = {name: sha256_file(self.paths[name])[:EMBEDDING_DIGITS] for name in named}
+        passes = (False, True)[: 1 + (shot.hires is not None)]
+        called = dict.fromkeys(call.name for second in passes for call in texts.words(shot, second).loras)
+        adapters = {name: self._adapter_hash(name) for name in called}
+        return write_infotext(shot, replace(self.weights, embeddings=embeddings, adapters=adapters))
+
+    def _adapter_hash(self, name: str) -> str:
+        assert self.adapters is not None  # it was called, so it was found
+        return adapter_hash(self.adapters.load(name).path, self.adapters.load(name).metadata)
+
+
+def adapter_hash(path: Path, metadata: Mapping[str, str]) -> str:
+    """The digits by which A1111 knows an adapter: what its file says, or else the hash of its tensors."""
+    told = metadata.get(TENSOR_HASH)
+    if not told:
+        found = hash_file(path)
+        told = found.sshs_model_hash or found.sha256
+    return told[:ADAPTER_DIGITS]
 
 
 def load_material(settings: GenerateSettings, inputs: GenerateInputs, bench: Workbench) -> Material:
     """Load what the inputs name. Raises FileError or ModelError naming the file that doesn't fit."""
-    device = torch_device(bench)
-    model = load_checkpoint(inputs.checkpoint, device, PRECISIONS[settings.precision], inputs.vae)
-    if device.type == "cpu":
-        model.unet.to(memory_format=torch.channels_last)
-        model.vae.to(memory_format=torch.channels_last)
-    files = embedding_files(inputs.embeddings)
-    width = model.architecture.text_width
-    embeddings = {one.name: (one, path) for path in files for one in [load_embedding(path, width)]}
+    model = load_model(inputs.checkpoint, inputs.vae, settings.precision, bench)
+    embeddings, paths = _embeddings(inputs.embeddings, model)
+    pictures = [path for path in (inputs.init, inputs.mask) if path is not None]
     return Material(
         model,
-        {name: one for name, (one, _) in embeddings.items()},
-        {name: sha256_file(path)[:EMBEDDING_DIGITS] for name, (_, path) in embeddings.items()},
+        embeddings,
+        paths,
         _weights(model, inputs),
+        AdapterFolder(*inputs.loras) if inputs.loras else None,
+        read_wildcards(inputs.wildcards) if inputs.wildcards else {},
+        {sha256_file(path): path for path in pictures},
     )
 
 
-def embedding_files(paths: Sequence[Path]) -> list[Path]:
-    """The embeddings' files: folders are looked through, and of one name's files the .safetensors counts.
+def load_model(checkpoint: Path, vae: Path | None, precision: str, bench: Workbench) -> StableDiffusion:
+    """A checkpoint ready to draw with. Raises FileError or ModelError as `load_checkpoint` does."""
+    device = torch_device(bench)
+    model = load_checkpoint(checkpoint, device, PRECISIONS[precision], vae)
+    if device.type == "cpu":
+        model.unet.to(memory_format=torch.channels_last)
+        model.vae.to(memory_format=torch.channels_last)
+    return model
 
-    Raises FileError for a path without embeddings, SettingsError if two answer to one name.
-    """
+
+def source_of(settings: GenerateSettings, inputs: GenerateInputs) -> Source | None:
+    """The picture to draw from, by its hash and its bare name. Raises SettingsError for a mask alone."""
+    if inputs.init is None:
+        if inputs.mask is not None:
+            raise SettingsError("a mask is given without a picture", "both", "Name the picture with --init.")
+        return None
+    mask = {"mask": inputs.mask.name, "mask_sha256": sha256_file(inputs.mask)} if inputs.mask else {}
+    return Source(
+        picture=inputs.init.name,
+        sha256=sha256_file(inputs.init),
+        denoising_strength=settings.denoising_strength,
+        mask_blur_px=settings.mask_blur_px,
+        masked_content=settings.masked_content,
+        resize=settings.resize,
+        **mask,
+    )
+
+
+def _embeddings(
+    paths: Sequence[Path], model: StableDiffusion
+) -> tuple[dict[str, Embedding], dict[str, Path]]:
+    """By name, with their files. One named by itself must fit the model; in a folder, others are skipped."""
+    width, width_g = model.architecture.text_width, model.architecture.text_2_width or None
+    embeddings: dict[str, Embedding] = {}
     found: dict[str, Path] = {}
     for path in paths:
-        for file in _files_of(path):
-            other = found.setdefault(file.stem.lower(), file)
-            if other != file:
-                raise SettingsError(f"{other} and {file} answer to the same name", "names that differ")
-    return list(found.values())
+        if path.is_file():
+            one = load_embedding(path, width, width_g)
+            made, files = {one.name: one}, {one.name: path}
+        else:
+            folder = load_embeddings(embedding_files(path), width, width_g)
+            made, files = folder.embeddings, folder.paths
+        _require_different(files, found)
+        embeddings.update(made)
+        found.update(files)
+    return embeddings, found
 
 
-def _files_of(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
+def embedding_files(path: Path) -> list[Path]:
+    """The files of a folder that may be embeddings: a release's, an artifact's, or anyone's.
+
+    Raises FileError for a folder without any, or that isn't there.
+    """
     folder = path / EMBEDDING_FOLDER if (path / EMBEDDING_FOLDER).is_dir() else path
     if not folder.is_dir():
         raise FileError(f"{path} does not exist", "an embedding or a folder of embeddings")
-    by_name: dict[str, Path] = {}
-    for suffix in WEIGHTS:
-        for file in sorted(folder.glob(f"*{suffix}")):
-            by_name.setdefault(file.stem, file)
-    by_name.pop(Path(MODEL_FILE).stem, None)
-    if not by_name:
+    files = [file for file in find_embeddings(folder) if file.name != MODEL_FILE]
+    if not files:
         raise FileError(f"{folder} holds no embedding", f"files ending in {', '.join(WEIGHTS)}")
-    return [by_name[name] for name in sorted(by_name)]
+    return files
+
+
+def _require_different(files: Mapping[str, Path], found: Mapping[str, Path]) -> None:
+    known = {name.lower(): path for name, path in found.items()}
+    for name, file in files.items():
+        other = known.get(name.lower(), file)
+        if other != file:
+            raise SettingsError(f"{other} and {file} answer to the same name", "names that differ")
 
 
 def _weights(model: StableDiffusion, inputs: GenerateInputs) -> Weights:
     file = resolve_checkpoint(inputs.checkpoint)
+    if file.is_dir():
+        return Weights(model=file.name)
     name = file.absolute().parent.name if file.name == MODEL_FILE else file.stem
     vae = resolve_vae(inputs.vae) if inputs.vae else None
+    hashed = vae is not None and vae.is_file()
     return Weights(
         sha256_file(file)[:MODEL_DIGITS],
         model.metadata.get(TITLE) or name,
-        sha256_file(vae)[:MODEL_DIGITS] if vae else "",
+        sha256_file(vae)[:MODEL_DIGITS] if vae and hashed else "",
         vae.name if vae else "",
     )
+
+
+def called_files(adapters: AdapterFolder, names: Iterable[str]) -> list[Path]:
+    """The files of the adapters of these names. Raises FileError for one that isn't there."""
+    return [adapters.load(name).path for name in dict.fromkeys(names)]

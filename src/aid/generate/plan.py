@@ -17,9 +17,12 @@ from aid.errors import FileError, SettingsError
 from aid.generate.settings import GenerateSettings, Plan
 from aid.sd.prompt import escape
 
+TOLD = {"prompt", "negative_prompt", "width", "height", "source", "style", "tags"}  # decided one by one
+SAME = [name for name in Shot.model_fields if name not in TOLD]
+
 
 def shots_of_prompt(settings: GenerateSettings, embeddings: Sequence[str], edge_px: int) -> list[Shot]:
-    """`count` pictures of the settings' prompt, with seeds counting up."""
+    """`count` pictures of the settings' prompt, with seeds counting up; of variations, theirs."""
     prompt, negative = compose(settings, settings.styles, (), embeddings)
     shot = _unprompted(settings, edge_px).model_copy(
         update={
@@ -28,7 +31,9 @@ def shots_of_prompt(settings: GenerateSettings, embeddings: Sequence[str], edge_
             "style": _bare(settings.styles[0]) if len(settings.styles) == 1 else "",
         }
     )
-    return [shot.model_copy(update={"seed": settings.seed + index}) for index in range(settings.count)]
+    counted = "variation_seed" if settings.variation_strength else "seed"
+    first = getattr(settings, counted)
+    return [shot.model_copy(update={counted: first + index}) for index in range(settings.count)]
 
 
 def shots_of_plan(
@@ -129,16 +134,16 @@ def _read_shot(line: str, where: str) -> Shot:
 
 
 def _unprompted(settings: GenerateSettings, edge_px: int) -> Shot:
-    """What all shots of one run have in common."""
-    return Shot(
-        prompt="",
-        steps=settings.steps,
-        cfg_scale=settings.cfg_scale,
-        width=settings.width or edge_px,
-        height=settings.height or edge_px,
-        sampler=settings.sampler,
-        clip_skip=settings.clip_skip,
-    )
+    """What all shots of one run have in common. Raises SettingsError for what can't go together."""
+    told = {name: getattr(settings, name) for name in SAME if name in type(settings).model_fields}
+    size = {"width": settings.width or edge_px, "height": settings.height or edge_px}
+    try:
+        return Shot.model_validate({**told, **size, "prompt": ""})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        ) from error
 
 
 def compose(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+
+from PIL import Image
 
 from aid.core.artifact import asked, under_construction, verb
 from aid.core.dataset import Dataset
 from aid.core.files import write_bytes
-from aid.core.shot import Shot
+from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.generate.gallery import picture_name, write_gallery
-from aid.generate.material import Material, load_material
+from aid.generate.material import Material, called_files, load_material, source_of
 from aid.generate.plan import read_shots, shots_of_plan, shots_of_prompt
 from aid.generate.settings import GenerateInputs, GenerateSettings
-from aid.sd.infotext import png_bytes
-from aid.sd.pipeline import Texts, draw_batch, plan_batches
+from aid.sd.picture_file import SUFFIX, picture_bytes
+from aid.sd.pipeline import draw_batch, plan_batches, steps_of
 
 
 @verb("generate", resumable=True)
@@ -27,10 +30,11 @@ def generate(settings: GenerateSettings, inputs: GenerateInputs, out: Path, benc
     """
     material = load_material(settings, inputs, bench)
     shots = choose_shots(settings, inputs, material)
-    files = [out / picture_name(index, shot) for index, shot in enumerate(shots)]
+    suffix = SUFFIX[settings.format]
+    files = [out / picture_name(index, shot, suffix) for index, shot in enumerate(shots)]
     lineage = under_construction(out).embedded(ancestors=False)
-    draw_missing(material, shots, files, settings.batch_size, lineage, bench)
-    write_gallery(out, shots)
+    draw_missing(material, shots, files, settings, lineage, bench)
+    write_gallery(out, shots, suffix)
 
 
 def one_off(
@@ -42,15 +46,28 @@ def one_off(
     material = load_material(settings, inputs, bench)
     shots = choose_shots(settings, inputs, material)
     folder.mkdir(parents=True, exist_ok=True)
-    first = next_number(folder)
-    files = [folder / picture_name(first + index, shot) for index, shot in enumerate(shots)]
-    lineage = asked("generate", settings, inputs).embedded(ancestors=False)
-    draw_missing(material, shots, files, settings.batch_size, lineage, bench)
+    first, suffix = next_number(folder), SUFFIX[settings.format]
+    files = [folder / picture_name(first + index, shot, suffix) for index, shot in enumerate(shots)]
+    lineage = asked("generate", settings, _narrowed(inputs, shots, material)).embedded(ancestors=False)
+    draw_missing(material, shots, files, settings, lineage, bench)
     return files
 
 
+def _narrowed(inputs: GenerateInputs, shots: Sequence[Shot], material: Material) -> GenerateInputs:
+    """With the adapters that are called, in place of whole folders of others."""
+    if material.adapters is None:
+        return inputs
+    texts = material.texts()
+    passes = [(shot, second) for shot in shots for second in (False, True)[: 1 + (shot.hires is not None)]]
+    names = (call.name for shot, second in passes for call in texts.words(shot, second).loras)
+    return inputs.model_copy(update={"loras": tuple(called_files(material.adapters, names))})
+
+
 def choose_shots(settings: GenerateSettings, inputs: GenerateInputs, material: Material) -> list[Shot]:
-    """The shots of the list, of the plan, or of the prompt. Raises SettingsError if two of them are given."""
+    """The shots of the list, of the plan, or of the prompt; these two from the picture given, if one is.
+
+    Raises SettingsError if a list and a plan are given.
+    """
     plan, edge_px = settings.plan, material.model.architecture.native_edge_px
     names = list(material.embeddings)
     if inputs.shots is not None:
@@ -58,37 +75,70 @@ def choose_shots(settings: GenerateSettings, inputs: GenerateInputs, material: M
             raise SettingsError("both a plan and a list of shots are given", "one of them")
         return read_shots(inputs.shots)
     if plan is None:
-        return shots_of_prompt(settings, names, edge_px)
-    if inputs.dataset is None:
+        shots = shots_of_prompt(settings, names, edge_px)
+    elif inputs.dataset is None:
         raise SettingsError("a plan is given without a dataset", "the dataset whose styles and tags it draws")
-    return shots_of_plan(settings, plan, Dataset(inputs.dataset), names, edge_px)
+    else:
+        shots = shots_of_plan(settings, plan, Dataset(inputs.dataset), names, edge_px)
+    return drawn_from(shots, source_of(settings, inputs))
+
+
+def drawn_from(shots: Sequence[Shot], source: Source | None) -> list[Shot]:
+    """The shots, made from a picture. Raises SettingsError for shots that have a hires pass."""
+    if source is None:
+        return list(shots)
+    if any(shot.hires for shot in shots):
+        raise SettingsError("a picture to draw from and a hires pass", "one of them")
+    return [shot.model_copy(update={"source": source}) for shot in shots]
 
 
 def draw_missing(
     material: Material,
     shots: Sequence[Shot],
     files: Sequence[Path],
-    batch_size: int,
+    settings: GenerateSettings,
     lineage: str,
     bench: Workbench,
 ) -> None:
-    """Draw the batches of which a picture is missing, and write each picture as soon as it is whole."""
-    texts = Texts(material.model, material.embeddings)
-    batches = plan_batches(texts, shots, batch_size)
-    missing = [batch for batch in batches if not all(files[index].is_file() for index in batch)]
-    done = len(shots) - sum(map(len, missing))
-    with bench.progress.task("generate", len(shots), "picture", done) as tick:
-        for batch in missing:
-            together = [shots[index] for index in batch]
-            pictures = draw_batch(material.model, together, texts, _step_counter(tick, together[0].steps))
-            for index, shot, picture in zip(batch, together, pictures, strict=True):
-                write_bytes(files[index], png_bytes(picture, material.infotext(shot, texts), lineage))
-                tick(1)
+    """Draw the batches of which a picture is missing. Each picture is written as soon as it is whole, while
+    the next batch is drawn."""
+
+    def write(picture: Image.Image, file: Path, parameters: str) -> None:
+        content = picture_bytes(picture, parameters, lineage, settings.format, settings.quality)
+        write_bytes(file, content)
+
+    with material.texts() as texts:
+        batches = plan_batches(texts, shots, settings.batch_size)
+        missing = [batch for batch in batches if not all(files[index].is_file() for index in batch)]
+        done = len(shots) - sum(map(len, missing))
+        progress = bench.progress.task("generate", len(shots), "picture", done)
+        with progress as tick, ThreadPoolExecutor(1) as writer:
+            writing: list[Future[None]] = []
+            for batch in missing:
+                together = [shots[index] for index in batch]
+                on_step = _step_counter(tick, steps_of(together[0]))
+                pictures = draw_batch(material.model, together, texts, on_step, material.pictures)
+                _finish(writing, tick)
+                for index, shot, picture in zip(batch, together, pictures, strict=True):
+                    text = material.infotext(shot, texts)
+                    writing.append(writer.submit(write, picture, files[index], text))
+            _finish(writing, tick)
+        for note in texts.notes:
+            bench.progress.say(note)
+
+
+def _finish(writing: list[Future[None]], tick: Callable[[int], None]) -> None:
+    """Wait for the pictures being written. Raises what writing raised."""
+    while writing:
+        writing.pop(0).result()
+        tick(1)
 
 
 def next_number(folder: Path) -> int:
     """One more than the highest number that a picture in the folder begins with."""
-    numbers = (file.name.partition("-")[0] for file in folder.glob("*-*.png"))
+    endings = set(SUFFIX.values())
+    pictures = (file for file in folder.glob("*-*") if file.suffix in endings)
+    numbers = (file.name.partition("-")[0] for file in pictures)
     return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aid.core.artifact import Inputs, Settings
+from aid.core.shot import Emphasis, Hires, MaskedContent, NoiseSource, ResizeMode
 
 
 class Plan(BaseModel):
@@ -35,7 +36,8 @@ class GenerateSettings(Settings):
     """Pictures to draw. Defaults are the card's: Euler a, 32 steps, clip skip 1."""
 
     prompt: str = ""
-    """A1111 syntax: `(weight:1.2)`, `[less]`, BREAK. With a plan, it follows each shot's tags."""
+    """A1111 syntax: `(weight:1.2)`, `[less]`, BREAK, AND, `[from:to:0.5]`, `<lora:name:0.8>`; and
+    `{by a:0.6 | by b:0.4}` and `__wildcards__`. With a plan, it follows each shot's tags."""
     negative_prompt: str = ""
     """A1111 syntax; an embedding is named by its file's stem."""
     styles: tuple[str, ...] = ()
@@ -63,8 +65,44 @@ class GenerateSettings(Settings):
     """Pixels; None is the size that the model was trained at."""
     sampler: str = "Euler a"
     """The A1111 name; the card's."""
+    schedule: str = "Automatic"
+    """The A1111 name: Karras, Exponential, SGM Uniform, ...; "Automatic" is the sampler's own."""
+    eta: float | None = Field(default=None, ge=0, le=10)
+    """Share of fresh noise in each step of a sampler that adds any; None is the sampler's own."""
     clip_skip: int = Field(default=1, ge=1, le=12)
     """1 is the last layer of the text encoder; the card's."""
+    emphasis: Emphasis = "Original"
+    """What `(word:1.2)` does: as A1111, without its mean restored, nothing, literally, or as ComfyUI."""
+    old_editing: bool = False
+    """Whether `[a:b:x]` is read as before A1111 1.6."""
+    noise_source: NoiseSource = "CPU"
+    """CPU draws the same picture everywhere. GPU is A1111's default; NV is its noise without that GPU."""
+    variation_seed: int = Field(default=0, ge=0, lt=2**62)
+    """The seed of the first picture's variation; the next ones count up, and all share `seed`."""
+    variation_strength: float = Field(default=0.0, ge=0, le=1)
+    """How far the first noise is turned towards the variation's; 0 draws no variations."""
+    seed_delta: int = Field(default=0, ge=0, lt=2**62)
+    """A1111's ENSD; 31337 is NovelAI's."""
+    downcast_alphas: bool = False
+    """The noise levels of A1111 before 1.8 with half-precision models."""
+    cfg_rescale: float = Field(default=0.0, ge=0, le=1)
+    """Against the overexposure of strong guidance; 0.7 is its paper's, 0 is off."""
+    cfg_sigmas: tuple[float, float] | None = None
+    """Guidance only where low < σ <= high; None is everywhere."""
+    denoising_strength: float = Field(default=0.75, ge=0, le=1)
+    """With --init: how far that picture is redrawn; 0.75 is A1111's."""
+    mask_blur_px: int = Field(default=4, ge=0, le=64)
+    """With --mask: standard deviation by which its border is softened; 4 is A1111's."""
+    masked_content: MaskedContent = "original"
+    """With --mask: what drawing starts from under it."""
+    resize: ResizeMode = "Just resize"
+    """With --init: how a picture of other proportions is made to fit."""
+    hires: Hires | None = None
+    """A second, larger pass: `--set hires.scale=2`, and its steps, denoising_strength, upscaler, ..."""
+    format: Literal["png", "jpeg", "webp"] = "png"
+    """Of the files; all carry A1111's text, and PNGs their lineage too."""
+    quality: int = Field(default=90, ge=1, le=100)
+    """Of JPEG and WebP; 100 makes WebP lossless."""
     batch_size: int = Field(default=8, ge=1, le=256)
     """Pictures drawn together; more need more memory, and pictures change by rounding at most."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -75,11 +113,20 @@ class GenerateInputs(Inputs):
     """What is drawn with."""
 
     checkpoint: Path
-    """An SD1 checkpoint file, or a folder that holds `model.safetensors`."""
+    """An SD1, SD2 or SDXL checkpoint file, an artifact that holds one, or a diffusers folder."""
     vae: Path | None = None
     """A VAE in place of the checkpoint's own."""
     embeddings: tuple[Path, ...] = ()
     """Files, embedding artifacts, or folders of embeddings such as a release's."""
+    loras: tuple[Path, ...] = ()
+    """Files, or folders of LoRAs, LoHas, LoKrs and DoRAs; a file's stem is what `<lora:NAME:1>` calls. All
+    of a folder counts for a gallery: name files where it holds many."""
+    wildcards: Path | None = None
+    """A folder of .txt files: `__hair__` is a line of hair.txt, by the picture's seed."""
+    init: Path | None = None
+    """A picture to draw from, in place of noise alone (img2img)."""
+    mask: Path | None = None
+    """White where the picture to draw from is drawn anew (inpainting)."""
     shots: Path | None = None
     """Shots already written down: a `shots.jsonl` or a folder with one; the settings' prompt, size and
     sampling then say nothing."""
@@ -87,8 +134,11 @@ class GenerateInputs(Inputs):
     """The Dataset whose styles and tags a plan draws from."""
 
     def paths(self) -> dict[str, Path]:
-        """An embedding's name is what calls it, so it counts as much as its content."""
-        named = {name: path for name, path in super().paths().items() if not name.startswith("embeddings.")}
-        for index, path in enumerate(self.embeddings):
-            named[f"embeddings.{f'{index}/' if path.is_dir() else path.stem}"] = path
+        """An embedding's or adapter's name is what calls it, so it counts as much as its content."""
+        called = {"embeddings": self.embeddings, "loras": self.loras}
+        given = super().paths().items()
+        named = {name: path for name, path in given if name.partition(".")[0] not in called}
+        for field, paths in called.items():
+            for index, path in enumerate(paths):
+                named[f"{field}.{f'{index}/' if path.is_dir() else path.stem}"] = path
         return named

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from aid.errors import ModelError
 from aid.sd.blocks import block_of
-from aid.sd.checkpoint import resolve_checkpoint
 from aid.sd.detection import detect
-from aid.sd.layouts import modern_key
-from aid.sd.tensorfile import is_finite, is_pickle, read_header, read_tensors
+from aid.sd.layouts import modern_keys
+from aid.sd.tensorfile import is_finite, open_tensors
+from aid.sd.weights import describe, open_weights, resolve_checkpoint
 
 
 @dataclass(frozen=True)
 class Parent:
-    """Shapes and dtypes in file order, under SD1's modern names; `fetch` reads one tensor by that name."""
+    """Shapes and dtypes in file order, under modern LDM names; `fetch` reads one tensor by that name."""
 
     name: str
     path: Path
@@ -43,22 +43,22 @@ def require_finite(what: str, tensor: Tensor) -> Tensor:
 
 
 def open_parent(name: str, path: Path) -> Parent:
-    """Open an artifact or file. A pickle is read whole, through the weights-only loader."""
+    """Open an artifact, file or diffusers folder, the tensors of which stay where they are until they are
+    read. A file may hold parts of a model only."""
     file = resolve_checkpoint(path)
-    if is_pickle(file):
-        tensors = {modern_key(key): tensor for key, tensor in read_tensors(file).items()}
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        dtypes = {key: tensor.dtype for key, tensor in tensors.items()}
-        return Parent(name, file, shapes, dtypes, {}, tensors.__getitem__)
-    header = read_header(file)
-    names = {modern_key(key): key for key in header.tensors}
+    if file.is_dir():
+        weights = open_weights(file)
+        tensors, metadata = weights.whole(), {**weights.metadata, **describe(weights.architecture)}
+    else:
+        stored, metadata = open_tensors(file)
+        tensors = modern_keys(stored)
     return Parent(
         name,
         file,
-        shapes={key: header.tensors[names[key]].shape for key in names},
-        dtypes={key: header.tensors[names[key]].dtype for key in names},
-        metadata=header.metadata,
-        fetch=lambda key: header.read(names[key]),
+        shapes={key: one.shape for key, one in tensors.items()},
+        dtypes={key: one.dtype for key, one in tensors.items()},
+        metadata=metadata,
+        fetch=lambda key: tensors[key].read(),
     )
 
 

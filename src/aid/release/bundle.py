@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aid.core.artifact import under_construction
@@ -13,7 +13,9 @@ from aid.core.files import CHUNK_BYTES, sha256_file
 from aid.core.release import EMBEDDING_FOLDER
 from aid.errors import FileError, SettingsError
 from aid.release.settings import ReleaseSettings
-from aid.sd.embedding import Embedding, embedding_metadata, load_embedding, save_embedding
+from aid.sd.architecture import Architecture
+from aid.sd.embedding import embedding_metadata, load_embedding, save_embedding
+from aid.sd.metadata import architecture_name
 from aid.sd.tensorfile import is_pickle, read_header
 
 FORMATS = (".safetensors", ".pt")
@@ -39,10 +41,10 @@ class ReleasedEmbedding:
 
 
 def release_embeddings(
-    settings: ReleaseSettings, paths: Iterable[Path], out: Path, width: int
+    settings: ReleaseSettings, paths: Iterable[Path], out: Path, architecture: Architecture
 ) -> tuple[ReleasedEmbedding, ...]:
     """Put every embedding into `embeddings/`, each as .safetensors and .pt; files given are copied as they
-    are, a missing format is made from the other. `width` is the model's.
+    are, a missing format is made from the other. `architecture` is the model's.
 
     Raises ModelError for an embedding of another width, SettingsError for two of one name.
     """
@@ -53,14 +55,16 @@ def release_embeddings(
                 raise SettingsError(f"two embeddings are called {stem}", "one of each name")
             found[stem] = files
     folder = out / EMBEDDING_FOLDER
+    widths = architecture.text_width, architecture.text_2_width or None
     released = []
     for stem, files in sorted(found.items()):
-        loaded = [load_embedding(path, width) for path in files.values()]
+        loaded = [load_embedding(path, *widths) for path in files.values()]
         folder.mkdir(exist_ok=True)
         is_negative = _says_negative(files) or stem == settings.parameters.negative_embedding
         if not files.keys() >= set(FORMATS):
-            metadata = embedding_metadata(stem, under_construction(out).embedded(), is_negative)
-            save_embedding(Embedding(stem, loaded[0].vectors), folder, metadata)
+            lineage, family = under_construction(out).embedded(), architecture_name(architecture)
+            metadata = embedding_metadata(stem, lineage, is_negative, family)
+            save_embedding(replace(loaded[0], name=stem), folder, metadata)
         for suffix in files.keys() & set(FORMATS):
             shutil.copyfile(files[suffix], folder / f"{stem}{suffix}")
         released.append(ReleasedEmbedding(stem, len(loaded[0].vectors), is_negative))

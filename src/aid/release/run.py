@@ -47,7 +47,7 @@ def release(settings: ReleaseSettings, inputs: ReleaseInputs, out: Path, bench: 
         model = load_checkpoint(inputs.checkpoint, dtype=PRECISIONS[settings.precision])
         tick(1, "read")
 
-        embeddings = release_embeddings(settings, inputs.embeddings, out, model.architecture.text_width)
+        embeddings = release_embeddings(settings, inputs.embeddings, out, model.architecture)
         settings = with_embedding(settings, embeddings)
         catalogue = list_release(settings, records, report, previous)
         tick(1, "embeddings")

@@ -22,7 +22,7 @@ from aid.sd.adapter_kind import BIASES, KINDS, Kind, decompose, scale_of
 from aid.sd.adapter_name import ALPHA, BUNDLED, MAGNITUDE, family_of, module_name, split_key
 from aid.sd.embedding import Embedding, read_embedding
 from aid.sd.hashes import hash_file
-from aid.sd.tensorfile import is_pickle, read_header, read_tensors, write_tensors
+from aid.sd.tensorfile import is_finite, is_pickle, read_header, read_tensors, write_tensors
 
 PEFT_METADATA = "lora_adapter_metadata"  # diffusers' own, JSON of PEFT's configurations
 PEFT_PARTS = {"lora_unet_": "unet", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
@@ -128,7 +128,7 @@ def save_adapter(
     stored: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         stored[key] = tensor.detach().to("cpu", dtype)
-        if not torch.isfinite(stored[key]).all():
+        if not is_finite(stored[key]):
             short = str(dtype).removeprefix("torch.")
             raise ModelError(f"{key} holds NaN, infinity or values too large for {short}", "finite weights")
     write_tensors(path, stored, metadata)
@@ -188,8 +188,7 @@ def _shape(raw: str, kind: Kind, tensors: Mapping[str, Tensor], path: Path) -> t
 def _checked(tensor: Tensor, key: str, path: Path) -> Tensor:
     if not tensor.is_floating_point() and tensor.numel() != 1:
         raise ModelError(f"{path}: {key} holds {str(tensor.dtype).removeprefix('torch.')}", "floating point")
-    values = tensor.float() if tensor.element_size() == 1 else tensor  # torch can't ask eight-bit floats
-    if not torch.isfinite(values).all():
+    if not is_finite(tensor):
         raise ModelError(
             f"{path}: {key} holds NaN or infinity", "finite weights", "Use an earlier save of it."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from aid.sd.adapter_target import Target, skeleton
 from aid.sd.adapter_use import Match, Step, Use, match, steps_of, touches, with_steps
 from aid.sd.architecture import FAMILY_NAMES, Architecture
 from aid.sd.layouts import Place
+from aid.sd.tensorfile import is_finite
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,17 @@ class Bake:
             view = place.take(whole)
             view.copy_(with_steps(view, parameter, steps))
         rounded = whole.to(tensor.dtype)
-        if not torch.isfinite(rounded).all():
+        if not is_finite(rounded):
             short = str(tensor.dtype).removeprefix("torch.")
             raise ModelError(f"{key} holds values too large for {short}", next_step="Use smaller weights.")
         return rounded
 
 
-def plan_bake(architecture: Architecture, uses: Iterable[Use]) -> Bake:
-    """Raises ModelError for an adapter that doesn't fit the architecture, before any tensor is read."""
+def plan_bake(architecture: Architecture, uses: Iterable[Use], untransposed: bool = False) -> Bake:
+    """`untransposed`: the file's SDXL `text_projection` is as `open_weights` describes it.
+
+    Raises ModelError for an adapter that doesn't fit the architecture, before any tensor is read.
+    """
     targets = skeleton(architecture)
     matches: list[Match] = []
     wanted: dict[str, tuple[Target, list[Step]]] = {}
@@ -57,14 +61,17 @@ def plan_bake(architecture: Architecture, uses: Iterable[Use]) -> Bake:
             touched = [step for step in steps if present and touches(step[0], parameter)]
             if touched:
                 place = target.place(parameter, architecture.family)
+                place = replace(place, transposed=place.transposed and not untransposed)
                 table.setdefault(place.key, []).append((place, parameter, touched))
     return Bake(table, matches)
 
 
-def bake(tensors: Mapping[str, Tensor], architecture: Architecture, uses: Iterable[Use]) -> dict[str, Tensor]:
+def bake(
+    tensors: Mapping[str, Tensor], architecture: Architecture, uses: Iterable[Use], untransposed: bool = False
+) -> dict[str, Tensor]:
     """A whole file's tensors with adapters in them. Raises ModelError as `plan_bake` does, and if the file
     lacks a tensor that is to change."""
-    plan = plan_bake(architecture, uses)
+    plan = plan_bake(architecture, uses, untransposed)
     if missing := plan.steps.keys() - tensors.keys():
         raise ModelError(f"the checkpoint lacks {min(missing)}", "every tensor that an adapter changes")
     return {key: plan.bake(key, tensor) for key, tensor in tensors.items()}

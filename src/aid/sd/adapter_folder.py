@@ -17,11 +17,15 @@ ALIAS = "ss_output_name"  # the name it was trained under, which A1111 takes too
 
 
 class AdapterFolder:
-    """Every adapter below a folder. A file is read when it is first called, and kept."""
+    """Every adapter below some folders, and some files of their own; of one stem's the first counts. A file
+    is read when it is first called, and kept."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.paths = find_adapters(folder)
+    def __init__(self, *places: Path) -> None:
+        self.folder = " and ".join(map(str, places))
+        self.paths: dict[str, Path] = {}
+        for place in places:
+            found = {place.stem: place} if place.is_file() else find_adapters(place)
+            self.paths = {**found, **self.paths}
         self._loaded: dict[Path, Adapter] = {}
         self._aliases: dict[str, Path] | None = None
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate, groupby
 
 from aid.sd.note import Note, quote
@@ -45,6 +47,12 @@ def parse_attention(text: str) -> list[tuple[str, float]]:
 
 def weigh(text: str) -> tuple[list[tuple[str, float]], list[Note]]:
     """The same, and what is odd about it."""
+    segments, notes = _weighed(text)
+    return list(segments), list(notes)
+
+
+@lru_cache(maxsize=4)  # a prompt is asked for its oddities first, and then for its tokens
+def _weighed(text: str) -> tuple[Sequence[tuple[str, float]], Sequence[Note]]:
     scan = _scan(text)
     weights = _weigh([weight for _, weight in scan.segments], scan.ranges)
     weighed = zip((segment for segment, _ in scan.segments), weights, strict=True)

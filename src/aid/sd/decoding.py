@@ -52,7 +52,7 @@ def encode(model: StableDiffusion, pixels: Tensor) -> Tensor:
     whole = pixels.shape[-1] * pixels.shape[-2] <= WHOLE_PIXELS
     parts = [
         one(part) if whole else tiled(one, part, TILE * FACTOR, OVERLAP * FACTOR, 1 / FACTOR)
-        for part in pixels.split(1)
+        for part in torch.split(pixels, 1)
     ]
     return torch.cat(parts) * model.architecture.vae_scale
 
@@ -102,8 +102,8 @@ def _decode(model: StableDiffusion, latents: Tensor) -> Tensor:
         return made.float()
 
     if pixels > WHOLE_PIXELS:
-        return torch.cat([tiled(some, part, TILE, OVERLAP, FACTOR) for part in scaled.split(1)])
-    return torch.cat([some(part) for part in scaled.split(max(1, PIXELS_AT_ONCE // pixels))])
+        return torch.cat([tiled(some, part, TILE, OVERLAP, FACTOR) for part in torch.split(scaled, 1)])
+    return torch.cat([some(part) for part in torch.split(scaled, max(1, PIXELS_AT_ONCE // pixels))])
 
 
 def to_pictures(pixels: Tensor, shots: Sequence[Shot], model: StableDiffusion) -> list[Image.Image]:

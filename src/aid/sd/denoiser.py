@@ -148,51 +148,63 @@ def _cat(sides: Sequence[Conditioning]) -> Conditioning:
 
 
 class TextAttention:
-    """Attention to the text, whose keys and values are computed once for all steps: they depend on the
-    text alone. A processor of diffusers' Attention, for blocks without norms of their own."""
+    """The forward of an attention block, without what diffusers looks up at every call. Keys and values of
+    the text are computed once for all steps: they depend on the text alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: Any) -> None:
+        self.block = block
         self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: object, **__: object
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: object, **__: object
     ) -> Tensor:
-        key, value = self._of(attn, encoder_hidden_states)
-        query = _heads(attn.to_q(hidden_states), attn.heads)
+        block = self.block
+        query = _heads(block.to_q(hidden_states), block.heads)
+        key, value = (
+            self._of(encoder_hidden_states)
+            if encoder_hidden_states is not None
+            else self._project(hidden_states)
+        )
         seen = F.scaled_dot_product_attention(query, key, value)
-        made: Tensor = attn.to_out[0](seen.transpose(1, 2).flatten(2))
-        return made / attn.rescale_output_factor if attn.rescale_output_factor != 1 else made
+        made: Tensor = block.to_out[0](seen.transpose(1, 2).flatten(2))
+        return made
 
-    def _of(self, attn: Any, context: Tensor) -> tuple[Tensor, Tensor]:
+    def _of(self, context: Tensor) -> tuple[Tensor, Tensor]:
         for known, key, value in self.kept:
             if known is context:
                 return key, value
-        key, value = (_heads(layer(context), attn.heads) for layer in (attn.to_k, attn.to_v))
+        key, value = self._project(context)
         self.kept = [*self.kept[1 - TEXTS_KEPT :], (context, key, value)]
         return key, value
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        heads = self.block.heads
+        return _heads(self.block.to_k(x), heads), _heads(self.block.to_v(x), heads)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """[b, n, width] to [b, heads, n, width of a head]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
 @contextmanager
 def text_kept(model: StableDiffusion) -> Iterator[None]:
-    """The U-Net with text attention that remembers; its own processors come back at the end."""
+    """The U-Net with attention that remembers its text; it is as it was at the end."""
     blocks: list[Any] = [
-        module for name, module in model.unet.named_modules() if name.endswith(".attn2") and _is_plain(module)
+        module
+        for name, module in model.unet.named_modules()
+        if name.endswith((".attn1", ".attn2")) and _is_plain(module)
     ]
-    own = [block.processor for block in blocks]
     try:
         for block in blocks:
-            block.processor = TextAttention()
+            block.forward = TextAttention(block)
         yield
     finally:
-        for block, processor in zip(blocks, own, strict=True):
-            block.processor = processor
+        for block in blocks:
+            del block.forward
 
 
 def _is_plain(block: Any) -> bool:
     norms = (block.spatial_norm, block.group_norm, block.norm_q, block.norm_k, block.norm_cross)
-    return not any(norms) and not block.residual_connection
+    scaled = block.rescale_output_factor != 1
+    return not any(norms) and not block.residual_connection and not scaled and "forward" not in vars(block)

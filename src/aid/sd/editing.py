@@ -73,7 +73,7 @@ class Alternation:
 Node: TypeAlias = "str | list[Node] | Edit | Alternation"
 
 
-@dataclass
+@dataclass(slots=True)
 class _Frame:
     """An open bracket: what stands between its separators so far."""
 

@@ -20,7 +20,9 @@ from aid.core.files import write_bytes
 from aid.core.lineage import METADATA_KEY
 from aid.errors import ModelError, SettingsError
 from aid.sd.embedding_picture import PICTURES, read_embedded_picture
-from aid.sd.tensorfile import is_pickle, read_pickle, read_tensors, write_tensors
+from aid.sd.metadata import ModelSpec
+from aid.sd.pickled import read_pickle
+from aid.sd.tensorfile import is_finite, is_pickle, read_tensors, require_plain, write_tensors
 
 WEIGHTS = (".safetensors", ".pt", ".bin")
 PAIR = ("clip_l", "clip_g")  # SDXL's two tensors
@@ -143,15 +145,14 @@ def embedding_metadata(
 ) -> dict[str, str]:
     """ModelSpec's keys for an embedding, with AID's lineage. `architecture` is ModelSpec's word for the
     model, such as stable-diffusion-xl-v1-base."""
-    return {
-        METADATA_KEY: lineage,
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{architecture}/textual-inversion",
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": name,
-        "modelspec.trigger_phrase": name,
-        "modelspec.is_negative_embedding": "true" if negative else "false",
-    }
+    spec = ModelSpec(
+        architecture=f"{architecture}/textual-inversion",
+        implementation="diffusers",
+        title=name,
+        trigger_phrase=name,
+        is_negative_embedding=negative,
+    )
+    return {METADATA_KEY: lineage, **spec.written()}
 
 
 def _stored(vectors: Tensor) -> Tensor:
@@ -162,11 +163,12 @@ def _vectors(tensor: Any, path: Path) -> Tensor:
     """One tensor, float32 [n, width]."""
     if not isinstance(tensor, Tensor):
         raise ModelError(f"{path} holds {type(tensor).__name__} where vectors should be", "[vectors, width]")
+    require_plain(tensor, f"{path}: a tensor")
     vectors = tensor.detach().float()
     vectors = vectors.unsqueeze(0) if vectors.dim() == 1 else vectors
     if vectors.dim() != 2 or not vectors.numel():
         raise ModelError(f"{path} holds a tensor of shape {list(tensor.shape)}", "[vectors, width]")
-    if not torch.isfinite(vectors).all():
+    if not is_finite(vectors):
         raise ModelError(f"{path} holds NaN or infinity", "finite vectors", "Train the embedding again.")
     return vectors
 

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from aid.errors import FileError, ModelError
+from aid.core.picture import read_picture
+from aid.errors import FileError, ModelError, PictureError
+from aid.sd.picture_text import picture_text
 
 PICTURES = (".png", ".webp", ".jxl", ".avif")
 TEXT_KEY = "sd-ti-embedding"
-MAX_BYTES = 64 << 20  # of unpacked JSON; 75 vectors of SD1 take about 1.3 MB
+MAX_BYTES = 16 << 20  # of unpacked JSON; 75 vectors of SD1 take about 1.3 MB
+MAX_MEGAPIXELS = 16.0  # A1111 makes one about 900 pixels wide
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -32,12 +34,11 @@ def read_embedded_picture(path: Path) -> dict[str, Any]:
 
     Raises FileError for an unreadable picture, ModelError for one without an embedding.
     """
+    text = picture_text(path).texts.get(TEXT_KEY)
     try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(TEXT_KEY)
-            packed = b"" if text else _from_panels(np.asarray(picture.convert("RGB")))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FileError(f"{path} is not a readable picture ({error})", "an embedding's picture") from error
+        packed = b"" if text else _from_panels(np.asarray(read_picture(path, MAX_MEGAPIXELS)))
+    except PictureError as error:
+        raise FileError(f"{path} is not a readable picture: it {error}", "an embedding's picture") from error
     try:
         content = base64.b64decode(text) if text else zlib.decompressobj().decompress(packed, MAX_BYTES)
         found = json.loads(content, object_hook=_tensor)

@@ -201,7 +201,7 @@ def _spans(
 
 def _tokens(chunk: Chunk[Learned]) -> tuple[tuple[str, float], ...]:
     """A chunk's tokens as they are spelt, an embedding as one."""
-    words = token_words(chunk.ids)
+    words = token_words(chunk.ids[: chunk.size + 1])
     fixes = dict(chunk.fixes)
     found: list[tuple[str, float]] = []
     at = 1

@@ -1,6 +1,7 @@
-"""The `parameters` text that A1111 writes into a picture and reads back, and the PNG around it.
+"""The `parameters` text that A1111 writes into a picture and reads back.
 
-Source: A1111 modules/processing.py (order of fields) and infotext_utils.py (quoting, parsing).
+What the fields mean to a shot stands in `shot_fields`. Source: A1111 modules/processing.py (order of
+fields) and infotext_utils.py (quoting, parsing).
 """
 
 from __future__ import annotations
@@ -13,17 +14,15 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from pydantic import ValidationError
 
 import aid
 from aid.core.lineage import METADATA_KEY
 from aid.core.shot import Shot
-from aid.errors import SettingsError
+from aid.sd.shot_fields import read_fields, written_fields
 
 KEY = "parameters"
 NEGATIVE = "Negative prompt:"
 FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-SIZE = re.compile(r"^(\d+)x(\d+)$")
 FEWEST_FIELDS = 3  # a last line with fewer is part of the prompt
 
 
@@ -37,6 +36,8 @@ class Weights:
     vae: str = ""
     embeddings: Mapping[str, str] = field(default_factory=dict)
     """Name -> 12 digits of the sha256 of each embedding that the prompts use."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Name -> 12 digits of the hash of each LoRA's tensors."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,33 @@ class Infotext:
     negative_prompt: str
     fields: dict[str, str]
 
+    @property
+    def weights(self) -> Weights:
+        """What it says that the picture was drawn with."""
+        return Weights(
+            self.fields.get("Model hash", ""),
+            self.fields.get("Model", ""),
+            self.fields.get("VAE hash", ""),
+            self.fields.get("VAE", ""),
+            _listed(self.fields, "TI hashes"),
+            _listed(self.fields, "Lora hashes"),
+        )
+
 
 def write_infotext(shot: Shot, weights: Weights | None = None) -> str:
     """The text for one picture, fields in A1111's order, empty ones left out."""
     weights = weights or Weights()
+    before, between, after = written_fields(shot)
     fields = {
-        "Steps": str(shot.steps),
-        "Sampler": shot.sampler,
-        "Schedule type": "Automatic",
-        "CFG scale": repr(shot.cfg_scale).removesuffix(".0"),
-        "Seed": str(shot.seed),
-        "Size": f"{shot.width}x{shot.height}",
+        **before,
         "Model hash": weights.model_hash,
         "Model": weights.model,
         "VAE hash": weights.vae_hash,
         "VAE": weights.vae,
-        "Clip skip": str(shot.clip_skip) if shot.clip_skip > 1 else "",
-        "RNG": "CPU",
-        "TI hashes": ", ".join(f"{_bare(name)}: {sha}" for name, sha in weights.embeddings.items()),
+        **between,
+        "Lora hashes": _list(weights.adapters),
+        "TI hashes": _list(weights.embeddings),
+        **after,
         "Version": f"AID {aid.__version__}",
     }
     line = ", ".join(f"{key}: {_quote(value)}" for key, value in fields.items() if value)
@@ -90,31 +100,12 @@ def parse_infotext(text: str) -> Infotext:
 
 
 def shot_of(infotext: Infotext) -> Shot:
-    """The shot that a text describes; what it doesn't say is the default.
+    """The shot that a text describes; what it doesn't say is the default, or what A1111 means by saying
+    nothing.
 
     Raises SettingsError for a value that no picture can have.
     """
-    fields = infotext.fields
-    size = SIZE.match(fields.get("Size", ""))
-    named = {
-        "steps": fields.get("Steps"),
-        "sampler": fields.get("Sampler"),
-        "cfg_scale": fields.get("CFG scale"),
-        "seed": fields.get("Seed"),
-        "width": size and size[1],
-        "height": size and size[2],
-        "clip_skip": fields.get("Clip skip", "1"),
-    }
-    given = {name: value for name, value in named.items() if value is not None}
-    try:
-        return Shot.model_validate(
-            {"prompt": infotext.prompt, "negative_prompt": infotext.negative_prompt, **given}
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(
-            f"the picture's text says {'.'.join(map(str, first['loc']))} = {first['input']!r}", first["msg"]
-        ) from error
+    return read_fields(infotext.prompt, infotext.negative_prompt, infotext.fields)
 
 
 def png_bytes(picture: Image.Image, parameters: str, lineage: str = "") -> bytes:
@@ -126,6 +117,16 @@ def png_bytes(picture: Image.Image, parameters: str, lineage: str = "") -> bytes
     stream = io.BytesIO()
     picture.save(stream, "png", pnginfo=text)
     return stream.getvalue()
+
+
+def _list(hashes: Mapping[str, str]) -> str:
+    return ", ".join(f"{_bare(name)}: {sha}" for name, sha in hashes.items())
+
+
+def _listed(fields: Mapping[str, str], key: str) -> dict[str, str]:
+    """`a: 1, b: 2` as name -> hash."""
+    pairs = (item.rpartition(":") for item in fields.get(key, "").split(","))
+    return {name.strip(): sha.strip() for name, colon, sha in pairs if colon and name.strip()}
 
 
 def _bare(name: str) -> str:

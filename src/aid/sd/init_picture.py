@@ -18,8 +18,8 @@ from aid.core.files import sha256_file
 from aid.core.picture import open_picture
 from aid.core.shot import ResizeMode, Source
 from aid.errors import PictureError, SettingsError
-from aid.sd.decoding import FACTOR, encode, to_pixels
 from aid.sd.checkpoint import StableDiffusion
+from aid.sd.decoding import FACTOR, encode, to_pixels
 from aid.sd.random import PictureNoise
 
 FILL_RADII = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))  # (blur in pixels, times)

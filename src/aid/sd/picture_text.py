@@ -40,12 +40,22 @@ def picture_text(path: Path) -> PictureText:
     """Raises PictureError for a picture that can't be opened."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats()) as picture:
-            texts = {key: value for key, value in picture.info.items() if isinstance(value, str)}
+            texts = {
+                key: value
+                for key, value in picture.info.items()
+                if isinstance(key, str) and isinstance(value, str)
+            }
             summary = f"{picture.format}, {picture.width}x{picture.height}"
-            comment = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+            comment = None if KEY in texts else _comment(picture)
     except Exception as error:  # a reader fed with hostile bytes may fail in any way
         raise PictureError(f"{path} is not a readable picture ({error})", "a whole picture") from error
     return PictureText(summary, texts.pop(KEY, "") or _decoded(comment), texts)
+
+
+def _comment(picture: Image.Image) -> object:
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return None  # Pillow would decode the pixels to look behind them
+    return picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
 
 
 def _decoded(comment: object) -> str:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aid.core.shot import Shot, Source
+from aid.core.shot import Shot
 from aid.sd.adapter_folder import AdapterFolder
 from aid.sd.checkpoint import StableDiffusion
 from aid.sd.course import Course, find_schedule, noise_for, plan_course, plan_course_from_picture
@@ -27,13 +27,10 @@ from aid.sd.hires import enlarge, second_shot
 from aid.sd.init_picture import InitPicture, encode_init, open_init, start_under
 from aid.sd.random import PictureNoise
 from aid.sd.samplers import SAMPLERS, TRAITS, Denoise, OnStep
-from aid.sd.shot_text import Texts, calls_of, is_guided
+from aid.sd.shot_text import Texts, calls_of
 from aid.sd.sugar import Wildcards
 
 __all__ = ["Texts", "decode", "draw", "draw_batch", "plan_batches", "steps_of", "to_pictures"]
-
-OWN = {"prompt", "negative_prompt", "seed", "variation_seed", "variation_strength", "style", "tags"}
-"""What pictures drawn together may differ in, besides how strongly they are guided."""
 
 OnPicture = Callable[[int], None]
 
@@ -57,7 +54,9 @@ def draw(
     pictures: dict[int, Image.Image] = {}
     with Texts(model, embeddings, adapters, wildcards) as texts:
         for batch in plan_batches(texts, shots, batch_size):
-            for index, picture in zip(batch, draw_batch(model, [shots[i] for i in batch], texts), strict=True):
+            for index, picture in zip(
+                batch, draw_batch(model, [shots[i] for i in batch], texts), strict=True
+            ):
                 pictures[index] = picture
                 if on_picture is not None:
                     on_picture(index)
@@ -65,8 +64,8 @@ def draw(
 
 
 def plan_batches(texts: Texts, shots: Sequence[Shot], batch_size: int) -> list[list[int]]:
-    """The indices of shots that can be drawn together: alike in all but OWN and the strength of guidance,
-    with prompts of the same lengths that call the same adapters."""
+    """The indices of shots that can be drawn together: alike in all but prompts, seeds, the strengths of
+    variation and guidance, with prompts of the same lengths that call the same adapters."""
     groups: dict[object, list[int]] = {}
     for index, shot in enumerate(shots):
         groups.setdefault(_kind(texts, shot), []).append(index)
@@ -101,15 +100,17 @@ def draw_batch(
 ) -> list[Image.Image]:
     """Draw shots that plan_batches put together. `on_step` is called after each step of the sampler;
     `pictures` (sha256 -> path) are where sources are looked for first."""
-    inits = [open_init(shot.source, (shot.width, shot.height), pictures) for shot in shots if shot.source]
+    first = shots[0]
+    init = open_init(first.source, (first.width, first.height), pictures) if first.source else None
     with text_kept(model):
-        latents = _from_pictures(model, shots, inits, texts, on_step) if inits else None
-        if latents is None:
+        if init:
+            latents = _from_picture(model, shots, init, texts, on_step)
+        else:
             latents = _from_noise(model, shots, texts, on_step)
-        if shots[0].hires:
+        if first.hires:
             latents = _second_pass(model, shots, latents, texts, on_step)
     drawn = to_pictures(decode(model, latents), shots, model)
-    return [init.over(one) for init, one in zip(inits, drawn, strict=True)] if inits else drawn
+    return [init.over(picture) for picture in drawn] if init else drawn
 
 
 def steps_of(shot: Shot) -> int:
@@ -127,24 +128,19 @@ def _from_noise(model: StableDiffusion, shots: Sequence[Shot], texts: Texts, on_
     return _sample(first, denoise, course.start(noise()), course, noise, on_step)
 
 
-def _from_pictures(
-    model: StableDiffusion, shots: Sequence[Shot], inits: Sequence[InitPicture], texts: Texts, on_step: OnStep
+def _from_picture(
+    model: StableDiffusion, shots: Sequence[Shot], init: InitPicture, texts: Texts, on_step: OnStep
 ) -> Tensor:
-    """img2img and, with masks, inpainting."""
-    first, source = shots[0], inits[0].source
-    encoded = {id(init): encode_init(model, init) for init in _different(inits).values()}
-    chosen = [encoded[id(_different(inits)[init.source])] for init in inits]
-    latent = torch.stack([one for one, _ in chosen])
-    masks = [mask for _, mask in chosen if mask is not None]
-    course = _course_from(first, source.denoising_strength, model, fix_steps=False)
-    noise = _noise(model, shots, (first.width, first.height))
+    """img2img and, with a mask, inpainting."""
+    first, size = shots[0], (shots[0].width, shots[0].height)
+    encoded, mask = encode_init(model, init)
+    latent = encoded.expand(len(shots), -1, -1, -1)
+    course = _course_from(first, init.source.denoising_strength, model, fix_steps=False)
+    noise = _noise(model, shots, size)
     denoise: Denoise = _denoiser(model, shots, texts)
-    if not masks:
-        x = course.start_from(latent, noise())
-        return _sample(first, denoise, x, course, noise, on_step)
-    mask = torch.stack(masks)
-    under = _noise(model, shots, (first.width, first.height))
-    latent = start_under(latent, mask, source.masked_content, under)
+    if mask is None:
+        return _sample(first, denoise, course.start_from(latent, noise()), course, noise, on_step)
+    latent = start_under(latent, mask, init.source.masked_content, _noise(model, shots, size))
     denoise = keep_outside(denoise, latent, mask)
     x = _sample(first, denoise, course.start_from(latent, noise()), course, noise, on_step)
     return x * mask + latent * (1 - mask)
@@ -199,11 +195,3 @@ def _sample(
     own = {"eta": shot.eta} if takes_eta else {}
     source = noise_for(shot.sampler, course, noise)
     return SAMPLERS[shot.sampler](denoise, x, course.sigmas, source, on_step, **own)
-
-
-def _different(inits: Sequence[InitPicture]) -> dict[Source, InitPicture]:
-    """The first init of each source: each is encoded once."""
-    found: dict[Source, InitPicture] = {}
-    for init in inits:
-        found.setdefault(init.source, init)
-    return found

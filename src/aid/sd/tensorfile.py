@@ -10,21 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import pickle
 import struct
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from operator import attrgetter, le
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from aid.core.files import replacing
 from aid.errors import FileError
+from aid.sd.pickled import read_pickle
 
+MAX_TENSOR_BYTES = 1 << 62  # beyond it no product of sizes is computed
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
@@ -56,8 +58,7 @@ def in_memory(tensor: Tensor) -> Stored:
     return Stored(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor's entry: `start` and `end` are byte offsets in the file."""
 
     dtype: torch.dtype
@@ -121,9 +122,17 @@ def read_header(path: Path) -> Header:
         raise _malformed(path, "its header is not a JSON object")
     metadata = _checked_metadata(path, entries.pop("__metadata__", {}))
     tensors = {name: _checked_entry(path, name, entry, 8 + length) for name, entry in entries.items()}
-    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+    ordered = _in_file_order(tensors)
     _check_layout(path, ordered, 8 + length, size)
     return Header(path, ordered, metadata, 8 + length)
+
+
+def _in_file_order(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """As most files list them, so that sorting is mostly looking."""
+    ends = list(map(attrgetter("start", "end"), tensors.values()))
+    if all(map(le, ends, islice(ends, 1, None))):
+        return tensors
+    return dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -153,7 +162,18 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
     tensors = {key: value for key, value in named if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise FileError(f"{path} holds no tensors", "a checkpoint or a dictionary of weights")
+    for key, tensor in tensors.items():
+        require_plain(tensor, f"{path}: {key[:80]!r}")
     return tensors
+
+
+def require_plain(tensor: Tensor, name: str) -> None:
+    """Raises FileError, naming it, for an unpickled tensor that a safetensors file couldn't hold: sparse,
+    quantised, on no device, or one that claims more values than are stored."""
+    whole = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in NAMES
+    if not whole or tensor.nbytes > tensor.untyped_storage().nbytes():
+        kind = f"{list(tensor.shape)}, {tensor.dtype}, {tensor.layout}"
+        raise FileError(f"{name} is no plain tensor ({kind})", "as many values as it claims")
 
 
 def is_pickle(path: Path) -> bool:
@@ -164,44 +184,6 @@ def is_pickle(path: Path) -> bool:
     except OSError as error:
         raise FileError(f"{path} could not be read ({error.strerror or error})", "a weights file") from error
     return head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:9] != b"{")
-
-
-class Callback:
-    """Stands for the training callbacks that old checkpoints name, and does nothing."""
-
-
-CALLBACKS = [
-    (Callback, f"{package}.callbacks.model_checkpoint.ModelCheckpoint")
-    for package in ("pytorch_lightning", "lightning.pytorch")
-]
-
-
-def read_pickle(path: Path, mapped: bool = False) -> Any:
-    """Unpickle weights and plain containers, nothing that could run code; `mapped` leaves the weights on disk
-    until they are used, where the file is an archive that allows it."""
-    try:
-        with torch.serialization.safe_globals(CALLBACKS), open(path, "rb") as stream:
-            if mapped and _is_mappable(path):
-                return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise FileError(
-            f"{path} would run code when opened, or is not a weights file",
-            "tensors and plain containers only",
-            "Don't use it; ask its maker for a .safetensors file.",
-        ) from error
-    except Exception as error:  # garbage makes the unpickler raise anything
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise FileError(f"{path} is truncated or damaged ({reason})", "a whole weights file") from error
-
-
-def _is_mappable(path: Path) -> bool:
-    """Whether all records are stored as they are. Given a path, torch goes by its extension, so not for a
-    pickle that calls itself safetensors."""
-    if path.suffix.lower() == ".safetensors" or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -294,14 +276,18 @@ def _checked_metadata(path: Path, metadata: Any) -> dict[str, str]:
 
 def _checked_entry(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
     try:
-        dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-        sizes_are_whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
-        sound = sizes_are_whole and end - start == math.prod(shape) * dtype.itemsize
+        dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        size = dtype.itemsize
+        sound = type(shape) is list and type(start) is int and type(end) is int and start >= 0
+        for number in shape if sound else ():
+            size *= number if type(number) is int and number >= 0 else math.inf
+            if size > MAX_TENSOR_BYTES:
+                break
     except (KeyError, TypeError, ValueError):
         sound = False
-    if not sound:
+    if not sound or end - start != size:
         raise _malformed(path, f"the entry of {name[:80]!r} is inconsistent")
-    return TensorInfo(dtype, shape, data_start + start, data_start + end)
+    return TensorInfo(dtype, tuple(shape), data_start + start, data_start + end)
 
 
 def _check_layout(path: Path, ordered: dict[str, TensorInfo], data_start: int, size: int) -> None:

@@ -31,7 +31,12 @@ def tokenize(texts: Sequence[str]) -> list[list[int]]:
 
 def token_words(ids: Sequence[int]) -> list[str]:
     """How each id is spelt, `</w>` marking the end of a word; bytes have GPT-2's letters."""
-    return [_tokenizer().id_to_token(id) or "" for id in ids]
+    return list(map(_word, ids))
+
+
+@cache
+def _word(id: int) -> str:
+    return _tokenizer().id_to_token(id) or ""
 
 
 @cache

@@ -1,31 +1,15 @@
-"""Records to tensors: latents, tokens, timesteps and noise of one step, all decided by (seed, step)."""
+"""Records to tensors: latents, masks and tokens of one step, all decided by (seed, step)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aid.core.dataset import Dataset, Record
-from aid.sd.checkpoint import VAE_SCALE
 from aid.sd.tokenizer import BOS, CHUNK, EOS
-
-T = 1000  # timesteps of the SD1 schedule
-
-
-@dataclass(frozen=True)
-class Noised:
-    """One step's latents [b*d, 4, h/8, w/8], noise alike, and timesteps [b*d], d draws a picture."""
-
-    latents: Tensor
-    noise: Tensor
-    t: Tensor
-
-    def to(self, device: torch.device) -> Noised:
-        return Noised(self.latents.to(device), self.noise.to(device), self.t.to(device))
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -34,26 +18,31 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
 
 
-def read_latents(dataset: Dataset, records: Sequence[Record], generator: torch.Generator) -> Tensor:
-    """Latents sampled from their cached posteriors, scaled, float32 [b, 4, h/8, w/8]."""
-    width, height = records[0].width, records[0].height
-    stored = dataset.latents(width, height)
-    rows = torch.from_numpy(np.stack([stored[record.row] for record in records])).float()
-    mean, deviation = rows.unbind(1)
-    return (mean + deviation * torch.randn(mean.shape, generator=generator)) * VAE_SCALE
+def read_latents(
+    dataset: Dataset,
+    records: Sequence[Record],
+    mirrored: Sequence[bool],
+    scale: float,
+    noise: torch.Generator,
+) -> Tensor:
+    """Latents sampled from their cached posteriors, times `scale`, float32 [b, 4, h/8, w/8]."""
+    if any(mirrored):
+        pairs = zip(records, mirrored, strict=True)
+        rows = np.concatenate([dataset.fetch([record], turned) for record, turned in pairs])
+    else:
+        rows = dataset.fetch(records)
+    mean, deviation = torch.from_numpy(rows).float().unbind(1)
+    return (mean + deviation * torch.randn(mean.shape, generator=noise)) * scale
 
 
-def draw_noise(latents: Tensor, draws: int, offset: float, generator: torch.Generator) -> Noised:
-    """Repeat each picture `draws` times, its timesteps spread evenly over the schedule with one random
-    shift (each still uniform; the spread lowers the gradient's variance), and draw noise."""
-    repeated = latents.repeat_interleave(draws, 0)
-    shift = torch.rand(len(latents), 1, generator=generator)
-    spread = (shift + torch.arange(draws) / draws) % 1.0
-    t = (spread.flatten() * T).long().clamp(max=T - 1)
-    noise = torch.randn(repeated.shape, generator=generator)
-    if offset:
-        noise = noise + offset * torch.randn(*noise.shape[:2], 1, 1, generator=generator)
-    return Noised(repeated, noise, t)
+def read_masks(dataset: Dataset, records: Sequence[Record], mirrored: Sequence[bool]) -> Tensor | None:
+    """How much each place counts, 0 to 1, [b, 1, h/8, w/8]; None if all of all pictures does."""
+    masks = [dataset.mask(record, turned) for record, turned in zip(records, mirrored, strict=True)]
+    if all(mask is None for mask in masks):
+        return None
+    whole = np.full((records[0].height // 8, records[0].width // 8), 255, np.uint8)
+    stacked = np.stack([whole if mask is None else mask for mask in masks])
+    return torch.from_numpy(stacked).unsqueeze(1).float() / 255
 
 
 def token_windows(tokenizer: object, captions: Sequence[str], windows: int) -> Tensor:

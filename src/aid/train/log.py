@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from aid.core.files import write_text
 
 LOG_FILE = "log.jsonl"
+Row = dict[str, Any]
 
 
 class Log:
-    """Rows {step, ...}; appended as training goes, cut back to the resumed step after an interruption."""
+    """Rows {step, rate, loss, norm}, or {step, rate, left_out} for a step that changed nothing. Appended as
+    training goes, cut back to the resumed step after an interruption."""
 
     def __init__(self, folder: Path, done: int) -> None:
         self.path = folder / LOG_FILE
-        self.rows: list[dict[str, float]] = [row for row in read_log(folder) if row["step"] <= done]
+        self.rows: list[Row] = [row for row in read_log(folder) if row["step"] <= done]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.stream = self.path.open("a")
 
-    def add(self, **row: float) -> None:
+    def add(self, **row: Any) -> None:
         self.rows.append(row)
         self.stream.write(json.dumps(row) + "\n")
         self.stream.flush()  # a person may be watching
@@ -31,14 +34,14 @@ class Log:
 
     def recent(self, name: str, count: int = 50) -> float:
         """The mean of the last rows, for the progress line."""
-        values = [row[name] for row in self.rows[-count:]]
-        return sum(values) / max(1, len(values))
+        values = [row[name] for row in self.rows[-count:] if name in row]
+        return float(sum(values) / max(1, len(values)))
 
     def close(self) -> None:
         self.stream.close()
 
 
-def read_log(folder: Path) -> list[dict[str, float]]:
+def read_log(folder: Path) -> list[Row]:
     """The rows that were written whole."""
     path = folder / LOG_FILE
     rows = []
@@ -50,7 +53,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     return rows
 
 
-def draw_curve(rows: list[dict[str, float]], path: Path, title: str) -> None:
+def draw_curve(rows: list[Row], path: Path, title: str) -> None:
     """The loss of every step, its running mean, and the learning rate below, as a PNG."""
     import matplotlib
 
@@ -59,14 +62,13 @@ def draw_curve(rows: list[dict[str, float]], path: Path, title: str) -> None:
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    steps = [row["step"] for row in rows]
-    above.plot(steps, [row["loss"] for row in rows], color="#c8d3e6", linewidth=0.7, label="each step")
-    above.plot(
-        steps, running_mean([row["loss"] for row in rows]), color="#1f4e8c", label="running mean of 2 %"
-    )
+    taken = [row for row in rows if "loss" in row]
+    steps, losses = [row["step"] for row in taken], [row["loss"] for row in taken]
+    above.plot(steps, losses, color="#c8d3e6", linewidth=0.7, label="each step")
+    above.plot(steps, running_mean(losses), color="#1f4e8c", label="running mean of 2 %")
     above.set(title=title, ylabel="weighted loss")
     above.legend(frameon=False)
-    below.plot(steps, [row["rate"] for row in rows], color="#7a4420")
+    below.plot(steps, [row["rate"] for row in taken], color="#7a4420")
     below.set(xlabel="step", ylabel="learning rate")
     figure.savefig(path, dpi=110, metadata={"Software": "AID"})
 

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from aid.core.dataset import Dataset, Record
+from aid.core.dataset import Dataset, Record, count_tags
 from aid.errors import SettingsError
-from aid.train.batch import Noised, draw_noise, read_latents, step_generator, token_windows
-from aid.train.caption import caption
+from aid.train.batch import read_latents, read_masks, step_generator
+from aid.train.caption import Captions
+from aid.train.noising import Noised, draw_noise
 from aid.train.order import Order, Replay
-from aid.train.settings import FinetuneSettings
+from aid.train.settings import CommonSettings, TrainingSettings
+
+Write = Callable[[Sequence[Record], int], list[str]]  # the captions of a step's records
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: b records, tokens [b, windows, 77], d noised latents a record, weights [b]."""
+    """One optimiser step: b records, their captions, d noised latents a record, weights [b]."""
 
     index: int
     records: tuple[Record, ...]
-    ids: Tensor
+    captions: tuple[str, ...]
     noised: Noised
     weights: Tensor
 
@@ -34,38 +38,78 @@ class Step:
         draws = len(self.noised.t) // len(self.records)
         for start in range(0, len(self.records), size):
             rows = slice(start, start + size)
-            drawn = slice(start * draws, (start + size) * draws)
-            noised = Noised(self.noised.latents[drawn], self.noised.noise[drawn], self.noised.t[drawn])
-            yield Step(self.index, self.records[rows], self.ids[rows], noised, self.weights[rows])
+            noised = self.noised.rows(slice(start * draws, (start + size) * draws))
+            cut = replace(self, records=self.records[rows], captions=self.captions[rows], noised=noised)
+            yield replace(cut, weights=self.weights[rows])
 
 
+@dataclass(frozen=True)
 class Plan:
-    """A run laid out: how many steps, and what each holds."""
+    """A run laid out: how many steps, and what each holds. `scale` multiplies latents."""
 
-    def __init__(self, dataset: Dataset, tokenizer: Any, settings: FinetuneSettings) -> None:
-        self.dataset, self.tokenizer, self.settings = dataset, tokenizer, settings
-        trained = dataset.split("train")
-        replayed = [record for record in trained if record.regularisation]
-        new = [record for record in trained if not record.regularisation]
-        replays = min(round(settings.batch_size * settings.regularisation_share), settings.batch_size - 1)
-        self.order = Order(new, settings.batch_size - replays, settings.seed)
-        check_replay(len(replayed), replays)
-        self.replay = Replay(replayed, replays, settings.seed) if replays else None
-        self.steps = settings.steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
-        self.pictures = len(new)
+    dataset: Dataset
+    settings: CommonSettings
+    scale: float
+    steps: int
+    order: Order
+    replay: Replay | None
+    write: Write
+    weight: float = 1.0
+    """Of a replayed picture in the loss."""
 
     def step(self, index: int) -> Step:
-        batch = self.order.batch(index)
+        settings, records = self.settings, self.order.batch(index)
         if self.replay is not None:
-            batch += self.replay.batch(index, (batch[0].width, batch[0].height))
-        chance = random.Random(f"{self.settings.seed}/caption/{index}")
-        captions = [caption(record, self.settings.caption, chance) for record in batch]
-        generator = step_generator(self.settings.seed, index)
-        latents = read_latents(self.dataset, batch, generator)
-        noised = draw_noise(latents, self.settings.noise_draws, self.settings.noise_offset, generator)
-        ids = token_windows(self.tokenizer, captions, self.settings.caption.windows)
-        weights = [self.settings.regularisation_weight if record.regularisation else 1.0 for record in batch]
-        return Step(index, batch, ids, noised, torch.tensor(weights))
+            records += self.replay.batch(index, (records[0].width, records[0].height))
+        mirrored = self._mirrored(index, len(records))
+        generator = step_generator(settings.seed, index)
+        latents = read_latents(self.dataset, records, mirrored, self.scale, generator)
+        noised = draw_noise(latents, settings.noise_draws, settings, generator)
+        if settings.masked and (mask := read_masks(self.dataset, records, mirrored)) is not None:
+            noised = replace(noised, mask=mask.repeat_interleave(settings.noise_draws, 0))
+        turned = [one.mirrored if flag else one for one, flag in zip(records, mirrored, strict=True)]
+        weights = [self.weight if record.regularisation else 1.0 for record in records]
+        return Step(index, records, tuple(self.write(turned, index)), noised, torch.tensor(weights))
+
+    def _mirrored(self, index: int, count: int) -> list[bool]:
+        """Which of a step's pictures are taken mirrored."""
+        share = self.settings.mirrored_share
+        if share and not self.dataset.has_mirrored:
+            raise SettingsError(
+                "mirrored_share is given, and the dataset has no mirrored latents",
+                "a dataset prepared with them",
+            )
+        chance = random.Random(f"{self.settings.seed}/mirror/{index}")
+        return [chance.random() < share for _ in range(count)]
+
+    @property
+    def pictures(self) -> int:
+        """New ones, seen once an epoch."""
+        return sum(map(len, self.order.buckets.values()))
+
+
+def plan_styles(dataset: Dataset, settings: TrainingSettings, scale: float) -> Plan:
+    """Train on every picture with its caption, and replay those of regularisation beside them.
+
+    Raises SettingsError for a dataset without pictures to train on, and for regularisation pictures that
+    would silently go unused.
+    """
+    trained = dataset.split("train")
+    replayed = [record for record in trained if record.regularisation]
+    new = [record for record in trained if not record.regularisation]
+    replays = min(round(settings.batch_size * settings.regularisation_share), settings.batch_size - 1)
+    order = Order(new, settings.batch_size - replays, settings.seed)
+    check_replay(len(replayed), replays)
+    replay = Replay(replayed, replays, settings.seed) if replays else None
+    captions = Captions(settings.caption, count_tags(trained))
+
+    def write(records: Sequence[Record], index: int) -> list[str]:
+        chance = random.Random(f"{settings.seed}/caption/{index}")
+        epoch = index // order.steps_per_epoch
+        return [captions.write(record, index, epoch, chance) for record in records]
+
+    steps = settings.steps or max(1, round(settings.epochs * order.steps_per_epoch))
+    return Plan(dataset, settings, scale, steps, order, replay, write, settings.regularisation_weight)
 
 
 def check_replay(pictures: int, replays: int) -> None:
@@ -81,3 +125,23 @@ def check_replay(pictures: int, replays: int) -> None:
             "regularisation_share is given, and the dataset has no regularisation pictures",
             "pictures given to `aid prepare --regularisation`",
         )
+
+
+class Ahead:
+    """A plan's steps, each made by a second thread while the one before it is computed."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.made = plan, dict[int, Future[Step]]()
+        self.thread = ThreadPoolExecutor(1, "step")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown(cancel_futures=True)
+
+    def step(self, index: int) -> Step:
+        for wanted in (index, index + 1):
+            if wanted not in self.made and wanted < self.plan.steps:
+                self.made[wanted] = self.thread.submit(self.plan.step, wanted)
+        return self.made.pop(index).result()

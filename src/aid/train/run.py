@@ -1,112 +1,63 @@
-"""The verb `train finetune`: Dataset and Checkpoint in, Checkpoint out.
-
-To resume, run the same command again: the newest whole state is continued, and the result is the
-same to the byte as if nothing had happened.
-"""
+"""The verb `train finetune`: Dataset and Checkpoint in, Checkpoint out."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from aid.core.artifact import under_construction, verb
-from aid.core.dataset import Dataset, Record
+from aid.core.dataset import Dataset
 from aid.core.lineage import METADATA_KEY
-from aid.core.shot import Shot
 from aid.core.workbench import Workbench
-from aid.errors import AidError
-from aid.sd.checkpoint import load_checkpoint, require_noise_prediction, save_checkpoint
+from aid.sd.architecture import Architecture
+from aid.sd.checkpoint import StableDiffusion, load_checkpoint, save_checkpoint
 from aid.sd.device import torch_device
 from aid.sd.precision import PRECISIONS
-from aid.sd.state import load_state, save_state
-from aid.train.finetuning import Finetuning
-from aid.train.log import Log, draw_curve
-from aid.train.plan import Plan
-from aid.train.settings import FinetuneInputs, FinetuneSettings, SampleSettings
+from aid.train.condition import encode_captions
+from aid.train.group import Trained, grouped, weights_of
+from aid.train.loop import train
+from aid.train.optimiser import create_optimiser
+from aid.train.plan import plan_styles
+from aid.train.rate import rate_factor
+from aid.train.settings import FinetuneInputs, FinetuneSettings, TrainingSettings
+from aid.train.training import Training, make_ready
 
 
 @verb("train finetune", resumable=True)
 def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, bench: Workbench) -> None:
     """Train U-Net and text encoder together on every style at once; save their averaged weights."""
-    device = torch_device(bench)
-    model = load_checkpoint(inputs.checkpoint, device)
-    require_noise_prediction(model, "training")
-    plan = Plan(Dataset(inputs.dataset), model.tokenizer, settings)
-    run = Finetuning(model, settings, plan.steps, device)
-    done = resume(run, out)
-    log = Log(out, done)
-    title = f"{plan.pictures} pictures, {plan.steps} steps"
-    bench.progress.say(f"  {title}; curve and sample sheets meanwhile: {out}")
-    with bench.progress.task("train finetune", plan.steps, "step", done) as tick:
-        for index in range(done, plan.steps):
-            step = plan.step(index)
-            loss, norm = run.step(step)
-            refuse_nan(loss, norm, index, step.records)
-            log.add(step=index + 1, loss=round(loss, 6), norm=round(norm, 6), rate=run.unet_rate())
-            tick(1, f"loss {log.recent('loss'):.4f}")
-            if due(index + 1, settings.samples.every):
-                draw_samples(run, settings.samples, settings, out, index + 1)
-            if due(index + 1, settings.save_every) and index + 1 < plan.steps:
-                log.sync()
-                draw_curve(log.rows, out / "curve.png", title)
-                save_state(out, index + 1, run.tensors(), settings.keep_states)
-    log.close()
-    draw_curve(log.rows, out / "curve.png", title)
+    model = load_checkpoint(inputs.checkpoint, torch_device(bench))
+    model.architecture = aim(model.architecture, settings)
+    plan = plan_styles(Dataset(inputs.dataset), settings, model.architecture.vae_scale)
+    training = style_training(model, weights_of(model), settings, plan.steps)
+    train(training, plan, out, bench, "train finetune", f"{plan.pictures} pictures, {plan.steps} steps")
     metadata = {METADATA_KEY: under_construction(out).embedded()}
-    with run.averaged() as averaged:
+    with training.averaged() as averaged:
         save_checkpoint(averaged, out / "model.safetensors", metadata, PRECISIONS[settings.output])
 
 
-def resume(run: Finetuning, out: Path) -> int:
-    """Continue from the newest whole state; the number of steps already done."""
-    state = load_state(out)
-    if state is None:
-        return 0
-    done, saved = state
-    run.restore(saved)
-    return done
-
-
-def due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def refuse_nan(loss: float, norm: float, index: int, records: Sequence[Record]) -> None:
-    """Stop before bad weights are saved: the last state is from before this step."""
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        names = ", ".join(record.source for record in records[:8])
-        raise AidError(
-            f"the loss became {loss}, the gradient's norm {norm} at step {index + 1} on {names}",
-            "finite numbers",
-            "Lower the learning rates, or look at these pictures.",
-        )
-
-
-def draw_samples(
-    run: Finetuning, samples: SampleSettings, settings: FinetuneSettings, out: Path, step: int
-) -> None:
-    """One sheet, a picture a prompt, seeds 0, 1, 2, ..."""
-    from aid.sd.pipeline import draw
-    from aid.sd.sheet import sheet
-
-    shots = [sample_shot(prompt, seed, samples, settings) for seed, prompt in enumerate(samples.prompts)]
-    if not shots:
-        return
-    with run.averaged() as averaged:
-        pictures = draw(averaged, shots)
-    (out / "samples").mkdir(exist_ok=True)
-    sheet(pictures).save(out / "samples" / f"step-{step:06d}.png")
-
-
-def sample_shot(prompt: str, seed: int, samples: SampleSettings, settings: FinetuneSettings) -> Shot:
-    return Shot(
-        prompt=prompt,
-        negative_prompt=samples.negative_prompt,
-        seed=seed,
-        steps=samples.steps,
-        cfg_scale=samples.cfg_scale,
-        width=samples.width,
-        height=samples.height,
-        clip_skip=settings.clip_skip,
+def style_training(
+    model: StableDiffusion, trained: Iterable[Trained], settings: TrainingSettings, steps: int
+) -> Training:
+    """The training of `trained`, which are in the model or act on it, from captions."""
+    make_ready(model, settings)
+    groups = grouped(trained, settings)
+    return Training(
+        model,
+        groups,
+        create_optimiser(groups, settings),
+        settings,
+        encode=lambda captions, _: encode_captions(
+            model, captions, settings.caption.windows, settings.clip_skip
+        ),
+        factor=partial(rate_factor, steps=steps, warmup=settings.warmup, schedule=settings.schedule),
+        ema=settings.ema,
     )
+
+
+def aim(architecture: Architecture, settings: FinetuneSettings) -> Architecture:
+    """What the model is to be after training, and what it is trained as."""
+    prediction = architecture.prediction if settings.prediction == "model" else settings.prediction
+    zero = architecture.zero_terminal_snr or settings.zero_terminal_snr
+    return architecture.model_copy(update={"prediction": prediction, "zero_terminal_snr": zero})

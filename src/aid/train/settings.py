@@ -8,49 +8,46 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from aid.core.artifact import Inputs, Settings
+from aid.core.blocks import block_range
+from aid.errors import SettingsError
+from aid.train.tables import CaptionSettings, SampleSettings, TimestepSettings
+
+__all__ = [
+    "CaptionSettings", "CommonSettings", "EmbeddingInputs", "EmbeddingSettings", "FinetuneInputs",
+    "FinetuneSettings", "LoraInputs", "LoraSettings", "LossSettings", "SampleSettings", "TimestepSettings",
+    "TrainingSettings",
+]  # fmt: skip
 
 
-class CaptionSettings(Settings):
-    """How a record becomes the text of one training step."""
+class LossSettings(Settings):
+    """The denoising loss, alike for whatever is trained."""
 
-    shuffle: bool = True
-    """Shuffle the tags behind the kept ones at every use: the order should not be learned."""
-    keep: int = Field(default=1, ge=0)
-    """Leading tags that stay in front, are never shuffled nor dropped; 1 keeps the style trigger."""
-    dropout: float = Field(default=0.1, ge=0, le=1)
-    """Chance that the whole caption is empty: what classifier-free guidance needs (Ho & Salimans 2022)."""
-    tag_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Chance that a tag behind the kept ones is left out."""
-    windows: int = Field(default=1, ge=1, le=3)
-    """Windows of 75 tokens; a longer caption is cut."""
-
-
-class SampleSettings(Settings):
-    """Sheets drawn while training, with fixed seeds, so that progress can be seen."""
-
-    every: int = Field(default=0, ge=0)
-    """Steps between sheets; 0 draws none."""
-    prompts: tuple[str, ...] = ()
-    """One picture each."""
-    negative_prompt: str = ""
-    """The same for every picture; empty shows what the prompts alone give."""
-    steps: int = Field(default=20, ge=1)
-    """Sampler steps: fewer than for a release, to cost little."""
-    cfg_scale: float = Field(default=5.0, ge=0)
-    """Classifier-free guidance."""
-    width: int = Field(default=512, ge=8, multiple_of=8)
-    """Pixels."""
-    height: int = Field(default=512, ge=8, multiple_of=8)
-    """Pixels."""
+    weighting: Literal["uniform", "min_snr", "debiased"] = "min_snr"
+    """How timesteps count in the loss. `debiased`: Yu et al. 2023."""
+    snr_gamma: float = Field(default=5.0, gt=0)
+    """Min-SNR's gamma (Hang et al. 2023)."""
+    distance: Literal["l2", "huber", "smooth_l1"] = "l2"
+    """Between prediction and target; the last two mind outliers less."""
+    huber_c: float = Field(default=0.1, gt=0, lt=1)
+    """Where huber and smooth L1 turn from square to straight, at the noisiest level."""
+    huber_schedule: Literal["snr", "exponential", "constant"] = "snr"
+    """How that place moves from 1 at the clean end to `huber_c`, as kohya has it."""
+    noise_offset: float = Field(default=0.0, ge=0)
+    """Strength of a constant added to each channel's noise; 0 is none. AIDXL's default config has 0.0357."""
+    pyramid_levels: int = Field(default=0, ge=0, le=16)
+    """Noises of ever larger grain added to the noise (pyramid, or multi-resolution noise); 0 is none."""
+    pyramid_discount: float = Field(default=0.3, gt=0, lt=1)
+    """Each level's strength by that of the level before."""
+    input_perturbation: float = Field(default=0.0, ge=0)
+    """Noise added to what the U-Net sees and not to its target (Ning et al. 2023, who use 0.1); 0 is none."""
+    masked: bool = False
+    """Weigh the loss by each picture's alpha mask, where the dataset has masks."""
+    timesteps: TimestepSettings = TimestepSettings()
 
 
-class FinetuneSettings(Settings):
-    """Full fine-tuning of U-Net and text encoder, DreamBooth style (Ruiz et al. 2022)."""
+class CommonSettings(LossSettings):
+    """What every training has."""
 
-    epochs: float = Field(default=0.0, ge=0)
-    """Times every trained picture is seen; give this or `steps`. The card's AID v1 used 100."""
-    steps: int = Field(default=0, ge=0)
-    """Optimiser steps; give this or `epochs`."""
     batch_size: int = Field(default=4, ge=1)
     """Pictures a step, regularisation pictures included."""
     part_size: int = Field(default=0, ge=0)
@@ -58,6 +55,41 @@ class FinetuneSettings(Settings):
     same result but for rounding. 0 computes the whole batch at once."""
     noise_draws: int = Field(default=1, ge=1)
     """Timesteps and noises drawn for each picture of a step: the text encoder runs once for all of them."""
+    mirrored_share: float = Field(default=0.0, ge=0, le=1)
+    """Chance that a picture is taken mirrored, left and right exchanged in its caption; 0.5 is usual, and the
+    dataset must have been prepared for it."""
+    gradient_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm; 0 leaves them."""
+    clip_skip: int = Field(default=1, ge=1, le=12)
+    """1 trains on the text encoder's last layer, as the card's later versions do. SD2 and SDXL have none."""
+    samples: SampleSettings = SampleSettings()
+    save_every: int = Field(default=500, ge=1)
+    """Steps between saved states; an interrupted run loses at most these."""
+    keep_states: int = Field(default=2, ge=1)
+    """Saved states kept while training."""
+    save_behind: bool = True
+    """Copy a state in memory and write it while training goes on; needs room for one state beside it."""
+    trouble: Literal["stop", "skip", "roll_back"] = "stop"
+    """What a step does whose loss or gradient is no finite number, or whose loss is a spike. `stop` ends the
+    run before it, `skip` leaves it out, `roll_back` returns to the newest state and goes on behind it.
+    The tenth time the run ends whatever this says. The step's pictures are named."""
+    spike: float = Field(default=0.0, ge=0)
+    """A loss this many times the mean of the last 100 steps' is a spike; 0 sees none."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of the forward and backward pass; weights and optimiser stay fp32."""
+    checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a quarter more time."""
+    seed: int = 0
+    """Decides order, captions, timesteps and noise."""
+
+
+class TrainingSettings(CommonSettings):
+    """What fine-tuning and LoRA share."""
+
+    epochs: float = Field(default=0.0, ge=0)
+    """Times every trained picture is seen; give this or `steps`. The card's AID v1 used 100."""
+    steps: int = Field(default=0, ge=0)
+    """Optimiser steps; give this or `epochs`."""
     regularisation_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of each batch taken from the regularisation pictures (prior preservation, replay)."""
     regularisation_weight: float = Field(default=1.0, ge=0)
@@ -66,48 +98,91 @@ class FinetuneSettings(Settings):
     """Learning rate of the U-Net; 0 freezes it."""
     text_rate: float = Field(default=2e-6, ge=0)
     """Learning rate of the text encoder; 0 freezes it."""
+    text_2_rate: float | None = Field(default=None, ge=0)
+    """Learning rate of SDXL's second text encoder; left out, that of the first."""
+    unet_stop: int = Field(default=0, ge=0)
+    """Step after which the U-Net stands still; 0 is never."""
+    text_stop: int = Field(default=0, ge=0)
+    """Step after which the text encoder stands still; 0 is never."""
+    text_2_stop: int | None = Field(default=None, ge=0)
+    """The same of SDXL's second text encoder; left out, that of the first."""
+    block_rates: dict[str, float] = Field(default={})
+    """Factors on the rates by block: BASE (text encoders), IN00-IN11, M00, OUT00-OUT11, or ranges such as
+    `IN00-05`; 0 freezes a block, and those not named have 1."""
+    optimiser: Literal[
+        "adamw", "adamw_8bit", "adafactor", "adafactor_absolute", "lion", "prodigy", "schedule_free"
+    ] = "adamw"
+    """AdamW (fused) and Adafactor come with torch. `adamw_8bit` is bitsandbytes'; the others are those of
+    pytorch-optimizer, `adafactor_absolute` with the rate as given, as AIDXL's config has it."""
+    optimiser_options: dict[str, float] = Field(default={})
+    """More arguments of the optimiser, by its library's names, such as `d_coef` of Prodigy."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """What the rates do after the warm-up."""
     warmup: int = Field(default=100, ge=0)
     """Steps over which the rates rise from 0."""
     weight_decay: float = Field(default=1e-2, ge=0)
-    """AdamW's decoupled decay (Loshchilov & Hutter 2017)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moments."""
-    gradient_norm: float = Field(default=1.0, ge=0)
-    """Gradients are clipped to this norm; 0 leaves them."""
-    weighting: Literal["uniform", "min_snr"] = "min_snr"
-    """How timesteps count in the loss."""
-    snr_gamma: float = Field(default=5.0, gt=0)
-    """Min-SNR's gamma (Hang et al. 2023)."""
-    noise_offset: float = Field(default=0.0, ge=0)
-    """Strength of a constant added to each channel's noise; 0 is none."""
-    clip_skip: int = Field(default=1, ge=1, le=12)
-    """1 trains on the text encoder's last layer, as the card's later versions do."""
+    """Decoupled decay of the weights (Loshchilov & Hutter 2017)."""
+    betas: tuple[float, float] | None = None
+    """Decay of the optimiser's moments; left out, its library's own, for AdamW 0.9 and 0.999."""
     ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the averaged weights that are saved; it warms up as (1+n)/(10+n). 0 saves the last weights."""
     caption: CaptionSettings = CaptionSettings()
-    samples: SampleSettings = SampleSettings()
-    save_every: int = Field(default=500, ge=1)
-    """Steps between saved states; an interrupted run loses at most these."""
-    keep_states: int = Field(default=2, ge=1)
-    """Saved states kept while training."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Type of the forward and backward pass; weights and optimiser stay fp32."""
-    checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a quarter more time."""
     output: Literal["fp16", "fp32"] = "fp16"
-    """Type of the saved checkpoint."""
-    seed: int = 0
-    """Decides order, captions, timesteps and noise."""
+    """Type of the saved weights."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> FinetuneSettings:
+    def _one_length(self) -> TrainingSettings:
         if (self.epochs > 0) == (self.steps > 0):
             raise ValueError("give either `epochs` or `steps`, greater than 0")
-        if self.unet_rate == self.text_rate == 0:
+        if self.unet_rate == self.text_rate == (self.text_2_rate or 0) == 0:
             raise ValueError("nothing would be trained: raise `unet_rate` or `text_rate`")
+        if self.optimiser == "schedule_free" and self.ema:
+            raise ValueError("`schedule_free` averages the weights itself: set `ema` to 0")
         return self
+
+    @field_validator("block_rates")
+    @classmethod
+    def _known_blocks(cls, rates: dict[str, float]) -> dict[str, float]:
+        for name, factor in rates.items():
+            try:
+                block_range(name)
+            except SettingsError as error:
+                raise ValueError(str(error)) from error
+            if factor < 0:
+                raise ValueError(f"{name} has {factor}: a factor is 0 or above")
+        return rates
+
+
+class FinetuneSettings(TrainingSettings):
+    """Full fine-tuning of U-Net and text encoders, DreamBooth style (Ruiz et al. 2022)."""
+
+    prediction: Literal["model", "epsilon", "v"] = "model"
+    """What the U-Net is to predict: as the model does, or another, which it then learns and is saved with."""
+    zero_terminal_snr: bool = False
+    """Train the last timestep as pure noise (Lin et al. 2023), and save the model as such; a model that is
+    such already stays so. AIDXL was trained with it."""
+
+
+class LoraSettings(TrainingSettings):
+    """Low-rank adaptation (Hu et al. 2021) of U-Net and text encoders, saved as kohya's scripts save it."""
+
+    name: str = Field(default="style", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """File stem, and so the word that calls it: `<lora:style:1>`."""
+    rank: int = Field(default=16, ge=1)
+    """Of the change of each linear layer and 1x1 convolution of the transformers."""
+    alpha: float = Field(default=8.0, gt=0)
+    """The change is scaled by alpha / rank."""
+    conv_rank: int = Field(default=0, ge=0)
+    """Rank for the U-Net's 3x3 convolutions; the linear layers beside them then have `rank`. 0 leaves both
+    alone."""
+    conv_alpha: float = Field(default=1.0, gt=0)
+    """Their alpha."""
+    unet_rate: float = Field(default=1e-4, ge=0)
+    """Learning rate of the U-Net's matrices; 0 leaves the U-Net alone."""
+    text_rate: float = Field(default=5e-5, ge=0)
+    """Learning rate of the text encoder's matrices; 0 leaves it alone."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the averaged matrices that are saved; 0 saves the last, as most LoRA trainers do."""
 
 
 class FinetuneInputs(Inputs):
@@ -119,10 +194,21 @@ class FinetuneInputs(Inputs):
     """A Dataset with cached latents."""
 
 
-class EmbeddingSettings(Settings):
+class LoraInputs(Inputs):
+    """What a LoRA is trained with and on."""
+
+    checkpoint: Path
+    """The model it is for; frozen."""
+    dataset: Path
+    """A Dataset with cached latents."""
+
+
+class EmbeddingSettings(CommonSettings):
     """Textual inversion (Gal et al. 2022): only the new vectors are trained. By default a negative
     embedding, trained on bad pictures that the model itself drew."""
 
+    weighting: Literal["uniform", "min_snr", "debiased"] = "uniform"
+    """How timesteps count in the loss."""
     name: str = Field(default="negative", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """File stem, and so the word that calls it."""
     vectors: int = Field(default=8, ge=1, le=75)
@@ -133,30 +219,16 @@ class EmbeddingSettings(Settings):
     """Captions: `{name}` the embedding, `{tags}` the picture's tags. One is drawn a picture and step."""
     steps: int = Field(default=500, ge=1)
     """Optimiser steps. Overtrained a little on purpose: it is to know this model's own faults."""
-    batch_size: int = Field(default=4, ge=1)
-    """Pictures a step."""
-    noise_draws: int = Field(default=1, ge=1)
-    """Timesteps and noises drawn for each picture of a step."""
     rate: float = Field(default=5e-3, gt=0)
     """Learning rate, falling as a cosine."""
-    weighting: Literal["uniform", "min_snr"] = "uniform"
-    """How timesteps count in the loss."""
-    snr_gamma: float = Field(default=5.0, gt=0)
-    """Min-SNR's gamma."""
     norm_limit: float = Field(default=3.0, ge=0)
     """Vectors are kept within this many times the vocabulary's median norm; 0 leaves them free."""
-    clip_skip: int = Field(default=1, ge=1, le=12)
-    """As the model was trained."""
     negative: bool = True
     """Marked as a negative embedding in the metadata."""
     save_every: int = Field(default=100, ge=1)
-    """Steps between saved states."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Type of the forward and backward pass; the vectors and their optimiser stay fp32."""
-    checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a half more time."""
-    seed: int = 0
-    """Decides order, captions, timesteps and noise."""
+    """Steps between saved states; an interrupted run loses at most these."""
+    gradient_norm: float = Field(default=0.0, ge=0)
+    """Gradients are clipped to this norm; 0 leaves them."""
 
     @field_validator("templates")
     @classmethod

@@ -81,6 +81,7 @@ class Known:
     checkpoints: tuple[str, ...] = ()
     vaes: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     catalogue: Catalogue | None = None
     """None: any style is taken by its word."""
 
@@ -114,7 +115,10 @@ def kinds(known: Known) -> dict[str, Kind]:
             _embeddings(known.embeddings), keep_embeddings(known.embeddings),
             "on, off, or names (a+b for both)", _joined, rank=4,
         ),
-        "lora": Kind(_calls, call_adapters, "NAME:WEIGHT (a:0.5+b:1 for both) or off", _call_label, ("lora",), 3),
+        "lora": Kind(
+            _calls(known.adapters), call_adapters,
+            "NAME:WEIGHT (a:0.5+b:1 for both) or off", _call_label, ("lora",), 3,
+        ),
         "lora_weight": Kind(numbers, weigh_adapters, "of every LoRA in the prompts", _number, ("lora",), 3),
     }  # fmt: skip
     return dict(sorted({**_fields(), **own}.items()))
@@ -183,18 +187,18 @@ def _bind(change: Change, value: Any) -> Callable[[Cell], Cell]:
 def _fields() -> dict[str, Kind]:
     """A kind for each field of a shot that text can express, and of its parts: `hires.scale`."""
     made: dict[str, Kind | None] = {}
-    for name, field in Shot.model_fields.items():
-        part = _plain(field.annotation)
+    for name, described in Shot.model_fields.items():
+        part = _plain(described.annotation)
         if isinstance(part, type) and issubclass(part, BaseModel):
-            for inner, described in part.model_fields.items():
-                made[f"{name}.{inner}"] = _field(inner, described, set_inner(name, inner))
+            for inner, detail in part.model_fields.items():
+                made[f"{name}.{inner}"] = _field(inner, detail, set_inner(name, inner))
         else:
-            made[name] = _field(name, field, set_field(name))
+            made[name] = _field(name, described, set_field(name))
     return {name: kind for name, kind in made.items() if kind and name not in NO_AXIS}
 
 
-def _field(name: str, field: FieldInfo, change: Change) -> Kind | None:
-    annotation, about = _plain(field.annotation), " ".join((field.description or "").split())
+def _field(name: str, info: FieldInfo, change: Change) -> Kind | None:
+    annotation, about = _plain(info.annotation), " ".join((info.description or "").split())
     options = CHOICES.get(name) or tuple(
         map(str, typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ())
     )
@@ -273,16 +277,23 @@ def _replacements(text: str) -> list[tuple[str, str]]:
     return [(written[0], word) for word in written]
 
 
-def _calls(text: str) -> list[str]:
-    return [_adapters(word) for word in words(text) if word]
+def _calls(known: Sequence[str]) -> Callable[[str], list[str]]:
+    def read(text: str) -> list[str]:
+        return [_adapters(word, known) for word in words(text) if word]
+
+    return read
 
 
-def _adapters(word: str) -> str:
+def _adapters(word: str, known: Sequence[str]) -> str:
+    """`a:0.5+b` as the calls that a prompt has for it."""
     if word.lower() == "off":
         return ""
-    return " ".join(
-        f"<lora:{call if ':' in call else f'{call}:1'}>" for call in map(str.strip, word.split("+"))
-    )
+    calls = [(choose(name.strip(), known, "LoRA"), weight) for name, _, weight in _parted(word)]
+    return " ".join(f"<lora:{name}:{weight.strip() or 1}>" for name, weight in calls)
+
+
+def _parted(word: str) -> list[tuple[str, str, str]]:
+    return [call.partition(":") for call in word.split("+")]
 
 
 def _sizes(text: str) -> list[tuple[int, int]]:

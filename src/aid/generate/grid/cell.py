@@ -137,6 +137,6 @@ def without_word(text: str, word: str) -> str:
 
 
 def _word(name: str) -> re.Pattern[str]:
-    """An embedding's name where a prompt would call it: whole, in either case, its brackets escaped or not."""
+    """An embedding's name where a prompt calls it: whole, in either case, its brackets escaped or not."""
     spelt = rf"(?:{re.escape(name)}|{re.escape(escape(name))})"
     return re.compile(rf"(?<!\w){spelt}(?!\w)", re.IGNORECASE)

@@ -36,7 +36,7 @@ def draw_grid(
         else:
             material = with_vae(material, path)
         shots = [plan.pictures[number].shot for number in numbers]
-        draw_missing(material, shots, files, settings.batch_size, lineage, bench)
+        draw_missing(material, shots, files, settings, lineage, bench)
 
 
 def with_vae(material: Material, path: Path | None) -> Material:
@@ -47,12 +47,11 @@ def with_vae(material: Material, path: Path | None) -> Material:
     if model.device.type == "cpu":
         vae.to(memory_format=torch.channels_last)
     file = resolve_vae(path) if path else None
+    digits = sha256_file(file)[:MODEL_DIGITS] if file and file.is_file() else ""
     return dataclasses.replace(
         material,
         model=dataclasses.replace(model, vae=vae, vae_path=path),
-        weights=dataclasses.replace(
-            weights, vae_hash=sha256_file(file)[:MODEL_DIGITS] if file else "", vae=file.name if file else ""
-        ),
+        weights=dataclasses.replace(weights, vae_hash=digits, vae=file.name if file else ""),
     )
 
 

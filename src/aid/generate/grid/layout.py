@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 
 from aid.core.release import MODEL_FILE, Release
+from aid.core.shot import Shot
 from aid.errors import SettingsError
 from aid.generate.gallery import picture_name
 from aid.generate.grid.axis import Axis, Known, kinds, read_axis, require_apart
 from aid.generate.grid.cell import PLACE, Cell
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.grid.value import MOST
-from aid.generate.material import embedding_files
+from aid.generate.material import embedding_files, source_of
 from aid.generate.plan import shots_of_prompt
+from aid.generate.run import drawn_from
+from aid.sd.adapter_folder import AdapterFolder
+from aid.sd.architecture import Architecture
+from aid.sd.embedding_folder import load_embeddings
 from aid.sd.palette import STYLE
+from aid.sd.picture_file import SUFFIX
 from aid.sd.weights import open_weights
 
 OWN = "own"
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Grid:
 
     axes: tuple[Axis, Axis, Axis]
     cells: tuple[Cell, ...]
+    suffix: str = ".png"
 
     @cached_property
     def pictures(self) -> tuple[Cell, ...]:
@@ -54,7 +62,9 @@ class Grid:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The pictures' files."""
-        return tuple(picture_name(number, cell.shot) for number, cell in enumerate(self.pictures))
+        return tuple(
+            picture_name(number, cell.shot, self.suffix) for number, cell in enumerate(self.pictures)
+        )
 
     @cached_property
     def by_weights(self) -> dict[tuple[str, str], list[int]]:
@@ -75,13 +85,18 @@ class Grid:
 
 
 def plan_grid(settings: GridSettings, inputs: GridInputs) -> Grid:
-    """Everything but the pictures; headers are read and no weights. Raises SettingsError for axes that can't be
-    meant, before anything is drawn."""
+    """Everything but the pictures; headers are read and no weights. Raises SettingsError for axes that
+    can't be meant, before anything is drawn."""
     sources = sources_of(inputs)
-    embeddings = tuple(file.stem for file in embedding_files(inputs.embeddings))
+    architecture = open_weights(inputs.checkpoint).architecture
+    embeddings = embedding_names(inputs.embeddings, architecture)
     release = Release.at(inputs.checkpoint)
     known = Known(
-        tuple(sources.checkpoints), tuple(sources.vaes), embeddings, release.catalogue if release else None
+        tuple(sources.checkpoints),
+        tuple(sources.vaes),
+        embeddings,
+        tuple(sorted(AdapterFolder(*inputs.loras).paths)) if inputs.loras else (),
+        release.catalogue if release else None,
     )
     texts = (settings.x, settings.y, settings.z)
     if not any(text.strip() for text in texts):
@@ -91,35 +106,39 @@ def plan_grid(settings: GridSettings, inputs: GridInputs) -> Grid:
     if (count := math.prod(len(axis.labels) for axis in (x, y, z))) > MOST:
         raise SettingsError(f"{count:,} cells", f"at most {MOST:,}", "Leave values out.")
     with_style = any(axis.kind == "style" for axis in (x, y, z))
-    edge_px = open_weights(inputs.checkpoint).architecture.native_edge_px
-    base = base_cell(settings, sources, embeddings, edge_px, with_style)
-    return Grid((x, y, z), tuple(cells_of(base, (x, y, z))))
+    shot = base_shot(settings, embeddings, architecture.native_edge_px, with_style)
+    [shot] = drawn_from([shot], source_of(settings, inputs))
+    base = Cell(shot, next(iter(sources.checkpoints)), next(iter(sources.vaes)))
+    return Grid((x, y, z), tuple(cells_of(base, (x, y, z))), SUFFIX[settings.format])
 
 
 def sources_of(inputs: GridInputs) -> Sources:
     """Raises SettingsError for two checkpoints or VAEs of one name."""
+    vaes: dict[str, Path | None] = {**_named("VAE", inputs.vae, inputs.vaes)}
+    if OWN in vaes:
+        raise SettingsError(f"a VAE is called {OWN}, which is the checkpoint's", "another name", "NAME=PATH")
     own: dict[str, Path | None] = {OWN: None}
-    given = {_name(inputs.vae): inputs.vae} if inputs.vae else {}
-    return Sources(
-        _joined("checkpoint", {_name(inputs.checkpoint): inputs.checkpoint}, inputs.checkpoints),
-        {
-            **given,
-            **_joined("VAE", own, {name: path for name, path in inputs.vaes.items() if name not in given}),
-        },
-    )
+    checkpoints = _named("checkpoint", inputs.checkpoint, inputs.checkpoints)
+    return Sources(checkpoints, {**vaes, **own} if inputs.vae else {**own, **vaes})
 
 
-def base_cell(
-    settings: GridSettings, sources: Sources, embeddings: tuple[str, ...], edge_px: int, with_style: bool
-) -> Cell:
-    """The shot that `generate` would draw, with a place for the trigger words of a style if an axis has them."""
+def embedding_names(paths: Sequence[Path], architecture: Architecture) -> tuple[str, ...]:
+    """What calls the embeddings that fit the model."""
+    widths = architecture.text_width, architecture.text_2_width or None
+    names: list[str] = []
+    for path in paths:
+        known = load_embeddings(embedding_files(path), *widths).embeddings if path.is_dir() else [path.stem]
+        names += known
+    return tuple(names)
+
+
+def base_shot(settings: GridSettings, embeddings: Sequence[str], edge_px: int, with_style: bool) -> Shot:
+    """The shot that `generate` would draw, with a place for a style's trigger words if an axis has them."""
     if with_style and STYLE not in settings.prompt:
         settings = settings.model_copy(update={"styles": (*settings.styles, PLACE)})
-    shot = shots_of_prompt(settings, embeddings, edge_px)[0]
+    [shot] = shots_of_prompt(settings, embeddings, edge_px)
     prompt = shot.prompt.replace(f"by {PLACE}", PLACE)
-    style = shot.style if shot.style != PLACE else ""
-    shot = shot.model_copy(update={"prompt": prompt, "style": style})
-    return Cell(shot, next(iter(sources.checkpoints)), next(iter(sources.vaes)))
+    return shot.model_copy(update={"prompt": prompt, "style": shot.style.replace(PLACE, "")})
 
 
 def cells_of(base: Cell, axes: tuple[Axis, Axis, Axis]) -> list[Cell]:
@@ -134,15 +153,19 @@ def cells_of(base: Cell, axes: tuple[Axis, Axis, Axis]) -> list[Cell]:
     return cells
 
 
+def _named(what: str, first: Path | None, more: Mapping[str, Path]) -> dict[str, Path]:
+    """Names and paths, `first` in front, by its file's name or by the one it is given among the others."""
+    given = [(Path(name).stem if Path(name).suffix in WEIGHTS else name, path) for name, path in more.items()]
+    if first is not None:
+        own = next((name for name, path in given if path == first), _name(first))
+        given = [(own, first), *((name, path) for name, path in given if path != first)]
+    names = [name for name, _ in given]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SettingsError(f"two {what}s are called {twice[0]}", "names of their own", "Write NAME=PATH.")
+    return dict(given)
+
+
 def _name(path: Path) -> str:
     """A file by its stem, and an artifact's by its folder's name."""
     found = path.absolute()
     return found.parent.name if found.name == MODEL_FILE else found.name if found.is_dir() else found.stem
-
-
-def _joined(what: str, first: Mapping[str, Path | None], more: Mapping[str, Path]) -> dict[str, Path]:
-    if both := sorted(set(first) & set(more)):
-        raise SettingsError(
-            f"two of the grid's {what}s are called {both[0]}", "names of their own", "NAME=PATH"
-        )
-    return {**first, **more}  # type: ignore[dict-item]

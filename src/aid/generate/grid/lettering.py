@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 
 from PIL import Image, ImageDraw, ImageFont
 
+MOST_LETTERS = 200  # of one line
 LINES = 6  # of one label; the rest is cut off with an ellipsis
 
 
@@ -59,12 +59,13 @@ class Lettering:
             y += self.line_px
 
     def _pieces(self, word: str, width_px: int) -> list[str]:
+        """A word in parts that fit, broken behind a mark such as a hyphen where there is one."""
         pieces = []
         while self.width(word) > width_px and len(word) > 1:
-            fitting = [
-                end for end, _ in enumerate(accumulate(word[:200]), 1) if self.width(word[:end]) <= width_px
-            ]
-            end = max(1, fitting[-1] if fitting else 1)
+            ends = range(2, min(len(word), MOST_LETTERS))
+            fitting = max((end for end in ends if self.width(word[:end]) <= width_px), default=1)
+            marked = max(word.rfind(mark, 0, fitting) + 1 for mark in "-_/,.")
+            end = marked if marked > 1 else fitting
             pieces.append(word[:end])
             word = word[end:]
         return [*pieces, word]

@@ -32,7 +32,9 @@ def write_small(plan: Grid, folder: Path) -> list[str]:
                 large = max(picture.size) > SMALL_EDGE_PX
             if large:
                 with replacing(folder / file) as stream:
-                    open_small(folder / name, SMALL_EDGE_PX).save(stream, "webp", quality=SMALL_QUALITY)
+                    open_small(folder / name, SMALL_EDGE_PX).save(
+                        stream, "webp", quality=SMALL_QUALITY, method=2
+                    )
         shown.append(file.as_posix() if (folder / file).is_file() else name)
     return shown
 

@@ -1,9 +1,10 @@
 """The verb `grid`: a Checkpoint and axes in, a gallery with labelled sheets and a page out.
 
-00000-SEED.png ...     the pictures, as in every gallery; cells that are equal are one
+00000-SEED.png ...     the pictures; cells that are equal are one
 shots.jsonl            their shots, for the judge
-grid.json              {"axes": [{"kind", "labels"}], "files", "sheets": [z][y][x] -> number of a file}
-grid.png               the labelled sheet; grid-LABEL.png for each value of z, -2, -3 ... where one is too large
+grid.json              axes with their labels, files, and sheets: [z][y][x] -> number of a file
+grid.png               the labelled sheet; grid-LABEL.png for each value of z; -2, -3 ... where one is too
+                       large
 small/                 the page's pictures, where the real ones are large
 index.html             the page
 """

@@ -18,7 +18,7 @@ class GridSettings(GenerateSettings):
     x: str = ""
     """What varies from column to column: `steps=10-30(+10)`, `style` for every style of the model,
     `replace=cat,dog` for other words in place of one; in TOML also `x = { steps = [10, 20] }`. `aid grid
-    --x what` lists all."""
+    --axes` lists all."""
     y: str = ""
     """What varies from row to row."""
     z: str = ""
@@ -57,3 +57,9 @@ class GridInputs(GenerateInputs):
     """Name -> checkpoint: more for the axis `checkpoint`, which knows the first by its file's name."""
     vaes: dict[str, Path] = Field(default={})
     """Name -> VAE: more for the axis `vae`, which knows the checkpoint's own as `own`."""
+
+    @model_validator(mode="after")
+    def _one_shot(self) -> GridInputs:
+        if self.shots is not None or self.dataset is not None:
+            raise ValueError("a grid varies one shot: it takes no list of shots and no dataset")
+        return self

@@ -52,7 +52,7 @@ def cell_size(picture: tuple[int, int], columns: int, rows: int, edge_px: int) -
 
 def draw_sheet(plan: Grid, folder: Path, cut: Cut, cell: tuple[int, int]) -> Image.Image:
     """One sheet: a heading, labels above and at the left, and the pictures in the middle of their cells."""
-    x, y, z = plan.axes
+    x, y, _ = plan.axes
     letters = Lettering(max(12, min(LARGEST_LETTER_PX, cell[0] // 11)))
     step = cell[0] + GAP_PX, cell[1] + GAP_PX
     heads = [letters.lines(x.labels[column], cell[0], 4) for column in cut.columns] if x.kind else [[]]

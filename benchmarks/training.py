@@ -1,0 +1,225 @@
+"""A training step beside the ideal loop, a save's stall beside writing the file, and the first step.
+
+    python benchmarks/training.py [--checkpoint FILE] [--edge PX] [--batch N] [--rounds N] [--json FILE]
+
+The ideal loop has the same forward and backward pass, clipping and fused AdamW, on tensors that are there
+already; "unfused" is AdamW as trainers mostly call it. Both and ours run in turn, round by round, on models
+of their own, and the median counts: with and without the averaged weights, which the ideal loop has not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from reporting import Row, report
+
+from aid.core.dataset import Dataset, Record, latent_file
+from aid.sd.architecture import Architecture
+from aid.sd.checkpoint import StableDiffusion, create_checkpoint, load_checkpoint, save_checkpoint
+from aid.sd.noise import alphas_cumprod
+from aid.sd.state import save_state
+from aid.sd.text_encoder import encode_ids
+from aid.sd.tokenizer import load_tokenizer
+from aid.starter import BASE
+from aid.train.batch import token_windows
+from aid.train.group import weights_of
+from aid.train.log import Log
+from aid.train.loop import take
+from aid.train.plan import Ahead, plan_styles
+from aid.train.run import style_training
+from aid.train.saving import Saver
+from aid.train.settings import FinetuneSettings
+
+Run = Callable[[], None]
+NARROW = Architecture(
+    unet_widths=(32, 64, 128, 128), unet_heads=4, text_width=64, text_heads=4,
+    vae_widths=(8, 16, 16, 16), vae_groups=4, native_edge_px=64,
+)  # fmt: skip
+FIRST_STEP = """
+import sys, time; began = time.monotonic()
+from pathlib import Path
+from contextlib import contextmanager
+import aid
+from aid.core.workbench import Silence, Workbench
+class First(Silence):
+    @contextmanager
+    def task(self, *_, **__):
+        def tick(*_, **__):
+            print(time.monotonic() - began); raise KeyboardInterrupt
+        yield tick
+folder = Path(sys.argv[1])
+inputs = aid.FinetuneInputs(checkpoint=folder / "model.safetensors", dataset=folder)
+settings = aid.FinetuneSettings(steps=9, batch_size=int(sys.argv[2]), checkpointing=False)
+try: aid.finetune(settings, inputs, folder / "out", Workbench(threads=1, progress=First()))
+except KeyboardInterrupt: pass
+"""
+
+
+def make_dataset(folder: Path, edge: int, count: int = 16) -> Dataset:
+    """Latents of noise, and captions of some words."""
+    latents = np.random.default_rng(0).normal(size=(count, 2, 4, edge // 8, edge // 8)).astype(np.float16)
+    np.save(folder / latent_file(edge, edge), latents)
+    records = [
+        Record(
+            sha256=f"{row:064}", source=f"new/{row}.png", file="", style="style", row=row, split="train",
+            tags=("1girl", "red hair", "smile", "outdoors", f"number {row}"), width=edge, height=edge,
+        )
+        for row in range(count)
+    ]  # fmt: skip
+    (folder / "records.jsonl").write_text("".join(record.model_dump_json() + "\n" for record in records))
+    return Dataset(folder)
+
+
+def ours(model: StableDiffusion, dataset: Dataset, settings: FinetuneSettings, folder: Path) -> Run:
+    """AID's step as its loop takes it: batch, captions, loss, update, log."""
+    plan = plan_styles(dataset, settings, model.architecture.vae_scale)
+    training = style_training(model, weights_of(model), settings, plan.steps)
+    ahead, log, saver, indices = Ahead(plan), Log(folder, 0), Saver(folder, 1), iter(range(plan.steps))
+
+    def step() -> None:
+        take(training, ahead.step(next(indices)), log, saver)
+
+    return step
+
+
+def ideal(model: StableDiffusion, edge: int, batch: int, fused: bool) -> Run:
+    """The same arithmetic and nothing else."""
+    device = model.device
+    modules = (model.unet, model.text_encoder)
+    if fused:
+        model.unet.to(memory_format=torch.channels_last)
+    model.vae.requires_grad_(False)
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-6, fused=fused, foreach=None if fused else False)
+    chance = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, batch, 4, edge // 8, edge // 8, generator=chance).to(device)
+    t, alphas = torch.randint(1000, (batch,), generator=chance).to(device), alphas_cumprod().to(device)
+    ids = token_windows(load_tokenizer(), ["by style, 1girl, red hair, smile"] * batch, 1)[:, 0].to(device)
+    snr = alphas / (1 - alphas)
+
+    def step() -> None:
+        alpha = alphas[t][:, None, None, None]
+        x = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        predicted = model.unet(x, t, encode_ids(model.text_encoder, ids)).sample
+        weight = snr[t].clamp(max=5.0) / snr[t]
+        loss = ((predicted - noise).square().mean((1, 2, 3)) * weight).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
+
+
+def in_turn(runs: dict[str, Run], rounds: int) -> dict[str, float]:
+    """Median seconds of each, measured in turn, so that a busy machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in (*runs.values(), *runs.values()):
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def step_rows(name: str, checkpoint: Path, edge: int, batch: int, rounds: int, folder: Path) -> list[Row]:
+    folder.mkdir()
+    dataset = make_dataset(folder, edge)
+    settings = FinetuneSettings(
+        steps=rounds + 9, batch_size=batch, checkpointing=False, ema=0.0, unet_rate=1e-6, text_rate=1e-6
+    )
+    averaged = settings.model_copy(update={"ema": 0.999})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    (folder / "averaged").mkdir()
+    taken = in_turn(
+        {
+            "ours": ours(load_checkpoint(checkpoint, device), dataset, settings, folder),
+            "averaged": ours(load_checkpoint(checkpoint, device), dataset, averaged, folder / "averaged"),
+            "ideal": ideal(load_checkpoint(checkpoint, device), edge, batch, True),
+            "unfused": ideal(load_checkpoint(checkpoint, device), edge, batch, False),
+        },
+        rounds,
+    )
+    what, beside = f"{name}, {edge} px, batch {batch}", {"ideal unfused": 1e3 * taken["unfused"]}
+    return [
+        Row(f"step, {what}", 1e3 * taken["ours"], "ms", 1e3 * taken["ideal"], beside),
+        Row(f"step with averages, {what}", 1e3 * taken["averaged"], "ms", 1e3 * taken["ideal"], beside),
+    ]
+
+
+def save_row(checkpoint: Path, folder: Path, rounds: int = 5) -> Row:
+    """How long training stands still for a state, beside writing that state. The first copy is not counted:
+    its memory is used again by all that follow."""
+    model = load_checkpoint(checkpoint)
+    settings = FinetuneSettings(steps=9)
+    training = style_training(model, weights_of(model), settings, 9)
+    for parameter in training.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    training.update(0)
+    stalls, writes = [], []
+    with Saver(folder / "behind", 1) as saver:
+        for step in range(rounds + 1):
+            began = time.perf_counter()
+            saver.save(step, training.tensors())
+            stalls.append(time.perf_counter() - began)
+            saver.wait()
+            began = time.perf_counter()
+            save_state(folder / "before", step, training.tensors(), 1)
+            writes.append(time.perf_counter() - began)
+    stall, write = statistics.median(stalls[1:]), statistics.median(writes[1:])
+    return Row("save, training stands still", 1e3 * stall, "ms", 1e3 * write)
+
+
+def first_step_row(checkpoint: Path, folder: Path, edge: int, batch: int) -> Row:
+    """From starting Python to the end of the first step."""
+    folder.mkdir()
+    make_dataset(folder, edge)
+    (folder / "model.safetensors").symlink_to(checkpoint.resolve())
+    words = [sys.executable, "-c", FIRST_STEP, str(folder), str(batch)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return Row("first step after starting", float(done.stdout.split()[-1]), "s", 6.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, default=BASE)
+    parser.add_argument("--edge", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        narrow = folder / "narrow.safetensors"
+        save_checkpoint(create_checkpoint(NARROW, 1), narrow, {})
+        rows = step_rows("narrow SD1", narrow, 128, 1, chosen.rounds, folder / "a")
+        if chosen.checkpoint.is_file():
+            rows += step_rows(
+                chosen.checkpoint.stem,
+                chosen.checkpoint,
+                chosen.edge,
+                chosen.batch,
+                chosen.rounds,
+                folder / "b",
+            )
+            rows.append(save_row(chosen.checkpoint, folder))
+            rows.append(first_step_row(chosen.checkpoint, folder / "c", chosen.edge, chosen.batch))
+        report(rows, chosen.json)
+
+
+if __name__ == "__main__":
+    main()

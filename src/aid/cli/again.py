@@ -1,0 +1,51 @@
+"""`aid again`: a picture drawn again from its own text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from aid import starter
+from aid.cli.options import InputPath
+from aid.cli.verb_command import DEVICE, THREADS, bench
+
+
+def draw_again(
+    picture: Path, places: tuple[Path, ...], wildcards: Path | None, out: Path, device: str, threads: int
+) -> None:
+    """Draw PICTURE again from the text that it carries, with the model, VAE, embeddings and LoRAs that it
+    names by their hashes. What is missing is named."""
+    from aid.generate.again import again
+    from aid.sd.likeness import likeness
+
+    searched = [*places, starter.FOLDER]
+    file = again(picture, searched, out, bench(device, threads), wildcards)
+    click.echo(file)
+    click.echo(likeness(picture, file), err=True)
+
+
+COMMAND = click.Command(
+    "again",
+    callback=draw_again,
+    help=draw_again.__doc__,
+    params=[
+        click.Argument(["picture"], type=click.Path(path_type=Path)),
+        click.Option(
+            ["--checkpoint", "--from", "places"],
+            type=InputPath(),
+            multiple=True,
+            help="A file, or a folder to search: of models, VAEs, embeddings, LoRAs, pictures drawn from. "
+            "What ships with AID is searched too.",
+        ),
+        click.Option(["--wildcards"], type=click.Path(path_type=Path), help="The folder it was drawn with."),
+        click.Option(
+            ["--out"],
+            type=click.Path(path_type=Path),
+            default=Path("pictures"),
+            help="The folder that the new picture goes into.  [pictures]",
+        ),
+        DEVICE,
+        THREADS,
+    ],
+)

@@ -1,0 +1,257 @@
+"""A picture drawn again from nothing but its own text, with weights found by their hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aid.core.files import sha256_file, write_bytes
+from aid.core.gallery import SHOTS_FILE, read_gallery
+from aid.core.lineage import Lineage, embedded_lineage
+from aid.core.shot import Shot
+from aid.core.workbench import Workbench
+from aid.errors import AidError, FileError, PictureError
+from aid.generate.gallery import picture_name
+from aid.generate.material import Material, adapter_hash, load_model
+from aid.generate.run import next_number
+from aid.generate.settings import GenerateSettings
+from aid.sd.adapter_call import extract_loras
+from aid.sd.adapter_folder import SUFFIXES, AdapterFolder
+from aid.sd.checkpoint import StableDiffusion
+from aid.sd.embedding import Embedding, load_embedding
+from aid.sd.hashes import hash_file
+from aid.sd.infotext import Infotext, Weights, parse_infotext, shot_of
+from aid.sd.picture_file import picture_bytes
+from aid.sd.picture_text import picture_text
+from aid.sd.pipeline import draw_batch, plan_batches
+from aid.sd.sugar import read_wildcards
+from aid.sd.tensorfile import is_pickle, read_header
+
+OLD_DIGITS = 8  # of A1111's first hash
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+Matches = Callable[[Path], bool]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files that a picture was drawn with."""
+
+    model: Path
+    vae: Path | None
+    embeddings: dict[str, Path]
+    adapters: dict[str, Path]
+    pictures: dict[str, Path]
+    """By sha256."""
+
+
+def again(
+    picture: Path,
+    places: Sequence[Path],
+    out: Path,
+    bench: Workbench | None = None,
+    wildcards: Path | None = None,
+) -> Path:
+    """Draw the picture again into the folder `out`, and return the new file.
+
+    `places` are files and folders in which its model, VAE, embeddings, LoRAs and the pictures that it was
+    made from are looked for. On the machine that drew it, a picture of AID's comes out the same to the bit:
+    it is drawn in a batch like its first one. Noise of a GPU that isn't there is computed on the CPU.
+
+    Raises PictureError for a picture without a text, SettingsError for a text that asks for what can't be
+    drawn, FileError naming everything that is missing, by name and hash.
+    """
+    bench = bench or Workbench()
+    infotext = read_infotext(picture)
+    lineage = embedded_lineage(picture)
+    settings = _settings_of(lineage)
+    shots, at = _neighbours(picture, shot_of(infotext), settings)
+    finder = Finder(places)
+    if lineage and "wildcards" in lineage.node.inputs and wildcards is None:
+        finder.missing.append(f"wildcards ({lineage.node.inputs['wildcards'].sha256[:12]})")
+    found = finder.find(infotext, shots[at])
+    material = _load(found, infotext.weights, settings, bench)
+    if wildcards:
+        material = replace(material, wildcards=read_wildcards(wildcards))
+    if material.model.device.type != "cuda":
+        shots = [_without_gpu(shot) for shot in shots]
+    with material.texts() as texts:
+        batch = next(one for one in plan_batches(texts, shots, settings.batch_size) if at in one)
+        drawn = draw_batch(
+            material.model, [shots[index] for index in batch], texts, pictures=material.pictures
+        )
+        text = material.infotext(shots[at], texts)
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / picture_name(next_number(out), shots[at])
+    told = lineage.embedded() if lineage else ""
+    write_bytes(file, picture_bytes(drawn[batch.index(at)], text, told))
+    return file
+
+
+def read_infotext(picture: Path) -> Infotext:
+    """Raises PictureError for a file that is no picture, or carries no text."""
+    text = picture_text(picture).parameters
+    if not text:
+        raise PictureError(
+            f"{picture} carries no text of how it was made",
+            "A1111's parameters",
+            "Sites and messengers often strip them: find the original file.",
+        )
+    return parse_infotext(text)
+
+
+class Finder:
+    """Looks for files by their hashes in some places: those of the right name first, each read once."""
+
+    def __init__(self, places: Sequence[Path]) -> None:
+        self.files = [file for place in places for file in _files_in(place)]
+        self.missing: list[str] = []
+
+    def find(self, infotext: Infotext, shot: Shot) -> Found:
+        """Everything that the text names. Raises FileError for what isn't there."""
+        weights = infotext.weights
+        model = self.model(weights)
+        vae = None
+        if weights.vae_hash:
+            vae = self._look("VAE", weights.vae, weights.vae_hash, self._whole(weights.vae_hash), SUFFIXES)
+        embeddings = {
+            name: self._look("embedding", name, sha, self._whole(sha), (*SUFFIXES, *PICTURES))
+            for name, sha in weights.embeddings.items()
+        }
+        adapters = {name: self.adapter(name, weights) for name in _called(shot)}
+        pictures = self.pictures(shot)
+        if self.missing or model is None:
+            raise FileError(
+                f"missing: {'; '.join(self.missing)}",
+                "the files that the picture was drawn with",
+                "Name them, or folders that hold them, with --checkpoint or --from.",
+            )
+        return Found(model, vae, _present(embeddings), _present(adapters), _present(pictures))
+
+    def model(self, weights: Weights) -> Path | None:
+        sha = weights.model_hash
+        if sha:
+            return self._look("model", weights.model, sha, self._whole(sha), SUFFIXES)
+        return self._look("model", weights.model or "(not named)", "", _never, SUFFIXES)
+
+    def adapter(self, name: str, weights: Weights) -> Path | None:
+        """By the hash of its tensors; where the text has none, by its name."""
+        sha = weights.adapters.get(name.replace(":", "").replace(",", ""), "")
+
+        def same(file: Path) -> bool:
+            metadata = {} if is_pickle(file) else read_header(file).metadata
+            return adapter_hash(file, metadata) == sha
+
+        return self._look("LoRA", name, sha, same if sha else lambda file: file.stem == name, SUFFIXES)
+
+    def pictures(self, shot: Shot) -> dict[str, Path | None]:
+        source = shot.source
+        if source is None:
+            return {}
+        wanted = {source.sha256: source.picture or "the picture that it was made from"}
+        if source.mask or source.mask_sha256:
+            wanted[source.mask_sha256] = source.mask
+        return {
+            sha: self._look("picture", name, sha, self._whole(sha) if sha else _never, PICTURES)
+            for sha, name in wanted.items()
+        }
+
+    def _look(
+        self, kind: str, name: str, sha: str, matches: Matches, suffixes: tuple[str, ...]
+    ) -> Path | None:
+        of_kind = [file for file in self.files if file.suffix.lower() in suffixes]
+        ordered = sorted(of_kind, key=lambda file: name not in (file.stem, file.name, file.parent.name))
+        for file in ordered:
+            try:
+                if matches(file):
+                    return file
+            except AidError:
+                continue  # a damaged file is none that a picture was drawn with
+        self.missing.append(f"{kind} {name}" + (f" ({sha[:12]})" if sha else ""))
+        return None
+
+    def _whole(self, sha: str) -> Matches:
+        """By the hash of the file: A1111's new one, or its first one of 8 digits."""
+        if len(sha) == OLD_DIGITS:
+            return lambda file: hash_file(file).autov1 == sha
+        return lambda file: sha256_file(file).startswith(sha.lower())
+
+
+def _never(_: Path) -> bool:
+    return False
+
+
+def _present(found: dict[str, Path | None]) -> dict[str, Path]:
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _files_in(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise FileError(f"{place} does not exist", "a file or folder of weights")
+    return sorted(file for file in place.rglob("*") if file.is_file() and not file.name.startswith("."))
+
+
+def _called(shot: Shot) -> list[str]:
+    prompts = [shot.prompt, shot.hires.prompt if shot.hires else ""]
+    return list(dict.fromkeys(call.name for prompt in prompts for call in extract_loras(prompt)[1]))
+
+
+def _settings_of(lineage: Lineage | None) -> GenerateSettings:
+    """The settings of the run that drew it; the defaults of one picture for any other tool's."""
+    if lineage is None or lineage.node.verb != "generate":
+        return GenerateSettings(batch_size=1)
+    known = set(GenerateSettings.model_fields)
+    given = {name: value for name, value in lineage.node.settings.items() if name in known}
+    try:
+        return GenerateSettings.model_validate(given)
+    except ValueError:
+        return GenerateSettings(batch_size=1)
+
+
+def _neighbours(picture: Path, shot: Shot, settings: GenerateSettings) -> tuple[list[Shot], int]:
+    """The shots that were drawn in one run with it, and its place among them: convolutions of another
+    batch round otherwise. They stand in its gallery's list, or follow from its settings."""
+    told = shot.model_copy(update={"style": "", "tags": ()})
+    if (picture.parent / SHOTS_FILE).is_file():
+        frames = read_gallery(picture.parent)
+        for index, frame in enumerate(frames):
+            if frame.file == picture.name and _bare(frame.shot) == told:
+                return [one.shot for one in frames], index
+    counted = "variation_seed" if settings.variation_strength else "seed"
+    first = getattr(settings, counted)
+    at = getattr(shot, counted) - first
+    if settings.plan is None and 0 <= at < settings.count and settings.steps == shot.steps:
+        return [shot.model_copy(update={counted: first + index}) for index in range(settings.count)], at
+    return [shot], 0
+
+
+def _bare(shot: Shot) -> Shot:
+    return shot.model_copy(update={"style": "", "tags": ()})
+
+
+def _without_gpu(shot: Shot) -> Shot:
+    return shot.model_copy(update={"noise_source": "NV"}) if shot.noise_source == "GPU" else shot
+
+
+def _load(found: Found, weights: Weights, settings: GenerateSettings, bench: Workbench) -> Material:
+    model = load_model(found.model, found.vae, settings.precision, bench)
+    adapters = AdapterFolder(*found.adapters.values()) if found.adapters else None
+    if adapters:
+        adapters.paths = dict(found.adapters)
+    return Material(
+        model,
+        {name: _embedding(name, path, model) for name, path in found.embeddings.items()},
+        found.embeddings,
+        replace(weights, embeddings={}, adapters={}),
+        adapters,
+        pictures=found.pictures,
+    )
+
+
+def _embedding(name: str, path: Path, model: StableDiffusion) -> Embedding:
+    """Under the name that the prompt calls it by, whatever its file is called now."""
+    width, width_g = model.architecture.text_width, model.architecture.text_2_width or None
+    return replace(load_embedding(path, width, width_g), name=name)

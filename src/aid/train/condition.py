@@ -1,0 +1,50 @@
+"""Captions to what the U-Net is told, for SD1, SD2 and SDXL, from tokens as they are: no prompt syntax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from aid.core.dataset import Record
+from aid.sd.checkpoint import StableDiffusion
+from aid.sd.text import Conditioning, size_ids
+from aid.sd.text_encoder import encode_ids, encode_penultimate, pad_with_zeros, pool
+from aid.train.batch import token_windows
+from aid.train.loss import Condition
+
+
+def encode_captions(
+    model: StableDiffusion, captions: Sequence[str], windows: int, clip_skip: int = 1
+) -> Conditioning:
+    """Captions in `windows` windows of 77 ids as a context [b, windows * 77, width], gradients included."""
+    ids = token_windows(model.tokenizer, captions, windows).to(model.device).flatten(0, 1)
+    pooled = None
+    if model.text_encoder_2 is not None:
+        first = encode_penultimate(model.text_encoder, ids)[0]
+        padded = pad_with_zeros(ids)
+        second, last = encode_penultimate(model.text_encoder_2, padded)
+        hidden = torch.cat([first, second], dim=-1)
+        pooled = pool(model.text_encoder_2, last, padded)[::windows]
+    elif model.architecture.family == "sd2":
+        hidden = encode_ids(model.text_encoder, pad_with_zeros(ids))
+    else:
+        hidden = encode_ids(model.text_encoder, ids, clip_skip)
+    return Conditioning(hidden.reshape(len(captions), -1, hidden.shape[-1]), pooled)
+
+
+def condition(conditioning: Conditioning, records: Sequence[Record], draws: int) -> Condition:
+    """A step's conditioning for `draws` draws a record, with SDXL's sizes."""
+    context = conditioning.context.repeat_interleave(draws, 0)
+    if conditioning.pooled is None:
+        return Condition(context)
+    sizes = record_sizes(records).to(context.device).repeat_interleave(draws, 0)
+    pooled = conditioning.pooled.repeat_interleave(draws, 0)
+    return Condition(context, {"text_embeds": pooled, "time_ids": sizes})
+
+
+def record_sizes(records: Sequence[Record]) -> Tensor:
+    """SDXL's six sizes a record, [b, 6]: as if each picture had been of its bucket's size."""
+    sizes = [(record.height, record.width) for record in records]
+    return torch.tensor([size_ids(size, (0, 0), size) for size in sizes], dtype=torch.float32)

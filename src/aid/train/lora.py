@@ -1,0 +1,110 @@
+"""The verb `train lora`: Dataset and Checkpoint in, Adapter out, as kohya's scripts save it.
+
+Source of names and of what is trained: kohya-ss/sd-scripts networks/lora.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aid.core.artifact import under_construction, verb
+from aid.core.dataset import Dataset
+from aid.core.lineage import METADATA_KEY
+from aid.core.workbench import Workbench
+from aid.sd.adapter import save_adapter
+from aid.sd.adapter_target import Target, Targets, kohya_targets, targets_of
+from aid.sd.architecture import Family
+from aid.sd.blocks import block_of
+from aid.sd.checkpoint import StableDiffusion, load_checkpoint
+from aid.sd.device import torch_device
+from aid.sd.precision import PRECISIONS
+from aid.train.group import Trained, part_rates
+from aid.train.kohya import lora_metadata
+from aid.train.loop import train
+from aid.train.plan import plan_styles
+from aid.train.run import style_training
+from aid.train.settings import LoraInputs, LoraSettings
+
+
+@verb("train lora", resumable=True)
+def lora(settings: LoraSettings, inputs: LoraInputs, out: Path, bench: Workbench) -> None:
+    """Freeze the model, train a pair of narrow matrices beside each layer, and save them alone."""
+    model = load_checkpoint(inputs.checkpoint, torch_device(bench))
+    plan = plan_styles(Dataset(inputs.dataset), settings, model.architecture.vae_scale)
+    pairs = put_on(model, settings)
+    trained = trained_by(pairs, model.architecture.family)
+    training = style_training(model, trained, settings, plan.steps)
+    title = f"{settings.name}: {len(pairs)} layers, {plan.pictures} pictures, {plan.steps} steps"
+    train(training, plan, out, bench, "train lora", title)
+    metadata = lora_metadata(model, plan, settings)
+    metadata[METADATA_KEY] = under_construction(out).embedded()
+    with training.averaged():
+        path = out / f"{settings.name}.safetensors"
+        save_adapter(path, kohya_tensors(pairs), metadata, PRECISIONS[settings.output])
+
+
+class Pair:
+    """Two matrices beside one layer, whose output gets `scale` * up(down(input)) added: nothing at first,
+    for `up` starts at 0 (Hu et al. 2021)."""
+
+    def __init__(self, target: Target, rank: int, alpha: float, generator: torch.Generator) -> None:
+        self.target, self.alpha, self.scale = target, alpha, alpha / rank
+        weight = target.weight
+        narrow = [1] * (weight.dim() - 2)
+        bound = 1 / math.sqrt(weight[0].numel())  # of kaiming_uniform with a = √5, as kohya's begin
+        down = torch.empty(rank, *weight.shape[1:]).uniform_(-bound, bound, generator=generator)
+        self.down = down.to(weight.device).requires_grad_()
+        self.up = torch.zeros(weight.shape[0], rank, *narrow, device=weight.device).requires_grad_()
+        target.module.register_forward_hook(self._add)
+
+    def _add(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        if isinstance(module, torch.nn.Linear):
+            change = torch.nn.functional.linear(torch.nn.functional.linear(x, self.down), self.up)
+        else:
+            conv = torch.nn.functional.conv2d
+            change = conv(conv(x, self.down, None, module.stride, module.padding, module.dilation), self.up)
+        return output + self.scale * change
+
+
+Pairs = Mapping[str, Pair]  # by kohya's names
+
+
+def put_on(model: StableDiffusion, settings: LoraSettings) -> Pairs:
+    """A pair on each layer that is to be trained."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    pairs = {}
+    for name, target in sorted(chosen(model, settings).items()):
+        wide = target.weight.dim() == 4 and target.shape[2:] != (1, 1)
+        rank, alpha = (settings.conv_rank, settings.conv_alpha) if wide else (settings.rank, settings.alpha)
+        pairs[name] = Pair(target, rank, alpha, generator)
+    return pairs
+
+
+def chosen(model: StableDiffusion, settings: LoraSettings) -> Targets:
+    """The layers of the parts whose rate is above 0."""
+    targets = kohya_targets(targets_of(model), convolutions=settings.conv_rank > 0)
+    rates = part_rates(settings)
+    return {name: target for name, target in targets.items() if rates[target.part][0] > 0}
+
+
+def trained_by(pairs: Pairs, family: Family) -> Iterator[Trained]:
+    for pair in pairs.values():
+        block = block_of(pair.target.place("weight", family).key, family)
+        for parameter in (pair.down, pair.up):
+            yield Trained(pair.target.part, block, parameter)
+
+
+def kohya_tensors(pairs: Pairs) -> dict[str, Tensor]:
+    tensors = {}
+    for name, pair in pairs.items():
+        tensors[f"{name}.lora_down.weight"] = pair.down
+        tensors[f"{name}.lora_up.weight"] = pair.up
+        tensors[f"{name}.alpha"] = torch.tensor(pair.alpha)
+    return tensors

@@ -1,0 +1,188 @@
+"""Optimisers by name, and their state as flat tensors that restore it to the bit.
+
+torch's own need nothing more; bitsandbytes' and pytorch-optimizer's are imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aid.errors import SettingsError
+from aid.sd.state import optimiser_tensors, restore_optimiser
+from aid.sd.tensorfile import Header
+from aid.train.group import Group
+from aid.train.settings import TrainingSettings
+
+PLAIN = "optimiser.plain"  # all that is no tensor, as JSON in bytes
+Words = dict[str, Any]
+Make = Callable[[list[Words], Words], Optimizer]
+
+
+def adamw(groups: list[Words], words: Words) -> Optimizer:
+    """Loshchilov & Hutter 2017."""
+    return torch.optim.AdamW(groups, fused=True, **words)
+
+
+def adafactor(groups: list[Words], words: Words) -> Optimizer:
+    """Shazeer & Stern 2018: steps as large as the weights they change."""
+    words.pop("betas", None)
+    return torch.optim.Adafactor(groups, **words)
+
+
+def adafactor_absolute(groups: list[Words], words: Words) -> Optimizer:
+    """Adafactor whose steps are the rate, as AIDXL's config has it."""
+    words.pop("betas", None)
+    fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    made: Optimizer = _library("pytorch_optimizer").AdaFactor(groups, **fixed, **words)
+    return made
+
+
+def adamw_8bit(groups: list[Words], words: Words) -> Optimizer:
+    """Dettmers et al. 2021."""
+    made: Optimizer = _library("bitsandbytes").optim.AdamW8bit(groups, **words)
+    return made
+
+
+def lion(groups: list[Words], words: Words) -> Optimizer:
+    """Chen et al. 2023."""
+    made: Optimizer = _library("pytorch_optimizer").Lion(groups, **words)
+    return made
+
+
+def prodigy(groups: list[Words], words: Words) -> Optimizer:
+    """Mishchenko & Defazio 2023: rates are factors, 1 for what it finds itself. It wants one group."""
+    made: Optimizer = _library("pytorch_optimizer").Prodigy(groups, **words)
+    return made
+
+
+def schedule_free(groups: list[Words], words: Words) -> Optimizer:
+    """Defazio et al. 2024."""
+    made: Optimizer = _library("pytorch_optimizer").ScheduleFreeAdamW(groups, **words)
+    return made
+
+
+OPTIMISERS: dict[str, Make] = {
+    "adamw": adamw,
+    "adamw_8bit": adamw_8bit,
+    "adafactor": adafactor,
+    "adafactor_absolute": adafactor_absolute,
+    "lion": lion,
+    "prodigy": prodigy,
+    "schedule_free": schedule_free,
+}
+PACKAGES = {"pytorch_optimizer": "pytorch-optimizer", "bitsandbytes": "bitsandbytes"}
+
+
+def create_optimiser(groups: Sequence[Group], settings: TrainingSettings) -> Optimizer:
+    """Raises SettingsError for a library that isn't there and for options that it doesn't know."""
+    words: Words = {"weight_decay": settings.weight_decay, **settings.optimiser_options}
+    if settings.betas is not None:
+        words["betas"] = settings.betas
+    tables = [{"params": group.parameters, "lr": group.rate} for group in groups]
+    try:
+        return OPTIMISERS[settings.optimiser](tables, words)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{settings.optimiser} refuses its options: {error}") from error
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = PACKAGES[name]
+        raise SettingsError(
+            f"the optimiser is {package}'s, and that isn't installed ({error})",
+            "an installed library",
+            f"pip install {package}",
+        ) from error
+
+
+def state_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
+    """All that the next step depends on. Other libraries also keep numbers beside tensors, and some of both
+    in their groups."""
+    if _is_torchs(optimiser):
+        return optimiser_tensors(optimiser)
+    state = optimiser.state_dict()
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    tables = {f"state.{index}": values for index, values in state["state"].items()}
+    tables |= {f"group.{index}": values for index, values in enumerate(state["param_groups"])}
+    for table, values in tables.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser.{table}.{name}"] = value
+            elif name != "params":
+                plain.setdefault(table, {})[name] = value
+    written = json.dumps(plain).encode()
+    return {**tensors, PLAIN: torch.frombuffer(bytearray(written), dtype=torch.uint8)}
+
+
+def restore_state(optimiser: Optimizer, saved: Header) -> None:
+    """Put a saved state back: tensors in their own type, and in the memory layout of their parameter."""
+    if _is_torchs(optimiser):
+        restore_optimiser(optimiser, saved)
+        return
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    optimiser.state.clear()
+    plain = json.loads(bytes(saved.read(PLAIN).tolist()))
+    for table, values in plain.items():
+        kind, _, index = table.partition(".")
+        if kind == "state":
+            optimiser.state[parameters[int(index)]].update(values)
+        else:
+            _update_group(optimiser.param_groups[int(index)], values)
+    for key in saved.tensors:
+        parts = key.split(".", 3)
+        if len(parts) == 4 and parts[0] == "optimiser":
+            _, kind, index, name = parts
+            value = saved.read(key)
+            if kind == "state":
+                like = parameters[int(index)]
+                optimiser.state[like][name] = _laid_like(value, like)
+            else:
+                group = optimiser.param_groups[int(index)]
+                group[name] = value.to(group["params"][0].device)
+
+
+def _update_group(group: Words, values: Words) -> None:
+    """Numbers as they were; what JSON can't hold as itself keeps the value it has."""
+    for name, value in values.items():
+        held = group.get(name)
+        group[name] = tuple(value) if isinstance(held, tuple) else value
+
+
+def _laid_like(value: Tensor, like: Tensor) -> Tensor:
+    if value.shape != like.shape:
+        return value.to(like.device)
+    return torch.empty_like(like, dtype=value.dtype).copy_(value)
+
+
+def _is_torchs(optimiser: Optimizer) -> bool:
+    return type(optimiser).__module__.startswith("torch.")
+
+
+@contextmanager
+def at_rest(optimiser: Optimizer, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the weights are those to use: a schedule-free optimiser trains at another point. Afterwards
+    they are what they were, to the bit."""
+    rest, work = getattr(optimiser, "eval", None), getattr(optimiser, "train", None)
+    if rest is None or work is None:
+        yield
+        return
+    own = [parameter.detach().clone() for parameter in parameters]
+    rest()
+    try:
+        yield
+    finally:
+        work()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, own, strict=True):
+                parameter.copy_(value)

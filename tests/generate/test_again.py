@@ -1,0 +1,163 @@
+"""`aid again`: from the picture alone, with weights found by their hashes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from aid.cli import main
+from aid.core.workbench import Workbench
+from aid.errors import FileError, PictureError, SettingsError
+from aid.generate.again import again
+from aid.generate.run import generate, one_off
+from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.sd.adapter import save_adapter
+from aid.sd.infotext import png_bytes
+
+BENCH = Workbench(device="cpu")
+FAST = {"steps": 2, "width": 32, "height": 32}
+DOWN = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+def settings(**changes: object) -> GenerateSettings:
+    return GenerateSettings.model_validate({**FAST, "prompt": "red hair", **changes})
+
+
+@pytest.fixture(scope="session")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("loras") / "soft.safetensors"
+    chance = torch.Generator().manual_seed(3)
+    tensors = {
+        f"{DOWN}.lora_down.weight": torch.randn((2, 8), generator=chance),
+        f"{DOWN}.lora_up.weight": torch.randn((8, 2), generator=chance),
+        f"{DOWN}.alpha": torch.tensor(2.0),
+    }
+    save_adapter(path, tensors, {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def drawing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A picture to draw from, and a mask of its right half."""
+    folder = tmp_path_factory.mktemp("drawing")
+    Image.linear_gradient("L").resize((40, 32)).convert("RGB").save(folder / "drawing.png")
+    mask = Image.new("L", (40, 32))
+    mask.paste(255, (20, 0, 40, 32))
+    mask.save(folder / "mask.png")
+    return folder / "drawing.png", folder / "mask.png"
+
+
+def places(*paths: Path) -> list[Path]:
+    return list(paths)
+
+
+def test_a_gallerys_picture_comes_out_the_same_to_the_bit(
+    lively_checkpoint: Path, embedding_folder: Path, lora: Path, tmp_path: Path
+) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint, embeddings=(embedding_folder,), loras=(lora,))
+    asked = settings(
+        prompt="{red|blue} hair <lora:soft:0.7>", negative_prompt="badv3", count=5, seed=3, batch_size=3,
+        sampler="DPM++ 2M SDE", cfg_rescale=0.5,
+    )  # fmt: skip
+    gallery = generate(asked, inputs, tmp_path / "gallery", BENCH)
+    everything = places(lively_checkpoint.parent, embedding_folder, lora.parent)
+    for name in ("00001-4.png", "00004-7.png"):
+        file = again(gallery / name, everything, tmp_path / "again", BENCH)
+        assert file.read_bytes() == (gallery / name).read_bytes()
+    moved = tmp_path / "moved.png"  # away from its gallery, its own settings tell what it was drawn with
+    shutil.copy(gallery / "00001-4.png", moved)
+    file = again(moved, everything, tmp_path / "again", BENCH)
+    assert file.name == "00002-4.png"
+    assert file.read_bytes() == moved.read_bytes()
+
+
+def test_pictures_from_pictures_too(
+    lively_checkpoint: Path, drawing: tuple[Path, Path], tmp_path: Path
+) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint, init=drawing[0], mask=drawing[1])
+    (first,) = one_off(settings(resize="Crop and resize", steps=4), inputs, tmp_path / "out", BENCH)
+    file = again(first, places(lively_checkpoint, *drawing), tmp_path / "again", BENCH)
+    assert file.read_bytes() == first.read_bytes()
+    with pytest.raises(FileError, match=r"missing: picture drawing\.png \([0-9a-f]{12}\); picture mask\.png"):
+        again(first, places(lively_checkpoint), tmp_path / "again", BENCH)
+
+
+def test_hires_pictures_too(lively_checkpoint: Path, tmp_path: Path) -> None:
+    asked = settings(hires={"scale": 1.5, "steps": 2, "upscaler": "Lanczos", "prompt": "blue hair"})
+    (first,) = one_off(asked, GenerateInputs(checkpoint=lively_checkpoint), tmp_path / "out", BENCH)
+    with Image.open(first) as picture:
+        assert picture.size == (48, 48)
+    file = again(first, places(lively_checkpoint), tmp_path / "again", BENCH)
+    assert file.read_bytes() == first.read_bytes()
+
+
+def test_renamed_files_are_found_by_their_hashes(
+    lively_checkpoint: Path, embedding_folder: Path, lora: Path, tmp_path: Path
+) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint, embeddings=(embedding_folder,), loras=(lora,))
+    asked = settings(prompt="red hair <lora:soft:1>", negative_prompt="badv3")
+    (first,) = one_off(asked, inputs, tmp_path / "out", BENCH)
+    for number, file in enumerate([lively_checkpoint, lora, embedding_folder / "badv3.safetensors"]):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "mine" / f"{number}.safetensors")
+    file = again(first, places(tmp_path / "mine"), tmp_path / "again", BENCH)
+    with Image.open(first) as one, Image.open(file) as other:
+        assert one.tobytes() == other.tobytes()
+
+
+def test_all_that_is_missing_is_named_with_its_hash(
+    lively_checkpoint: Path, tiny_checkpoint: Path, embedding_folder: Path, lora: Path, tmp_path: Path
+) -> None:
+    inputs = GenerateInputs(
+        checkpoint=lively_checkpoint, embeddings=(embedding_folder,), loras=(lora,), vae=tiny_checkpoint
+    )
+    asked = settings(prompt="red hair <lora:soft:1>", negative_prompt="badv3")
+    (first,) = one_off(asked, inputs, tmp_path / "out", BENCH)
+    with pytest.raises(FileError) as error:
+        again(first, places(embedding_folder), tmp_path / "again", BENCH)
+    for name in ("model lively (", "VAE tiny.safetensors (", "LoRA soft ("):
+        assert name in error.value.found
+    assert "badv3" not in error.value.found
+    assert not (tmp_path / "again").exists()
+
+
+def test_pictures_of_others(lively_checkpoint: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    sha = hashlib.sha256(lively_checkpoint.read_bytes()).hexdigest()[:10]
+    text = (
+        "a cat\nNegative prompt: dog\nSteps: 2, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 5, "
+        f"Size: 32x32, Model hash: {sha}, Model: anything, Version: v1.8.0"
+    )
+    (tmp_path / "theirs.png").write_bytes(png_bytes(Image.new("RGB", (32, 32)), text))
+    file = again(tmp_path / "theirs.png", places(lively_checkpoint), tmp_path / "again", BENCH)
+    with Image.open(file) as picture:
+        told = picture.text["parameters"]  # type: ignore[attr-defined]
+    assert "Sampler: DPM++ 2M, Schedule type: Karras" in told
+    assert "RNG: NV" in told  # A1111's GPU noise, computed on the CPU
+
+
+def test_pictures_that_tell_nothing(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "bare.png")
+    with pytest.raises(PictureError, match=r"bare\.png carries no text"):
+        again(tmp_path / "bare.png", [], tmp_path, BENCH)
+    text = "a cat\nSteps: 2, Sampler: Euler a, Size: 32x32, Hires upscaler: R-ESRGAN 4x+, Model: x"
+    (tmp_path / "theirs.png").write_bytes(png_bytes(Image.new("RGB", (8, 8)), text))
+    with pytest.raises(SettingsError, match=r"the picture's text says hires\.upscaler = 'R-ESRGAN 4x"):
+        again(tmp_path / "theirs.png", [], tmp_path, BENCH)
+
+
+def test_the_command_says_how_alike_they_are(
+    lively_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint)
+    (first,) = one_off(settings(), inputs, tmp_path / "out", BENCH)
+    words = ["--from", str(lively_checkpoint.parent), "--out", str(tmp_path / "new"), "--device", "cpu"]
+    main(["again", str(first), *words])
+    said = capsys.readouterr()
+    assert said.out.strip() == str(tmp_path / "new" / "00000-0.png")
+    assert "The same, to the last bit." in said.err

@@ -1,0 +1,88 @@
+"""Every optimiser moves weights downhill and continues to the bit; one that isn't there is named."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aid.errors import SettingsError
+from aid.sd.state import load_state, save_state
+from aid.train.group import Group
+from aid.train.optimiser import OPTIMISERS, at_rest, create_optimiser, restore_state, state_tensors
+from aid.train.settings import FinetuneSettings
+
+SHIPPED = [name for name in OPTIMISERS if name != "adamw_8bit"]  # which needs a GPU
+
+
+def weights() -> list[torch.Tensor]:
+    chance = torch.Generator().manual_seed(3)
+    conv = torch.randn(4, 3, 3, 3, generator=chance).to(memory_format=torch.channels_last)
+    return [
+        conv.requires_grad_(),
+        torch.randn(5, 6, generator=chance).requires_grad_(),
+        torch.ones(2).requires_grad_(),
+    ]
+
+
+def made(name: Any, parameters: list[torch.Tensor], **given: Any) -> torch.optim.Optimizer:
+    settings = FinetuneSettings(steps=1, optimiser=name, ema=0.0, weight_decay=0.01, **given)
+    return create_optimiser([Group(parameters[:2], 0.1), Group(parameters[2:], 0.05)], settings)
+
+
+def learn(optimiser: torch.optim.Optimizer, parameters: list[torch.Tensor], steps: range) -> None:
+    for index in steps:
+        loss = sum(((p - index % 3 / 10) ** 2).sum() for p in parameters[: 2 if index == 0 else 3])
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("stop", [1, 4])
+def test_it_learns_and_continues_to_the_bit(name: str, stop: int, tmp_path: Path) -> None:
+    straight = weights()
+    whole = made(name, straight)
+    learn(whole, straight, range(8))
+    first = weights()
+    halted = made(name, first)
+    learn(halted, first, range(stop))
+    saved = {f"weight.{index}": p.detach() for index, p in enumerate(first)}
+    save_state(tmp_path, stop, {**saved, **state_tensors(halted)}, 1)
+    again, state = weights(), load_state(tmp_path)
+    assert state is not None
+    with torch.no_grad():
+        for index, parameter in enumerate(again):
+            parameter.copy_(state[1].read(f"weight.{index}"))
+    continued = made(name, again)
+    restore_state(continued, state[1])
+    learn(continued, again, range(stop, 8))
+    assert all(torch.equal(a, b) for a, b in zip(straight, again, strict=True))
+    assert sum((p**2).sum() for p in straight) < sum((p**2).sum() for p in weights())
+
+
+def test_schedule_free_weights_at_rest_are_others_and_leave_no_trace() -> None:
+    parameters = weights()
+    optimiser = made("schedule_free", parameters)
+    learn(optimiser, parameters, range(5))
+    before = [parameter.detach().clone() for parameter in parameters]
+    with at_rest(optimiser, parameters):
+        assert not torch.equal(parameters[0], before[0])
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+
+
+def test_a_missing_library_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(SettingsError, match="pip install bitsandbytes"):
+        made("adamw_8bit", weights())
+
+
+def test_options_reach_the_optimiser_and_wrong_ones_are_refused() -> None:
+    assert made("adamw", weights(), optimiser_options={"eps": 1e-6}).param_groups[0]["eps"] == 1e-6
+    with pytest.raises(SettingsError, match="adamw refuses its options"):
+        made("adamw", weights(), optimiser_options={"speed": 2.0})
+    with pytest.raises(ValueError, match="set `ema` to 0"):
+        FinetuneSettings(steps=1, optimiser="schedule_free")

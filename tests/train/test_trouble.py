@@ -1,0 +1,140 @@
+"""Steps that go wrong are left out, undone or end the run, as told; what is saved survives all of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_finetune import QUICK, Interrupting
+
+from aid.core.workbench import Silence, Workbench
+from aid.errors import AidError, FileError
+from aid.sd.state import load_state
+from aid.sd.tensorfile import read_tensors
+from aid.train import loop
+from aid.train.log import Log
+from aid.train.plan import Step
+from aid.train.run import finetune
+from aid.train.saving import Saver
+from aid.train.settings import FinetuneInputs
+from aid.train.training import Training
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_checkpoint: Path, dataset: Path) -> FinetuneInputs:
+    return FinetuneInputs(checkpoint=tiny_checkpoint, dataset=dataset)
+
+
+class Telling(Silence):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Steps, from 0, at which a latent turns out to be NaN, as one of a damaged cache would."""
+    steps: set[int] = set()
+    whole = Training.gradients
+
+    def gradients(self: Training, step: Step) -> tuple[float, float]:
+        if step.index in steps:
+            step.noised.latents[0, 0, 0, 0] = torch.nan
+        return whole(self, step)
+
+    monkeypatch.setattr(Training, "gradients", gradients)
+    return steps
+
+
+def run(inputs: FinetuneInputs, out: Path, stop: int = 0, **change: Any) -> list[str]:
+    progress = Interrupting(stop) if stop else Telling()
+    settings = QUICK.model_copy(update=change)
+    finetune(settings, inputs, out, Workbench(threads=1, progress=progress))
+    return getattr(progress, "said", [])
+
+
+def test_stopping_names_the_pictures_and_keeps_the_state(
+    inputs: FinetuneInputs, poisoned: set[int], tmp_path: Path
+) -> None:
+    poisoned.add(3)
+    with pytest.raises(AidError, match=r"loss became nan.* at step 4 on .*alpha\d\.png"):
+        run(inputs, tmp_path / "out")
+    state = load_state(tmp_path / ".out.building")
+    assert state is not None and state[0] == 2
+
+
+def test_a_step_left_out_changes_nothing(inputs: FinetuneInputs, poisoned: set[int], tmp_path: Path) -> None:
+    poisoned.update({2, 5})
+    said = run(inputs, tmp_path / "out", trouble="skip")
+    assert [line for line in said if "left out" in line and "alpha" in line and "step 3" in line]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert ["left_out" in row for row in rows] == [False, False, True, False, False, True]
+    model = read_tensors(tmp_path / "out" / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in model.values() if tensor.is_floating_point())
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_rolling_back_returns_to_the_newest_state_and_resumes_bitwise(
+    inputs: FinetuneInputs, poisoned: set[int], tmp_path: Path, first: int
+) -> None:
+    poisoned.add(first)
+    said = run(inputs, tmp_path / "straight", trouble="roll_back")
+    assert [line for line in said if "back to the newest state" in line]
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "out", 4, trouble="roll_back")
+    run(inputs, tmp_path / "out", trouble="roll_back")
+    for name in ("model.safetensors", "log.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_the_tenth_time_ends_the_run(inputs: FinetuneInputs, poisoned: set[int], tmp_path: Path) -> None:
+    poisoned.update(range(40))
+    with pytest.raises(AidError, match="the 10th step to be left out"):
+        run(inputs, tmp_path / "out", trouble="skip", steps=40)
+
+
+def test_a_spike_is_told_from_the_usual(tmp_path: Path) -> None:
+    log = Log(tmp_path, 0)
+    settings = QUICK.model_copy(update={"spike": 3.0})
+    for step in range(19):
+        log.add(step=step + 1, loss=1.0)
+    assert not loop.trouble(9.0, 1.0, log, settings), "too few to tell"
+    log.add(step=20, loss=1.0)
+    assert "rose to 9, from 1" in loop.trouble(9.0, 1.0, log, settings)
+    assert not loop.trouble(2.9, 1.0, log, settings) and not loop.trouble(9.0, 1.0, log, QUICK)
+    log.close()
+
+
+def test_a_saver_copies_at_once_and_writes_behind(tmp_path: Path) -> None:
+    tensor = torch.arange(4_000_000, dtype=torch.float32)
+    with Saver(tmp_path, keep=2) as saver:
+        for step in (1, 2, 3):
+            saver.save(step, {"x": tensor})
+            tensor += 1  # while it is written
+    assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == [
+        "state-00000002.safetensors", "state-00000003.safetensors",
+    ]  # fmt: skip
+    state = load_state(tmp_path)
+    assert state is not None and torch.equal(state[1].read("x"), tensor - 1)
+
+
+def test_an_error_in_writing_reaches_the_run(tmp_path: Path) -> None:
+    (tmp_path / "scratch").write_text("in the way")
+    with pytest.raises((FileError, OSError)), Saver(tmp_path, keep=2) as saver:
+        saver.save(1, {"x": torch.zeros(2)})
+        time.sleep(0.05)
+        saver.save(2, {"x": torch.zeros(2)})
+
+
+def test_saving_behind_or_not_gives_the_same_bytes(inputs: FinetuneInputs, tmp_path: Path) -> None:
+    run(inputs, tmp_path / "behind")
+    run(inputs, tmp_path / "before", save_behind=False)
+    models = [tmp_path / name / "model.safetensors" for name in ("behind", "before")]
+    ours, theirs = map(read_tensors, models)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
