@@ -110,8 +110,14 @@ def test_a_few_pictures_get_the_best_there_is() -> None:
     for seed in range(8):
         pictures = mixed_pictures(7, 3.0, seed)
 
-        def total(sizes: tuple[Size, ...], pictures: list[Size] = pictures) -> float:
-            return sum(min(lost(picture, size, 256**2) for size in sizes) for picture in pictures)
+        loss = {
+            (picture, size): lost(picture, size, 256**2)
+            for picture in pictures
+            for size in candidates(256, settings)
+        }
+
+        def total(sizes: tuple[Size, ...], loss: dict[tuple[Size, Size], float] = loss) -> float:
+            return sum(min(loss[picture, size] for size in sizes) for picture in {key[0] for key in loss})
 
         best = min(map(total, itertools.combinations(candidates(256, settings), 2)))
         ratios.append(total(fit_sizes(Counter(pictures), 256, settings)) / best)

@@ -34,7 +34,7 @@ def test_categories_come_off_and_characters_come_first() -> None:
         ("hatsune miku", "by ask", "smile", "impasto", "rating: general", "vocaloid"), 1, ("hatsune miku",)
     )
     assert read_tags("1girl, solo ||| smile, hat") == Tags(("1girl", "solo", "smile", "hat"), 2)
-    assert read_tags("smile", ["Rin", ""]) == Tags(("rin", "smile"), 1, ("rin",))
+    assert read_tags("smile", ["Luka", ""]) == Tags(("luka", "smile"), 1, ("luka",))
 
 
 def test_rules_by_pattern_and_implication() -> None:
@@ -85,7 +85,7 @@ def test_a_characters_own_features_go() -> None:
     features = character_features(pictures, settings)
     assert features == {"miku": frozenset({"green hair"})}
     assert without_features(miku[0], features).tags == ("miku", "smile")
-    both = Tags(("miku", "rin", "green hair"), 2, ("miku", "rin"))
+    both = Tags(("miku", "luka", "green hair"), 2, ("miku", "luka"))
     assert without_features(both, features) == both, "of two characters, whose hair is it?"
     assert character_features(pictures[:3], settings) == {}
 
@@ -158,13 +158,13 @@ def test_a_manifests_words_reach_the_records(tmp_path: Path) -> None:
     source.mkdir()
     Image.new("RGB", (80, 80), "red").save(source / "a.png")
     line = {
-        "file": "a.png", "style": "ask", "tags": "smile", "characters": "Rin", "score": 9.1, "rating": "g",
+        "file": "a.png", "style": "ask", "tags": "smile", "characters": "Luka", "score": 9.1, "rating": "g",
         "description": "A girl on the left.",
     }  # fmt: skip
     (source / "manifest.jsonl").write_text(json.dumps(line))
     out = prepare(PrepareSettings(resolution_px=64), PrepareInputs(pictures={"in": source}), tmp_path / "out")
     [made] = Dataset(out).records
-    assert made.caption == "by ask, rin, smile, rating: general, safe, amazing quality"
+    assert made.caption == "by ask, luka, smile, rating: general, safe, amazing quality"
     assert (made.fixed, made.score, made.description) == (1, 9.1, "A girl on the left.")
 
 

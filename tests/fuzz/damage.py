@@ -21,8 +21,10 @@ NUMBERS = (
     2**63 - 1, 2**63, 2**64, -(2**63), 10**30,
 )  # fmt: skip
 WORDS = (
-    "", " ", "\0", "\n", "a\nb", "../x", "/etc/passwd", "..", ".", "NaN", "é", "\u2028", "\ud800", "\U0001f600",
-    "x" * 3000, "None", "{}", "[", "1e999", "-0", "0x1", "F32", "I64", "BOOL", "F8_E4M3", "%s", "{0}", "\x1b[0m",
+    "", " ", "\0", "\n", "a\nb", "../x", "/etc/passwd", "..", ".", "NaN", "é", "\u2028", "\ud800",
+    "\U0001f600",
+    "x" * 3000, "None", "{}", "[", "1e999", "-0", "0x1", "F32", "I64", "BOOL", "F8_E4M3", "%s", "{0}",
+    "\x1b[0m",
 )  # fmt: skip
 DEEP = 20_000
 
@@ -258,10 +260,14 @@ def change_numbers(chance: random.Random, content: bytes) -> bytes:
 
 
 PICKLE_WORDS = (
-    b"cos\nsystem\n", b"c__builtin__\neval\n", b"cbuiltins\nexec\n", b"(", b")", b"R", b"b", b"0", b".", b"}", b"t",
-    b"s", b"u", b"h\x00", b"j\xff\xff\xff\x7f", b"X\xff\xff\xff\xff", b"\x8a\x08" + b"\xff" * 8, b"\x8b\xff\xff\xff\x7f",
-    b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"ctorch\nempty\n", b"N", b"K\x01", b"Q",
-    b"X\x05\x00\x00\x00touchq\x00", b"\x85", b"\x86", b"\x87", b"2", b"l", b"]", b"e", b"a", b"\x94", b"\x95" + b"\xff" * 8,
+    b"cos\nsystem\n", b"c__builtin__\neval\n", b"cbuiltins\nexec\n", b"(", b")", b"R", b"b", b"0", b".",
+    b"}", b"t",
+    b"s", b"u", b"h\x00", b"j\xff\xff\xff\x7f", b"X\xff\xff\xff\xff", b"\x8a\x08" + b"\xff" * 8,
+    b"\x8b\xff\xff\xff\x7f",
+    b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"ctorch\nempty\n", b"N",
+    b"K\x01", b"Q",
+    b"X\x05\x00\x00\x00touchq\x00", b"\x85", b"\x86", b"\x87", b"2", b"l", b"]", b"e", b"a", b"\x94",
+    b"\x95" + b"\xff" * 8,
 )  # fmt: skip
 put_word = inserting(PICKLE_WORDS)
 PICKLE: tuple[Mutator, ...] = (change_numbers, change_numbers, put_word, put_word, *BYTES)
@@ -365,8 +371,10 @@ def change_toml(chance: random.Random, content: bytes) -> bytes:
     at = chance.randrange(len(lines))
     key, sign, value = lines[at].partition(b"=")
     odd = chance.choice((
-        b"1", b"-1", b"0.0", b"1e400", b"nan", b"inf", b"true", b'""', b'"x"', b"[]", b"{}", b"[[1]]", b'["a", 1]',
-        b"1979-05-27", b"99999999999999999999", b'"\\u0000"', b'"""\na\nb"""', b"[" * 3000, b"{a=" * 300, b'"../x"',
+        b"1", b"-1", b"0.0", b"1e400", b"nan", b"inf", b"true", b'""', b'"x"', b"[]", b"{}", b"[[1]]",
+        b'["a", 1]',
+        b"1979-05-27", b"99999999999999999999", b'"\\u0000"', b'"""\na\nb"""', b"[" * 3000, b"{a=" * 300,
+        b'"../x"',
         b'"@x"', b'"aid:x"', b'"$x"', b'"~x"', b"x.y", b"1_000", b"0x1", b'"' + b"y" * 3000 + b'"',
     ))  # fmt: skip
     if sign and chance.random() < 0.7:

@@ -76,7 +76,7 @@ def fuzz(target: Target, folder: Path) -> None:
     for sample in target.samples:
         attempt(target, sample, folder)  # what is imported for the first time may do as it likes
         refused, failure = attempt(target, sample, folder)
-        assert not (refused or failure), f"{target.name}: a valid sample ({', '.join(sample)}): {refused or failure}"
+        assert not (refused or failure), f"{target.name}: valid {', '.join(sample)}: {refused or failure}"
     end, count, refusals = time.monotonic() + seconds, first, 0
     with _guarded(target.memory_mb):
         while time.monotonic() < end:

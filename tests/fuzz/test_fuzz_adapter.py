@@ -1,4 +1,4 @@
-"""Damaged adapters: LoRA, LoHa, LoKr, DoRA, PEFT's metadata, embeddings inside, and what is applied of them."""
+"""Damaged adapters: LoRA, LoHa, LoKr, DoRA, PEFT's metadata, embeddings inside, and changes applied."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ MANIFEST = b"""{"file": "a/0.png", "style": "x", "tags": "1girl, smile", "licenc
 """
 TREE = {
     "10_x/0.png": b"", "10_x/0.txt": b"1girl, ^_^, long_hair\n(o)_(o)", "y/1.webp": b"",
-    "y/1.caption": "\ufeffred hair, \\(a\\)".encode(), "y/credit.toml": b'licence = "CC0-1.0"\ncredit = "A"\n',
+    "y/1.caption": "\ufeffred hair, \\(a\\)".encode(),
+    "y/credit.toml": b'licence = "CC0-1.0"\ncredit = "A"\n',
     "credit.toml": b'[styles]\n"10_x" = "other"\n', "Thumbs.db": b"x",
 }  # fmt: skip
 

@@ -28,9 +28,13 @@ BENCH = Workbench(threads=1)
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bases")
+    folder, chance = tmp_path_factory.mktemp("bases"), torch.Generator().manual_seed(2)
     for name, architecture in FAMILIES.items():
-        save_checkpoint(create_checkpoint(architecture, 1), folder / f"{name}.safetensors", {})
+        model = create_checkpoint(architecture, 1)
+        for parameter in model.unet.parameters():  # no layer is silent, so that all learn from the first step
+            spread = 0.0 if parameter.any() else 0.1
+            parameter.data += spread * torch.randn(parameter.shape, generator=chance)
+        save_checkpoint(model, folder / f"{name}.safetensors", {})
     return {name: folder / f"{name}.safetensors" for name in FAMILIES}
 
 

@@ -21,6 +21,7 @@ BREAK = ("BREAK", -1.0)
 """What parse_attention returns for a BREAK. Only this pair is one: inside `(...:w)` it is plain text."""
 
 ROUND, SQUARE = 1.1, 1 / 1.1
+LONGEST_KEPT = 10_000  # characters of a text whose weights are remembered
 DEEPEST_EXACT = 64  # mean nesting up to which weights are multiplied in A1111's own order
 
 TOKEN = re.compile(r"\\[()\[\]\\]?|[(\[\])]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|:")
@@ -47,11 +48,15 @@ def parse_attention(text: str) -> list[tuple[str, float]]:
 
 def weigh(text: str) -> tuple[list[tuple[str, float]], list[Note]]:
     """The same, and what is odd about it."""
-    segments, notes = _weighed(text)
+    segments, notes = _remembered(text) if len(text) < LONGEST_KEPT else _weighed(text)
     return list(segments), list(notes)
 
 
-@lru_cache(maxsize=4)  # a prompt is asked for its oddities first, and then for its tokens
+@lru_cache(maxsize=16)  # a prompt is asked for its oddities first, and then for its tokens
+def _remembered(text: str) -> tuple[Sequence[tuple[str, float]], Sequence[Note]]:
+    return _weighed(text)
+
+
 def _weighed(text: str) -> tuple[Sequence[tuple[str, float]], Sequence[Note]]:
     scan = _scan(text)
     weights = _weigh([weight for _, weight in scan.segments], scan.ranges)

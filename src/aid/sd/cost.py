@@ -1,8 +1,8 @@
-"""What SD1's parts cost: FLOPs, and bytes alive, told from a file's header without loading it.
+"""What a model's parts cost: FLOPs, and bytes alive, told from a file's header without loading it.
 
-Counted on diffusers' and transformers' modules at SD1's widths, FLOPs by torch's counter and bytes as
-autograd keeps them (attention without its matrix). Narrower models of the topology scale: convolutions
-and linear layers with the square of the width, attention and what is kept with the width.
+Counted on diffusers' and transformers' modules: FLOPs by torch's counter at each family's widths, and bytes
+at SD1's as autograd keeps them (attention without its matrix). Narrower models of the topology scale:
+convolutions and linear layers with the square of the width, attention and what is kept with the width.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from pathlib import Path
 
 from aid.core.release import MODEL_FILE
 from aid.errors import AidError
-from aid.sd.architecture import SD1, Architecture
+from aid.sd.architecture import REAL, SD1, Architecture, Family
 from aid.sd.detection import detect
 from aid.sd.layouts import TEXT_ROOT, UNET, VAE, modern_key
 from aid.sd.tensorfile import is_pickle, read_header
 
-TEXT_ONCE, EACH_CELL, EACH_PAIR = 3.0e9, 1.655e8, 7.3e3  # FLOPs of a U-Net pass: a pair of cells attend
+PASS: dict[Family, tuple[float, float, float]] = {
+    "sd1": (3.01e9, 1.655e8, 7.3e3),
+    "sd2": (3.99e9, 1.655e8, 7.3e3),
+    "sdxl": (5.25e10, 3.636e8, 2.8e3),
+}
+"""FLOPs of a U-Net pass: of the text once, of each latent cell, and of each pair of cells that attend."""
 ENCODE_PIXEL, DECODE_PIXEL = 4.3e6, 9.6e6  # FLOPs of the VAE
 TRAINED, RECOMPUTED, FROZEN, DRAWN = 390, 160, 310, 39  # numbers alive a latent cell and U-Net channel
 WINDOW = 77  # tokens of a window
@@ -44,13 +49,21 @@ class Cost:
 
     def unet_flops(self, cells: int) -> float:
         """Of one picture of so many latent cells, forward."""
-        wide, text = self.architecture.unet_widths[0] / 320, self.architecture.text_width / 768
-        return TEXT_ONCE * wide * text + EACH_CELL * wide**2 * cells + EACH_PAIR * wide * cells**2
+        once, each, pair = PASS[self.architecture.family]
+        real = REAL[self.architecture.family]
+        wide = self.architecture.unet_widths[0] / real.unet_widths[0]
+        text = self.architecture.context_width / real.context_width
+        return once * wide * text + each * wide**2 * cells + pair * wide * cells**2
 
     def text_flops(self) -> float:
-        """Of one window of 77 tokens, forward."""
-        width, layers = self.architecture.text_width, self.architecture.text_layers
-        return float(layers * (24 * width**2 * WINDOW + 4 * width * WINDOW**2))
+        """Of one window of 77 tokens through every text encoder, forward."""
+        sizes = self._text_sizes()
+        return float(sum(n * (24 * width**2 * WINDOW + 4 * width * WINDOW**2) for width, n in sizes))
+
+    def _text_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Width and layers of both text encoders; zeros where there is no second."""
+        model = self.architecture
+        return (model.text_width, model.text_layers), (model.text_2_width, model.text_2_layers)
 
     def encode_flops(self, pixels: int) -> float:
         return ENCODE_PIXEL * (self.architecture.vae_widths[0] / 128) ** 2 * pixels
@@ -64,7 +77,7 @@ class Cost:
 
     def text_numbers(self) -> float:
         """Kept for the backward pass of one window."""
-        return float(TEXT_KEPT * WINDOW * self.architecture.text_layers * self.architecture.text_width)
+        return float(TEXT_KEPT * WINDOW * sum(width * layers for width, layers in self._text_sizes()))
 
     def vae_numbers(self, alive: float, pixels: int) -> float:
         """`alive` is ENCODED or DECODED."""

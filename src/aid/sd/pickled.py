@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickletools import genops
 from typing import IO, Any
@@ -42,7 +42,7 @@ class _Bounded(io.BufferedReader):
         return super().read(left if size is None or not 0 <= size <= left else size)
 
 
-CALLBACKS = [
+CALLBACKS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (Callback, f"{package}.callbacks.model_checkpoint.ModelCheckpoint")
     for package in ("pytorch_lightning", "lightning.pytorch")
 ]

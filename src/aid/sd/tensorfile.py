@@ -277,7 +277,7 @@ def _checked_metadata(path: Path, metadata: Any) -> dict[str, str]:
 def _checked_entry(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
     try:
         dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        size = dtype.itemsize
+        size: float = dtype.itemsize
         sound = type(shape) is list and type(start) is int and type(end) is int and start >= 0
         for number in shape if sound else ():
             size *= number if type(number) is int and number >= 0 else math.inf

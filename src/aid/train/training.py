@@ -87,6 +87,9 @@ class Training:
 
     def loss(self, step: Step) -> Tensor:
         noised, draws = step.noised.to(self.device), self.settings.noise_draws
+        if self.device.type == "cpu" and not self.model.unet.conv_in.weight.requires_grad:
+            # torch's channels_last group norm crashes where its weight learns and its input asks no gradient
+            noised.latents.requires_grad_()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             told = condition(self.encode(step.captions, step.index), step.records, draws)
             losses = self.diffusion.losses(self.model.unet, noised, told)
