@@ -2,7 +2,8 @@
 
     python starter/export.py runs/base/.base.building INITIAL.safetensors OUT.safetensors
 
-The averaged weights are written as fp16 with where they come from: settings, data hash, steps.
+INITIAL is the checkpoint that the training started from. The averaged weights are written as fp16 with where
+they come from: settings, data hash, and the steps of this training and of those before it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def main() -> None:
         decoder = {name: trained[name] for name in trained if name.startswith(DECODER)}
         model.vae.load_state_dict({**model.vae.state_dict(), **decoder})
     lineage = under_construction(chosen.unfinished)
-    made = {"steps": steps, "of": lineage.node.settings["steps"], "machine": f"CPU, {platform.machine()}"}
+    earlier = json.loads(model.metadata.get("aid.starter", "{}")).get("steps", 0)
+    made = {"steps": earlier + steps, "machine": f"CPU, {platform.machine()}"}
     metadata = {METADATA_KEY: lineage.embedded(), "aid.starter": json.dumps(made, sort_keys=True)}
     save_checkpoint(model, chosen.out, metadata)
     print(f"{chosen.out}: {steps} steps, {chosen.out.stat().st_size / 1e6:.1f} MB")

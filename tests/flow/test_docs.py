@@ -23,6 +23,7 @@ from aid.verbs import VERBS
 
 HOME = Path(__file__).parents[2]
 PAGES = sorted([HOME / "README.md", HOME / "CONTRIBUTING.md", *(HOME / "docs").glob("*.md")])
+CHEAP = ("styles", "--help", "prompt", "inspect", "--dry-run")
 PICTURE = "docs/pictures/starter.png"
 needs_starter = pytest.mark.skipif(
     not BASE.is_file(), reason="the starter's weights are not in this checkout"
@@ -120,7 +121,8 @@ def test_the_cheap_commands_of_the_readme_run(tmp_path: Path) -> None:
     cheap = [
         shlex.join(words)
         for words in command_lines(HOME / "README.md")
-        if words[0] == "aid" and (words[1] in ("styles", "--help") or "--dry-run" in words)
+        if words[0] == "aid"
+        and (words[1] in ("styles", "--help", "prompt", "inspect") or "--dry-run" in words)
     ]
     assert len(cheap) >= 3
     script = "\n".join(["set -e", *cheap])

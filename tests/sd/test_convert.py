@@ -85,7 +85,7 @@ def test_metadata_of_the_source_stays_but_for_hashes(family_files: dict[str, Pat
     save_checkpoint(model, tmp_path / "a.safetensors", told)
     run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--metadata", "note=", "--metadata", "k=v=w")
     assert read_header(tmp_path / "b.safetensors").metadata == {
-        "aid.architecture": model.architecture.model_dump_json(),
+        "aid.architecture": model.architecture.model_dump_json(exclude_defaults=True),
         "modelspec.prediction_type": "v",
         "modelspec.title": "A",
         "k": "v=w",

@@ -5,12 +5,12 @@ What A1111 makes of the edits below was found by running its grammar through a g
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.linear import is_linear
 
 from aid.sd.editing import schedule
 from aid.sd.prompt import LoraCall, Part, Pass, extract_loras, plan_prompt, read_prompt
@@ -208,14 +208,5 @@ HOSTILE: dict[str, Callable[[int], str]] = {
 
 @pytest.mark.parametrize("shape", HOSTILE)
 def test_time_is_linear(shape: str) -> None:
-    """Eight times the text takes about eight times as long; quadratic would be 64 times."""
     made = HOSTILE[shape]
-    size = 100_000 // len(made(100)) * 100
-    short, long = (min(read_time(made(n)) for _ in range(3)) for n in (size // 8, size))
-    assert long < 0.02 or long < 24 * short
-
-
-def read_time(prompt: str) -> float:
-    start = time.process_time()
-    read_prompt(prompt, Pass(8))
-    return time.process_time() - start
+    assert is_linear(lambda size: read_prompt(made(size), Pass(8)), 100_000 // len(made(100)) * 100)

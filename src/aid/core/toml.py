@@ -1,5 +1,4 @@
-"""Reads TOML, and writes it (v1.0) as a person can read and edit it; the same value gives the same text.
-"""
+"""Reads TOML, and writes it (v1.0) as a person can read and edit it; the same value gives the same text."""
 
 from __future__ import annotations
 

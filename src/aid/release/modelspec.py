@@ -23,7 +23,7 @@ from aid.sd.metadata import architecture_name
 from aid.sd.tensorfile import hash_tensors
 
 THUMBNAIL_PX = 256  # ModelSpec advises 256x256
-KEPT = (ARCHITECTURE_KEY, "aid.merge", "modelspec.merged_from")
+KEPT = (ARCHITECTURE_KEY, "aid.merge", "aid.starter", "modelspec.merged_from")
 
 
 def describe_model(

@@ -102,7 +102,11 @@ def resolve_checkpoint(path: Path) -> Path:
 
 def describe(architecture: Architecture) -> dict[str, str]:
     """What a single file's metadata must say for it to be read back as it was."""
-    told = {} if architecture in (SD1, SDXL) else {METADATA_KEY: architecture.model_dump_json(exclude_defaults=True)}
+    told = (
+        {}
+        if architecture in (SD1, SDXL)
+        else {METADATA_KEY: architecture.model_dump_json(exclude_defaults=True)}
+    )
     return told | ({"modelspec.prediction_type": "v"} if architecture.prediction == "v" else {})
 
 
