@@ -102,7 +102,7 @@ def test_every_command_in_the_documents_is_one(words: list[str], monkeypatch: py
         return
     given: dict[str, Any] = command.make_context(" ".join(name), left).params
     if " ".join(name) in VERBS:
-        given["checkpoint"] = given.get("checkpoint") or (BASE if name == ["generate"] else None)
+        given["checkpoint"] = given.get("checkpoint") or (BASE if name in (["generate"], ["grid"]) else None)
         verb_values(" ".join(name), given)
     if name == ["make"]:
         assert given["recipe"].suffix == ".toml"
