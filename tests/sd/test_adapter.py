@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -243,6 +243,7 @@ SHAPES = st.lists(st.integers(0, 4), max_size=4)
     parts=st.dictionaries(st.sampled_from(WORDS), SHAPES, max_size=6),
     weight=st.lists(st.integers(1, 4), min_size=1, max_size=4),
 )
+@example(parts={"diff": [], "dora_scale": []}, weight=[1])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_tensors_give_a_change_or_one_error(
     parts: dict[str, list[int]], weight: list[int], tmp_path: Path

@@ -180,6 +180,8 @@ def _shape(raw: str, kind: Kind, tensors: Mapping[str, Tensor], path: Path) -> t
         delta = kind.delta({name: tensor.to("meta", torch.float32) for name, tensor in tensors.items()})
     except (RuntimeError, IndexError, ValueError) as error:
         raise ModelError(f"{path}: the tensors of {raw} don't fit each other ({shapes})") from error
+    if not delta.dim():
+        raise ModelError(f"{path}: {raw} holds a single number ({shapes})", "a tensor shaped like a weight")
     if not delta.numel() or any(not tensor.numel() for tensor in tensors.values()):
         raise ModelError(f"{path}: {raw} is empty ({shapes})", "a rank of at least 1")
     return tuple(delta.shape)
