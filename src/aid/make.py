@@ -15,6 +15,7 @@ A step whose settings and inputs have not changed is not run again. Called, this
 from __future__ import annotations
 
 import difflib
+import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -243,4 +244,4 @@ class _Resolver:
             return self.shipped(text.removeprefix("aid:"))
         if text.startswith("$"):
             return self.assignments.get(text[1:], Path(text))
-        return self.recipe.parent / Path(text).expanduser()
+        return self.recipe.parent / Path(os.path.expanduser(text))  # noqa: PTH111 (Path's raises for unknown users)

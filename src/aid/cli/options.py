@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 import types
 import typing
@@ -29,7 +30,7 @@ class InputPath(click.Path):
 
 def input_path(text: str) -> Path:
     """Raises FileError for an `aid:` name that isn't shipped."""
-    return shipped(text.removeprefix(SHIPPED)) if text.startswith(SHIPPED) else Path(text).expanduser()
+    return shipped(text.removeprefix(SHIPPED)) if text.startswith(SHIPPED) else Path(os.path.expanduser(text))  # noqa: PTH111 (Path's raises for unknown users)
 
 
 SCALARS = {int: click.INT, float: click.FLOAT, str: click.STRING, Path: InputPath()}

@@ -10,6 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickletools import genops
@@ -97,7 +98,7 @@ def _refuse_long_words(path: Path) -> None:
             for argument in (argument for stream in _pickles(path) for _, argument, _ in genops(stream)):
                 if isinstance(argument, str) and LONG_WORD.search(argument):
                     raise FileError(f"{path} holds a word of {len(argument)} letters", "a weights file")
-    except (ValueError, EOFError, RuntimeError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, RuntimeError, OSError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error)[:120]
         raise FileError(f"{path} is truncated or damaged ({reason})", "a whole weights file") from error
 
