@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aid.core.dataset import Record
+from aid.core.rate import rate_factor
 from aid.sd.architecture import SD1
 from aid.sd.tokenizer import load_tokenizer
 from aid.train.average import Average
@@ -18,7 +19,6 @@ from aid.train.log import running_mean
 from aid.train.loss import WEIGHTINGS, Diffusion
 from aid.train.noising import draw_noise
 from aid.train.order import Order, Replay
-from aid.train.rate import rate_factor
 from aid.train.settings import LossSettings
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from aid.core.rate import rate_factor
 from aid.core.workbench import Workbench
 from aid.evaluate.augment import augment
 from aid.evaluate.network import JudgeNetwork, fresh_network, loss, normalised
@@ -114,9 +115,8 @@ def _step(
 
 def _set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
     warm = max(1, round(WARM_UP * steps))
-    falling = 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, steps - warm)))
     for group in optimizer.param_groups:
-        group["lr"] = peak * min(1.0, (step + 1) / warm) * falling
+        group["lr"] = peak * rate_factor(step, steps, warm, "cosine")
 
 
 def _resume(folder: Path, network: JudgeNetwork, optimizer: torch.optim.Optimizer) -> int:

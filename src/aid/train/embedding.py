@@ -17,6 +17,7 @@ from torch import Tensor
 from aid.core.artifact import under_construction, verb
 from aid.core.dataset import Dataset, Record
 from aid.core.files import sha256_file
+from aid.core.rate import rate_factor
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
@@ -32,7 +33,6 @@ from aid.train.group import Group
 from aid.train.loop import train
 from aid.train.order import Order
 from aid.train.plan import Plan
-from aid.train.rate import rate_factor
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings
 from aid.train.training import Training, make_ready
 

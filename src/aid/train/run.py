@@ -9,6 +9,7 @@ from pathlib import Path
 from aid.core.artifact import under_construction, verb
 from aid.core.dataset import Dataset
 from aid.core.lineage import METADATA_KEY
+from aid.core.rate import rate_factor
 from aid.core.workbench import Workbench
 from aid.sd.architecture import Architecture
 from aid.sd.checkpoint import StableDiffusion, load_checkpoint, save_checkpoint
@@ -19,7 +20,6 @@ from aid.train.group import Trained, grouped, weights_of
 from aid.train.loop import train
 from aid.train.optimiser import create_optimiser
 from aid.train.plan import plan_styles
-from aid.train.rate import rate_factor
 from aid.train.settings import FinetuneInputs, FinetuneSettings, TrainingSettings
 from aid.train.training import Training, make_ready
 
