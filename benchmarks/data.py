@@ -103,9 +103,9 @@ def measure_caching(folder: Path, edge_px: int, count: int) -> list[Row]:
     from diffusers import AutoencoderKL
 
     from aid.dataset.latent import encode
-    from aid.sd.architecture import SD1
-    from aid.sd.device import torch_device
-    from aid.sd.tensorfile import write_tensors
+    from aid.sd.file.tensorfile import write_tensors
+    from aid.sd.model.architecture import SD1
+    from aid.sd.model.device import torch_device
 
     torch.manual_seed(1)
     vae = AutoencoderKL(**SD1.vae_config()).eval()

@@ -27,10 +27,10 @@ from aid import starter
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.generate.material import load_model
-from aid.sd.checkpoint import StableDiffusion, load_checkpoint
-from aid.sd.infotext import write_infotext
-from aid.sd.picture_file import picture_bytes
-from aid.sd.pipeline import draw
+from aid.sd.drawing.pipeline import draw
+from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
+from aid.sd.picture.file import picture_bytes
+from aid.sd.picture.infotext import write_infotext
 
 STEPS = 32
 PROMPT, NEGATIVE = "by lorelei, blue hair, smile", "blurry"

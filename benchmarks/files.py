@@ -31,11 +31,11 @@ def make_file(family: str, path: Path) -> None:
     """The keys and shapes of a released file, in small random values, and its position ids."""
     import torch
 
-    from aid.sd.architecture import REAL
-    from aid.sd.checkpoint import _assemble
-    from aid.sd.layouts import PLACES
-    from aid.sd.tensorfile import Stored, write_stored
-    from aid.sd.weights import Weights
+    from aid.sd.file.tensorfile import Stored, write_stored
+    from aid.sd.model.architecture import REAL
+    from aid.sd.model.checkpoint import _assemble
+    from aid.sd.model.layouts import PLACES
+    from aid.sd.model.weights import Weights
 
     architecture = REAL[family]
     generator = torch.Generator().manual_seed(1)
@@ -59,12 +59,12 @@ def make_file(family: str, path: Path) -> None:
 
 def nothing(source: Path, target: Path) -> None:
     """Only the imports."""
-    import aid.sd.convert  # noqa: F401
+    import aid.sd.model.convert  # noqa: F401
 
 
 def convert(source: Path, target: Path) -> None:
-    from aid.sd.convert import Conversion
-    from aid.sd.convert import convert as run
+    from aid.sd.model.convert import Conversion
+    from aid.sd.model.convert import convert as run
 
     run(source, target, Conversion())
 
@@ -129,8 +129,8 @@ def median_seconds(action: Callable[[], object], runs: int = 15) -> float:
 def opening(family: str, path: Path) -> list[Row]:
     from safetensors import safe_open
 
+    from aid.sd.file.tensorfile import read_header
     from aid.sd.inspection import inspect
-    from aid.sd.tensorfile import read_header
 
     def bare() -> object:
         with open(path, "rb") as stream:
@@ -150,7 +150,7 @@ def opening(family: str, path: Path) -> list[Row]:
 
 
 def measure(family: str, folder: Path) -> list[Row]:
-    from aid.sd.tensorfile import read_header
+    from aid.sd.file.tensorfile import read_header
 
     source, target = folder / f"{family}.safetensors", folder / "out.safetensors"
     make_file(family, source)

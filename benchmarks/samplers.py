@@ -2,7 +2,7 @@
 the final latents, relative to their spread. The limit is 1e-5.
 
     pip install scipy && pip install --no-deps k-diffusion torchdiffeq torchsde trampoline
-    python benchmarks/samplers.py [--json FILE] [--record tests/sd/k_diffusion.json]
+    python benchmarks/samplers.py [--json FILE] [--record tests/sd/sampling/k_diffusion.json]
 
 `--record` writes what k-diffusion gives on a denoiser in closed form, for tests that run without it.
 """
@@ -24,10 +24,10 @@ import torch
 from reporting import Row, report
 from torch import Tensor
 
-from aid.sd.course import noise_for, plan_course
-from aid.sd.noise import levels, scaled_input, to_denoised
-from aid.sd.random import PictureNoise
-from aid.sd.samplers import SAMPLERS, TRAITS, Denoise
+from aid.sd.sampling.course import noise_for, plan_course
+from aid.sd.sampling.noise import levels, scaled_input, to_denoised
+from aid.sd.sampling.random import PictureNoise
+from aid.sd.sampling.samplers import SAMPLERS, TRAITS, Denoise
 
 REPOSITORY = Path(__file__).parents[1]
 STARTER = REPOSITORY / "src/aid/starter/release/model.safetensors"
@@ -116,8 +116,8 @@ def run_peer(
 
 def starter_denoiser() -> Denoise:
     """The starter's U-Net with a prompt of its own, unguided."""
-    from aid.sd.checkpoint import load_checkpoint
-    from aid.sd.text import encode_prompts
+    from aid.sd.model.checkpoint import load_checkpoint
+    from aid.sd.prompt.text import encode_prompts
 
     model = load_checkpoint(STARTER)
     encoded = encode_prompts(model, ["by lorelei, blue hair, smile"])
@@ -151,7 +151,7 @@ def record(peer: types.ModuleType) -> dict[str, Any]:
     """k-diffusion on the mixture: final latents; its schedules and Brownian noise; quantiles of scipy."""
     from scipy import stats
 
-    sys.path.append(str(REPOSITORY / "tests/sd"))
+    sys.path.append(str(REPOSITORY / "tests/sd/sampling"))
     from sampler_problem import SEEDS, SHAPE, mixture
 
     def final(name: str, steps: int, **own: float) -> list[float]:

@@ -23,12 +23,12 @@ import torch
 from reporting import Row, report
 
 from aid.core.dataset import Dataset, Record, latent_file
-from aid.sd.architecture import Architecture
-from aid.sd.checkpoint import StableDiffusion, create_checkpoint, load_checkpoint, save_checkpoint
-from aid.sd.noise import alphas_cumprod
-from aid.sd.state import save_state
-from aid.sd.text_encoder import encode_ids
-from aid.sd.tokenizer import load_tokenizer
+from aid.sd.file.state import save_state
+from aid.sd.model.architecture import Architecture
+from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint, load_checkpoint, save_checkpoint
+from aid.sd.model.text_encoder import encode_ids
+from aid.sd.model.tokenizer import load_tokenizer
+from aid.sd.sampling.noise import alphas_cumprod
 from aid.starter import BASE
 from aid.train.batch import token_windows
 from aid.train.group import weights_of

@@ -18,8 +18,8 @@ import torch
 from aid.core.artifact import under_construction
 from aid.core.lineage import METADATA_KEY
 from aid.errors import FileError
-from aid.sd.checkpoint import load_checkpoint, load_vae, save_checkpoint
-from aid.sd.state import load_state
+from aid.sd.file.state import load_state
+from aid.sd.model.checkpoint import load_checkpoint, load_vae, save_checkpoint
 
 DECODER = ("decoder.", "post_quant_conv.")
 

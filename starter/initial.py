@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from aid.sd.architecture import Architecture
-from aid.sd.checkpoint import create_checkpoint, save_checkpoint
+from aid.sd.model.architecture import Architecture
+from aid.sd.model.checkpoint import create_checkpoint, save_checkpoint
 
 STARTER = Architecture(
     unet_widths=(32, 64, 128, 128), unet_heads=4, unet_groups=8,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from aid.sd.sheet import sheet
+from aid.sd.picture.sheet import sheet
 
 EDGE_PX, ENLARGED = 64, 2
 LABEL_PX = 190

@@ -24,8 +24,7 @@ from safetensors.torch import load_file
 
 from aid.core.files import replacing
 from aid.errors import SettingsError
-from aid.sd.checkpoint import VAE_SCALE
-from aid.sd.state import (
+from aid.sd.file.state import (
     load_state,
     module_tensors,
     optimiser_tensors,
@@ -33,7 +32,8 @@ from aid.sd.state import (
     restore_optimiser,
     save_state,
 )
-from aid.sd.tensorfile import write_tensors
+from aid.sd.file.tensorfile import write_tensors
+from aid.sd.model.checkpoint import VAE_SCALE
 from aid.train.batch import step_generator
 
 WIDTHS = (16, 32, 64, 64)

@@ -16,8 +16,8 @@ settings.load_profile("aid")
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from aid.sd.architecture import TINY
-    from aid.sd.checkpoint import create_checkpoint, save_checkpoint
+    from aid.sd.model.architecture import TINY
+    from aid.sd.model.checkpoint import create_checkpoint, save_checkpoint
 
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     save_checkpoint(create_checkpoint(TINY, seed=1), path, {})
@@ -29,8 +29,8 @@ def lively_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random, but no layer of it is silent."""
     import torch
 
-    from aid.sd.architecture import TINY
-    from aid.sd.checkpoint import create_checkpoint, save_checkpoint
+    from aid.sd.model.architecture import TINY
+    from aid.sd.model.checkpoint import create_checkpoint, save_checkpoint
 
     model = create_checkpoint(TINY, seed=2)
     generator = torch.Generator().manual_seed(4)

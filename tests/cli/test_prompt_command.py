@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from aid.cli import main
 from aid.core.catalogue import load_catalogue
 from aid.errors import FileError
-from aid.sd.embedding import Embedding, save_embedding
-from aid.sd.explanation import Knowledge, embedding_sizes, explain, find_styles
+from aid.sd.embedding.file import Embedding, save_embedding
+from aid.sd.prompt.explanation import Knowledge, embedding_sizes, explain, find_styles
 
 KNOWN = Knowledge({"badv3": 3, "aid210": 2}, {"sketch"}, load_catalogue(), {"hair": ("red hair",)})
 

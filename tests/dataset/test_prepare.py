@@ -72,7 +72,7 @@ def test_two_runs_write_the_same_bytes(folder: Path, tmp_path: Path, tiny_checkp
 
 def test_latents_are_what_the_vae_says(folder: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
     torch = pytest.importorskip("torch")
-    from aid.sd.checkpoint import load_checkpoint
+    from aid.sd.model.checkpoint import load_checkpoint
 
     for index in range(3):
         picture = Image.new("RGB", (200, 110), (index * 80, 40, 200))

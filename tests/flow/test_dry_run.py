@@ -16,9 +16,9 @@ from aid.cli import main
 from aid.core.lineage import read_lineage
 from aid.estimate.explain import Row, explain, measured_rate
 from aid.make import read_recipe
-from aid.sd.architecture import SD1, TINY, Architecture
-from aid.sd.checkpoint import create_checkpoint, load_checkpoint
-from aid.sd.cost import FROZEN, TRAINED, Cost, read_cost
+from aid.sd.model.architecture import SD1, TINY, Architecture
+from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint
+from aid.sd.model.cost import FROZEN, TRAINED, Cost, read_cost
 
 AID_V1 = Path(__file__).parents[2] / "recipes" / "aid-v1.toml"
 TINY_RECIPE = Path(__file__).with_name("tiny.toml")

@@ -12,7 +12,7 @@ from damage import SAFETENSORS, TORCH
 from fuzzing import Target, each, fuzz
 from torch import Tensor
 
-from aid.sd.adapter import load_adapter, save_adapter
+from aid.sd.adapter.file import load_adapter, save_adapter
 from aid.sd.inspection import inspect
 
 NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"

@@ -18,9 +18,9 @@ from fuzzing import Target, fuzz
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from aid.sd.embedding import Embedding, load_embedding, save_embedding
-from aid.sd.embedding_folder import find_embeddings, load_embeddings
-from aid.sd.explanation import embedding_sizes
+from aid.sd.embedding.file import Embedding, load_embedding, save_embedding
+from aid.sd.embedding.folder import find_embeddings, load_embeddings
+from aid.sd.prompt.explanation import embedding_sizes
 
 VECTORS = torch.randn((2, 8), generator=torch.Generator().manual_seed(1))
 HIDDEN = {"string_to_param": {"*": {"TORCHTENSOR": VECTORS.tolist()}}, "name": "word", "step": 3}

@@ -10,9 +10,9 @@ import torch
 from damage import BYTES, JSON, SAFETENSORS
 from fuzzing import Sample, Target, fuzz
 
-from aid.sd.architecture import TINY, TINY_SDXL, Architecture
-from aid.sd.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
-from aid.sd.weights import open_weights
+from aid.sd.model.architecture import TINY, TINY_SDXL, Architecture
+from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
+from aid.sd.model.weights import open_weights
 
 NARROW = {"text_width": 4, "text_heads": 1, "text_layers": 1}
 LOADED = 1, 16  # of the inputs, since building a model takes long

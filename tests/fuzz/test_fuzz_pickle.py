@@ -10,8 +10,8 @@ import torch
 from damage import PICKLE, TORCH
 from fuzzing import Target, each, fuzz
 
+from aid.sd.file.tensorfile import is_finite, open_tensors, read_tensors
 from aid.sd.inspection import inspect
-from aid.sd.tensorfile import is_finite, open_tensors, read_tensors
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)[::2]}
 CONTENTS: dict[str, Any] = {

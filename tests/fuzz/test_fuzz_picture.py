@@ -14,10 +14,10 @@ from aid.core.lineage import lineage_of
 from aid.core.picture import open_picture, open_small
 from aid.core.shot import Shot
 from aid.errors import SettingsError
-from aid.sd.infotext import Weights, parse_infotext, shot_of, write_infotext
 from aid.sd.inspection import inspect
-from aid.sd.picture_file import Format, picture_bytes
-from aid.sd.picture_text import picture_text
+from aid.sd.picture.file import Format, picture_bytes
+from aid.sd.picture.infotext import Weights, parse_infotext, shot_of, write_infotext
+from aid.sd.picture.text import picture_text
 
 LINEAGE = '{"key": "k", "nodes": {"k": {"verb": "generate", "settings": {}, "inputs": {}}}}'
 SHOT = Shot(prompt="by a, (hair:1.2), \n<lora:x:0.5>", negative_prompt='bad, "q"', seed=3, clip_skip=2)

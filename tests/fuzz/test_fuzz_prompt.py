@@ -9,7 +9,7 @@ from damage import BYTES, inserting
 from fuzzing import Target, fuzz
 
 from aid.core.catalogue import load_catalogue
-from aid.sd.explanation import Knowledge, explain
+from aid.sd.prompt.explanation import Knowledge, explain
 
 SAMPLES = (
     "by fuzichoco, (red hair:1.2), [smile], ((blue eyes)), BREAK, white background",

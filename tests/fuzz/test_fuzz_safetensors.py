@@ -10,11 +10,11 @@ from fuzzing import Target, each, fuzz
 
 from aid.core.lineage import lineage_of
 from aid.merge.parent import open_parent
-from aid.sd.architecture import TINY
+from aid.sd.file.tensorfile import is_finite, open_tensors, read_tensors, write_tensors
 from aid.sd.inspection import inspect
-from aid.sd.tensorfile import is_finite, open_tensors, read_tensors, write_tensors
-from aid.sd.vae_file import open_vae
-from aid.sd.weights import open_weights
+from aid.sd.model.architecture import TINY
+from aid.sd.model.vae_file import open_vae
+from aid.sd.model.weights import open_weights
 
 FILE = "model.safetensors"
 PLAIN = {

@@ -9,8 +9,8 @@ import torch
 
 from aid.core.dataset import Record
 from aid.core.files import write_lines
-from aid.sd.architecture import TINY
-from aid.sd.embedding import Embedding, save_embedding
+from aid.sd.embedding.file import Embedding, save_embedding
+from aid.sd.model.architecture import TINY
 
 RECORDS = [  # style, tags, split
     ("alpha", ("red hair", "smile"), "train"),

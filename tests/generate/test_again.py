@@ -15,8 +15,8 @@ from aid.errors import FileError, PictureError, SettingsError
 from aid.generate.again import again
 from aid.generate.run import generate, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings
-from aid.sd.adapter import save_adapter
-from aid.sd.infotext import png_bytes
+from aid.sd.adapter.file import save_adapter
+from aid.sd.picture.infotext import png_bytes
 
 BENCH = Workbench(device="cpu")
 FAST = {"steps": 2, "width": 32, "height": 32}

@@ -11,7 +11,7 @@ from aid import starter
 from aid.cli import main
 from aid.cli.verb_command import verb_values
 from aid.core.release import Release
-from aid.sd.infotext import parse_infotext
+from aid.sd.picture.infotext import parse_infotext
 
 SMALL = ["--steps", "1", "--width", "16", "--height", "16", "--device", "cpu"]
 

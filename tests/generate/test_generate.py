@@ -19,8 +19,8 @@ from aid.core.workbench import Silence, Ticker, Workbench
 from aid.errors import FileError, ModelError, SettingsError
 from aid.generate.run import generate, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings, Plan
-from aid.sd.infotext import parse_infotext, shot_of
-from aid.sd.picture_text import picture_text
+from aid.sd.picture.infotext import parse_infotext, shot_of
+from aid.sd.picture.text import picture_text
 
 BENCH = Workbench(device="cpu")
 FAST = {"steps": 2, "width": 32, "height": 32, "batch_size": 3}

@@ -26,9 +26,9 @@ from aid.generate.grid.run import grid
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.run import generate
 from aid.generate.settings import GenerateInputs, GenerateSettings
-from aid.sd.architecture import TINY
-from aid.sd.checkpoint import create_checkpoint, save_checkpoint
-from aid.sd.infotext import parse_infotext
+from aid.sd.model.architecture import TINY
+from aid.sd.model.checkpoint import create_checkpoint, save_checkpoint
+from aid.sd.picture.infotext import parse_infotext
 
 CPU = Workbench("cpu", 1)
 SMALL: dict[str, Any] = {"prompt": "a cat", "width": 16, "height": 16, "steps": 1}

@@ -19,7 +19,7 @@ from aid.generate.grid.layout import Grid
 from aid.generate.grid.lettering import Lettering
 from aid.generate.grid.page import page, script_data, write_small
 from aid.generate.grid.sheet import SMALLEST_CELL_PX, save_sheets
-from aid.sd.infotext import png_bytes, write_infotext
+from aid.sd.picture.infotext import png_bytes, write_infotext
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028&amp; \"quotes\" 'and' <!-- {{data}} ü 漢字"
 

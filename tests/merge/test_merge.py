@@ -22,7 +22,7 @@ from aid.core.lineage import embedded_lineage
 from aid.errors import AidError, FileError, ModelError, SettingsError
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
-from aid.sd.checkpoint import load_checkpoint
+from aid.sd.model.checkpoint import load_checkpoint
 
 POSITION_IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"

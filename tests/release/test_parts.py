@@ -30,8 +30,8 @@ from aid.release.method import block_text, making_of
 from aid.release.modelspec import describe_model
 from aid.release.samples import Sample, Sheets, group_samples
 from aid.release.settings import ReleaseSettings
-from aid.sd.architecture import SD1
-from aid.sd.tensorfile import hash_tensors
+from aid.sd.file.tensorfile import hash_tensors
+from aid.sd.model.architecture import SD1
 
 PHRASES = tomllib.loads(
     (resources.files("aid.release") / "data" / "wording.toml").read_text(encoding="utf-8")

@@ -23,8 +23,8 @@ from aid.core.report import Report
 from aid.errors import ArtifactError, FileError, ModelError, PictureError, SettingsError
 from aid.release.run import release
 from aid.release.settings import ReleaseInputs, ReleaseSettings
-from aid.sd.checkpoint import load_checkpoint
-from aid.sd.embedding import Embedding, load_embedding, save_embedding
+from aid.sd.embedding.file import Embedding, load_embedding, save_embedding
+from aid.sd.model.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="session")

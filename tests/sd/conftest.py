@@ -12,8 +12,8 @@ def family_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Family -> an fp32 single file."""
     import torch
 
-    from aid.sd.architecture import TINY, TINY_SD2, TINY_SDXL
-    from aid.sd.checkpoint import create_checkpoint, save_checkpoint
+    from aid.sd.model.architecture import TINY, TINY_SD2, TINY_SDXL
+    from aid.sd.model.checkpoint import create_checkpoint, save_checkpoint
 
     folder = tmp_path_factory.mktemp("families")
     for architecture in (TINY, TINY_SD2, TINY_SDXL):

@@ -14,11 +14,11 @@ from PIL import Image
 from aid.cli import root
 from aid.core.lineage import describe
 from aid.errors import FileError, PictureError
-from aid.sd.checkpoint import load_checkpoint, save_checkpoint
-from aid.sd.embedding import Embedding, save_embedding
+from aid.sd.embedding.file import Embedding, save_embedding
+from aid.sd.file.tensorfile import read_tensors, write_tensors
 from aid.sd.inspection import Inspection, inspect
-from aid.sd.layouts import UNET, VAE
-from aid.sd.tensorfile import read_tensors, write_tensors
+from aid.sd.model.checkpoint import load_checkpoint, save_checkpoint
+from aid.sd.model.layouts import UNET, VAE
 
 
 def shown(*words: object) -> str:
@@ -87,7 +87,7 @@ def test_a_diffusers_folder(family_files: dict[str, Path], tmp_path: Path) -> No
 
 
 def test_pictures(tmp_path: Path) -> None:
-    from aid.sd.infotext import png_bytes
+    from aid.sd.picture.infotext import png_bytes
 
     picture = Image.new("RGB", (8, 16))
     parameters = "a cat\nNegative prompt: dog\nSteps: 3, Sampler: Euler a, Seed: 1"

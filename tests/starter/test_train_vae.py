@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from aid.errors import SettingsError
-from aid.sd.architecture import TINY
-from aid.sd.checkpoint import create_checkpoint
-from aid.sd.tensorfile import read_header
+from aid.sd.file.tensorfile import read_header
+from aid.sd.model.architecture import TINY
+from aid.sd.model.checkpoint import create_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "starter" / "train_vae.py"
 QUICK = ["--edge-px", "16", "--batch", "1", "--steps", "4", "--save-every", "2"]

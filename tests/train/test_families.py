@@ -11,12 +11,12 @@ import torch
 from test_finetune import QUICK, Interrupting
 
 from aid.core.workbench import Workbench
-from aid.sd.architecture import TINY_SD2, TINY_SDXL
-from aid.sd.blocks import block_of
-from aid.sd.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
-from aid.sd.embedding import load_embedding
-from aid.sd.tensorfile import read_tensors
-from aid.sd.text import encode_prompts
+from aid.sd.embedding.file import load_embedding
+from aid.sd.file.tensorfile import read_tensors
+from aid.sd.model.architecture import TINY_SD2, TINY_SDXL
+from aid.sd.model.blocks import block_of
+from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
+from aid.sd.prompt.text import encode_prompts
 from aid.train.condition import encode_captions
 from aid.train.embedding import embedding
 from aid.train.run import finetune

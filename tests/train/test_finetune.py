@@ -14,8 +14,8 @@ from aid.core.dataset import Dataset
 from aid.core.lineage import embedded_lineage
 from aid.core.workbench import Silence, Ticker, Workbench
 from aid.errors import AidError, SettingsError
-from aid.sd.tensorfile import read_header, read_tensors
-from aid.sd.tokenizer import load_tokenizer
+from aid.sd.file.tensorfile import read_header, read_tensors
+from aid.sd.model.tokenizer import load_tokenizer
 from aid.train.batch import token_windows
 from aid.train.plan import plan_styles
 from aid.train.run import finetune

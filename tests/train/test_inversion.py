@@ -12,8 +12,8 @@ from test_finetune import Interrupting
 from aid.core.lineage import embedded_lineage
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
-from aid.sd.checkpoint import load_checkpoint
-from aid.sd.embedding import load_embedding
+from aid.sd.embedding.file import load_embedding
+from aid.sd.model.checkpoint import load_checkpoint
 from aid.train.embedding import embedding, initial_vectors
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings
 

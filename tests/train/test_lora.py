@@ -13,11 +13,11 @@ from test_finetune import Interrupting
 from aid.core.lineage import embedded_lineage
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
-from aid.sd.adapter import load_adapter
-from aid.sd.adapter_use import Use, applied
-from aid.sd.architecture import TINY_SD2, TINY_SDXL, Architecture
-from aid.sd.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
-from aid.sd.tensorfile import read_header, read_tensors
+from aid.sd.adapter.file import load_adapter
+from aid.sd.adapter.use import Use, applied
+from aid.sd.file.tensorfile import read_header, read_tensors
+from aid.sd.model.architecture import TINY_SD2, TINY_SDXL, Architecture
+from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
 from aid.train.lora import kohya_tensors, lora, put_on
 from aid.train.settings import LoraInputs, LoraSettings
 
@@ -81,7 +81,7 @@ def test_what_is_trained_is_what_is_saved(lively_checkpoint: Path) -> None:
     for pair in pairs.values():
         pair.up.data.normal_(std=0.1, generator=chance)
     context = torch.randn(2, 77, 16, generator=chance)
-    from aid.sd.adapter import save_adapter
+    from aid.sd.adapter.file import save_adapter
 
     path = lively_checkpoint.with_name("pairs.safetensors")
     save_adapter(path, kohya_tensors(pairs), {}, torch.float32)

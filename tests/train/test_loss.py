@@ -10,8 +10,8 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from aid.sd.architecture import SD1, Architecture
-from aid.sd.noise import alphas_cumprod
+from aid.sd.model.architecture import SD1, Architecture
+from aid.sd.sampling.noise import alphas_cumprod
 from aid.train.batch import step_generator
 from aid.train.loss import DISTANCES, SCHEDULES, TARGETS, WEIGHTINGS, Condition, Diffusion
 from aid.train.noising import draw_noise, draw_timesteps, pyramid

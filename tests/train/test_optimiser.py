@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aid.errors import SettingsError
-from aid.sd.state import load_state, save_state
+from aid.sd.file.state import load_state, save_state
 from aid.train.group import Group
 from aid.train.optimiser import OPTIMISERS, at_rest, create_optimiser, restore_state, state_tensors
 from aid.train.settings import FinetuneSettings

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from aid.core.dataset import Record
 from aid.core.rate import rate_factor
-from aid.sd.architecture import SD1
-from aid.sd.tokenizer import load_tokenizer
+from aid.sd.model.architecture import SD1
+from aid.sd.model.tokenizer import load_tokenizer
 from aid.train.average import Average
 from aid.train.batch import step_generator, token_windows
 from aid.train.log import running_mean

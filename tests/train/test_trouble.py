@@ -13,8 +13,8 @@ from test_finetune import QUICK, Interrupting
 
 from aid.core.workbench import Silence, Workbench
 from aid.errors import AidError, FileError
-from aid.sd.state import load_state
-from aid.sd.tensorfile import read_tensors
+from aid.sd.file.state import load_state
+from aid.sd.file.tensorfile import read_tensors
 from aid.train import loop
 from aid.train.log import Log
 from aid.train.plan import Step

@@ -17,7 +17,7 @@ def draw_again(
     """Draw PICTURE again from the text that it carries, with the model, VAE, embeddings and LoRAs that it
     names by their hashes. What is missing is named."""
     from aid.generate.again import again
-    from aid.sd.likeness import likeness
+    from aid.sd.picture.likeness import likeness
 
     searched = [*places, starter.FOLDER]
     file = again(picture, searched, out, bench(device, threads), wildcards)

@@ -28,7 +28,7 @@ def show_prompt(
     as_json: bool,
     **folders: Path | None,
 ) -> None:
-    from aid.sd.explanation import explain
+    from aid.sd.prompt.explanation import explain
 
     known = _knowledge(folders)
     settings = {"seed": seed, "old_editing": old_editing, "emphasis": emphasis}
@@ -48,8 +48,8 @@ def _knowledge(folders: Mapping[str, Path | None]) -> Any:
     """What the prompt's names are looked up in. A release's folder brings its catalogue and embeddings."""
     from aid.core.catalogue import Catalogue, load_catalogue
     from aid.core.release import CATALOGUE_FILE, EMBEDDING_FOLDER
-    from aid.sd.explanation import Knowledge, embedding_sizes
-    from aid.sd.sugar import read_wildcards
+    from aid.sd.prompt.explanation import Knowledge, embedding_sizes
+    from aid.sd.prompt.sugar import read_wildcards
 
     checkpoint, wildcards, loras = (folders[name] for name in ("checkpoint", "wildcards", "loras"))
     release = checkpoint if checkpoint and (checkpoint / CATALOGUE_FILE).is_file() else None

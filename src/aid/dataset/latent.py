@@ -21,7 +21,7 @@ from aid.dataset.cut import SHRINK, View
 from aid.dataset.fitting import Size
 from aid.dataset.vault import Vault
 from aid.errors import ModelError
-from aid.sd.tensorfile import hash_tensors
+from aid.sd.file.tensorfile import hash_tensors
 
 CHANNELS = 4  # of the latents of SD1, SD2 and SDXL
 KEY_VERSION = 1  # counts up when the same key would mean other latents

@@ -54,8 +54,8 @@ def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: 
             return
         from aid.dataset.latent import Encoder  # torch is only needed here
         from aid.dataset.vault import PART_BATCHES, Vault
-        from aid.sd.checkpoint import load_vae
-        from aid.sd.device import torch_device
+        from aid.sd.model.checkpoint import load_vae
+        from aid.sd.model.device import torch_device
 
         vae = load_vae(inputs.vae, torch_device(bench))  # first: a wrong one is told at once
         vault = Vault(out, PART_BATCHES * settings.latent_batch)

@@ -25,8 +25,8 @@ from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.settings import GenerateInputs, GenerateSettings
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.release.settings import ReleaseInputs, ReleaseSettings
-from aid.sd.adapter_target import kohya_targets, skeleton
-from aid.sd.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost, read_cost
+from aid.sd.adapter.target import kohya_targets, skeleton
+from aid.sd.model.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost, read_cost
 from aid.train.settings import (
     EmbeddingInputs,
     EmbeddingSettings,

@@ -15,8 +15,8 @@ from aid.evaluate.artefact import Reference
 from aid.evaluate.examination import Card
 from aid.evaluate.network import JudgeNetwork, fresh_network, normalised, verdicts
 from aid.evaluate.panel import Panel, Verdict
-from aid.sd.device import torch_device
-from aid.sd.tensorfile import read_tensors
+from aid.sd.file.tensorfile import read_tensors
+from aid.sd.model.device import torch_device
 
 WEIGHTS_FILE, CARD_FILE = "judge.safetensors", "judge.json"
 NETWORK = "network."

@@ -20,7 +20,7 @@ from aid.evaluate.panel import Asked, Panel, assemble, derive
 from aid.evaluate.picture import read_views
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
 from aid.evaluate.training import Lessons, answer_sheet, train
-from aid.sd.tensorfile import write_tensors
+from aid.sd.file.tensorfile import write_tensors
 
 
 @verb("judge", resumable=True)

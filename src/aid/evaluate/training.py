@@ -15,8 +15,7 @@ from aid.evaluate.augment import augment
 from aid.evaluate.network import JudgeNetwork, fresh_network, loss, normalised
 from aid.evaluate.panel import Asked, Panel
 from aid.evaluate.settings import JudgeSettings
-from aid.sd.device import torch_device
-from aid.sd.state import (
+from aid.sd.file.state import (
     load_state,
     module_tensors,
     optimiser_tensors,
@@ -24,6 +23,7 @@ from aid.sd.state import (
     restore_optimiser,
     save_state,
 )
+from aid.sd.model.device import torch_device
 
 WARM_UP = 0.05
 LEAST_EPOCHS = 4

@@ -16,17 +16,17 @@ from aid.generate.gallery import picture_name
 from aid.generate.material import Material, adapter_hash, load_model
 from aid.generate.run import next_number
 from aid.generate.settings import GenerateSettings
-from aid.sd.adapter_call import extract_loras
-from aid.sd.adapter_folder import SUFFIXES, AdapterFolder
-from aid.sd.checkpoint import StableDiffusion
-from aid.sd.embedding import Embedding, load_embedding
-from aid.sd.hashes import hash_file
-from aid.sd.infotext import Infotext, Weights, parse_infotext, shot_of
-from aid.sd.picture_file import picture_bytes
-from aid.sd.picture_text import picture_text
-from aid.sd.pipeline import draw_batch, plan_batches
-from aid.sd.sugar import read_wildcards
-from aid.sd.tensorfile import is_pickle, read_header
+from aid.sd.adapter.folder import SUFFIXES, AdapterFolder
+from aid.sd.drawing.pipeline import draw_batch, plan_batches
+from aid.sd.embedding.file import Embedding, load_embedding
+from aid.sd.file.hashes import hash_file
+from aid.sd.file.tensorfile import is_pickle, read_header
+from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.picture.file import picture_bytes
+from aid.sd.picture.infotext import Infotext, Weights, parse_infotext, shot_of
+from aid.sd.picture.text import picture_text
+from aid.sd.prompt.adapter_call import extract_loras
+from aid.sd.prompt.sugar import read_wildcards
 
 OLD_DIGITS = 8  # of A1111's first hash
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

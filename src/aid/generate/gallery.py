@@ -19,7 +19,7 @@ from aid.core.files import write_lines
 from aid.core.gallery import SHOTS_FILE, Frame
 from aid.core.picture import open_small
 from aid.core.shot import Shot
-from aid.sd.sheet import sheet
+from aid.sd.picture.sheet import sheet
 
 GRID_PICTURES = 64  # of one grid
 GRID_ROW = 8  # of a style in the grid of all

@@ -14,16 +14,16 @@ from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
 from aid.errors import FileError, SettingsError
 from aid.generate.settings import GenerateInputs, GenerateSettings
-from aid.sd.adapter_folder import AdapterFolder
-from aid.sd.checkpoint import StableDiffusion, load_checkpoint, resolve_checkpoint, resolve_vae
-from aid.sd.device import torch_device
-from aid.sd.embedding import WEIGHTS, Embedding, load_embedding
-from aid.sd.embedding_folder import find_embeddings, load_embeddings
-from aid.sd.hashes import hash_file
-from aid.sd.infotext import Weights, write_infotext
-from aid.sd.pipeline import Texts
-from aid.sd.precision import PRECISIONS
-from aid.sd.sugar import Wildcards, read_wildcards
+from aid.sd.adapter.folder import AdapterFolder
+from aid.sd.drawing.pipeline import Texts
+from aid.sd.embedding.file import WEIGHTS, Embedding, load_embedding
+from aid.sd.embedding.folder import find_embeddings, load_embeddings
+from aid.sd.file.hashes import hash_file
+from aid.sd.file.precision import PRECISIONS
+from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, resolve_checkpoint, resolve_vae
+from aid.sd.model.device import torch_device
+from aid.sd.picture.infotext import Weights, write_infotext
+from aid.sd.prompt.sugar import Wildcards, read_wildcards
 
 MODEL_DIGITS, EMBEDDING_DIGITS, ADAPTER_DIGITS = 10, 12, 12  # of a sha256, in A1111's texts
 TITLE = "modelspec.title"

@@ -15,7 +15,7 @@ from aid.core.gallery import SHOTS_FILE
 from aid.core.shot import Shot
 from aid.errors import FileError, SettingsError
 from aid.generate.settings import GenerateSettings, Plan
-from aid.sd.prompt import escape
+from aid.sd.prompt.prompt import escape
 
 TOLD = {"prompt", "negative_prompt", "width", "height", "source", "style", "tags"}  # decided one by one
 SAME = [name for name in Shot.model_fields if name not in TOLD]

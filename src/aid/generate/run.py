@@ -18,8 +18,8 @@ from aid.generate.gallery import picture_name, write_gallery
 from aid.generate.material import Material, called_files, load_material, source_of
 from aid.generate.plan import read_shots, shots_of_plan, shots_of_prompt
 from aid.generate.settings import GenerateInputs, GenerateSettings
-from aid.sd.picture_file import SUFFIX, picture_bytes
-from aid.sd.pipeline import draw_batch, plan_batches, steps_of
+from aid.sd.drawing.pipeline import draw_batch, plan_batches, steps_of
+from aid.sd.picture.file import SUFFIX, picture_bytes
 
 
 @verb("generate", resumable=True)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from aid.errors import ModelError
-from aid.sd.blocks import block_of
-from aid.sd.detection import detect
-from aid.sd.layouts import modern_keys
-from aid.sd.tensorfile import is_finite, open_tensors
-from aid.sd.weights import describe, open_weights, resolve_checkpoint
+from aid.sd.file.tensorfile import is_finite, open_tensors
+from aid.sd.model.blocks import block_of
+from aid.sd.model.detection import detect
+from aid.sd.model.layouts import modern_keys
+from aid.sd.model.weights import describe, open_weights, resolve_checkpoint
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from aid.merge.blend import Distances, blend
 from aid.merge.parent import Parent, open_parent, require_blocks, require_finite, require_one_architecture
 from aid.merge.recipe import Recipe, plan
 from aid.merge.settings import MergeInputs, MergeSettings
-from aid.sd.architecture import METADATA_KEY as ARCHITECTURE_KEY
-from aid.sd.blocks import block_of
-from aid.sd.checkpoint import read_vae
-from aid.sd.device import torch_device
-from aid.sd.layouts import POSITION_IDS, VAE
-from aid.sd.precision import PRECISIONS
-from aid.sd.tensorfile import write_tensors
+from aid.sd.file.precision import PRECISIONS
+from aid.sd.file.tensorfile import write_tensors
+from aid.sd.model.architecture import METADATA_KEY as ARCHITECTURE_KEY
+from aid.sd.model.blocks import block_of
+from aid.sd.model.checkpoint import read_vae
+from aid.sd.model.device import torch_device
+from aid.sd.model.layouts import POSITION_IDS, VAE
 
 CONVENTION = "sdweb-merge-block-weighted-gui"
 STILL_TRUE = ("sai_model_spec", "architecture", "implementation", "prediction_type", "resolution")

@@ -13,10 +13,10 @@ from aid.core.files import CHUNK_BYTES, sha256_file
 from aid.core.release import EMBEDDING_FOLDER
 from aid.errors import FileError, SettingsError
 from aid.release.settings import ReleaseSettings
-from aid.sd.architecture import Architecture
-from aid.sd.embedding import embedding_metadata, load_embedding, save_embedding
-from aid.sd.metadata import architecture_name
-from aid.sd.tensorfile import is_pickle, read_header
+from aid.sd.embedding.file import embedding_metadata, load_embedding, save_embedding
+from aid.sd.file.tensorfile import is_pickle, read_header
+from aid.sd.model.architecture import Architecture
+from aid.sd.model.metadata import architecture_name
 
 FORMATS = (".safetensors", ".pt")
 

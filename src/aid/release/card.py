@@ -14,8 +14,8 @@ from aid.release.language import Wording, wording
 from aid.release.listing import joined_unique
 from aid.release.making import making
 from aid.release.markdown import bullets, fenced, paragraphs, section, table
-from aid.sd.architecture import SD1
-from aid.sd.prompt import escape
+from aid.sd.model.architecture import SD1
+from aid.sd.prompt.prompt import escape
 
 HUB_LICENCES = (  # names that model hubs know; others are written out
     "apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",

@@ -12,7 +12,7 @@ from aid.release.bundle import FileHash, ReleasedEmbedding
 from aid.release.method import Step
 from aid.release.samples import Sheets
 from aid.release.settings import ReleaseSettings
-from aid.sd.architecture import Architecture
+from aid.sd.model.architecture import Architecture
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from aid.core.catalogue import Catalogue
 from aid.core.dataset import Record
 from aid.core.picture import open_small
 from aid.release.settings import ReleaseSettings
-from aid.sd.architecture import METADATA_KEY as ARCHITECTURE_KEY
-from aid.sd.architecture import Architecture
-from aid.sd.metadata import architecture_name
-from aid.sd.tensorfile import hash_tensors
+from aid.sd.file.tensorfile import hash_tensors
+from aid.sd.model.architecture import METADATA_KEY as ARCHITECTURE_KEY
+from aid.sd.model.architecture import Architecture
+from aid.sd.model.metadata import architecture_name
 
 THUMBNAIL_PX = 256  # ModelSpec advises 256x256
 KEPT = (ARCHITECTURE_KEY, "aid.merge", "aid.starter", "modelspec.merged_from")

@@ -26,9 +26,9 @@ from aid.release.method import drew_for_embeddings, embedding_steps, making_of
 from aid.release.modelspec import describe_model, thumbnail
 from aid.release.samples import Sheets, draw_sheets, group_samples, read_samples
 from aid.release.settings import ReleaseInputs, ReleaseSettings
-from aid.sd.checkpoint import StableDiffusion, ldm_tensors, load_checkpoint
-from aid.sd.precision import PRECISIONS
-from aid.sd.tensorfile import write_tensors
+from aid.sd.file.precision import PRECISIONS
+from aid.sd.file.tensorfile import write_tensors
+from aid.sd.model.checkpoint import StableDiffusion, ldm_tensors, load_checkpoint
 
 
 @verb("release")

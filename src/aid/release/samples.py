@@ -14,7 +14,7 @@ from aid.core.gallery import read_gallery
 from aid.core.picture import open_small
 from aid.core.release import SAMPLE_FOLDER
 from aid.core.shot import Shot
-from aid.sd.sheet import sheet
+from aid.sd.picture.sheet import sheet
 
 GAP_PX = 4
 COLUMNS = 4  # of a style's sheet

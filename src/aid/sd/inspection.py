@@ -17,17 +17,17 @@ from pydantic import ValidationError
 from aid.core.lineage import METADATA_KEY as LINEAGE_KEY
 from aid.core.lineage import Lineage
 from aid.errors import AidError, FileError, ModelError
-from aid.sd.architecture import Architecture, Family
-from aid.sd.blocks import block_of
-from aid.sd.detection import CONV_IN
-from aid.sd.embedding import Embedding, load_embedding
-from aid.sd.folder import MODEL_INDEX
-from aid.sd.hashes import hash_file
-from aid.sd.layouts import AVERAGE, TEXT_ROOT, UNET, VAE, modern_keys
-from aid.sd.metadata import architecture_name
-from aid.sd.picture_text import is_picture, picture_text
-from aid.sd.tensorfile import NAMES, Stored, is_pickle, open_tensors
-from aid.sd.weights import open_weights, resolve_checkpoint
+from aid.sd.embedding.file import Embedding, load_embedding
+from aid.sd.file.hashes import hash_file
+from aid.sd.file.tensorfile import NAMES, Stored, is_pickle, open_tensors
+from aid.sd.model.architecture import Architecture, Family
+from aid.sd.model.blocks import block_of
+from aid.sd.model.detection import CONV_IN
+from aid.sd.model.folder import MODEL_INDEX
+from aid.sd.model.layouts import AVERAGE, TEXT_ROOT, UNET, VAE, modern_keys
+from aid.sd.model.metadata import architecture_name
+from aid.sd.model.weights import open_weights, resolve_checkpoint
+from aid.sd.picture.text import is_picture, picture_text
 
 ADAPTER = re.compile(
     r"^(.+?)\.(lora_(?:up|down|mid|A|B)(?:\.default)?(?:\.weight)?|alpha|dora_scale|hada_\w+|lokr_\w+|diff(?:_b)?)$"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aid.core.dataset import Dataset, Record
-from aid.sd.tokenizer import BOS, CHUNK, EOS
+from aid.sd.model.tokenizer import BOS, CHUNK, EOS
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

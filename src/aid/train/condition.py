@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from aid.core.dataset import Record
-from aid.sd.checkpoint import StableDiffusion
-from aid.sd.text import Conditioning, size_ids
-from aid.sd.text_encoder import encode_ids, encode_penultimate, pad_with_zeros, pool
+from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.model.text_encoder import encode_ids, encode_penultimate, pad_with_zeros, pool
+from aid.sd.prompt.text import Conditioning, size_ids
 from aid.train.batch import token_windows
 from aid.train.loss import Condition
 

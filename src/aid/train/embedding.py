@@ -21,14 +21,14 @@ from aid.core.rate import rate_factor
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
-from aid.sd import pipeline
-from aid.sd.checkpoint import StableDiffusion, load_checkpoint, resolve_checkpoint
-from aid.sd.device import torch_device
-from aid.sd.embedding import Embedding, embedding_metadata, save_embedding
-from aid.sd.metadata import architecture_name
-from aid.sd.prompt import escape
-from aid.sd.text import Conditioning, encode_prompts
-from aid.sd.text_encoder import token_embeddings
+from aid.sd.drawing import pipeline
+from aid.sd.embedding.file import Embedding, embedding_metadata, save_embedding
+from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, resolve_checkpoint
+from aid.sd.model.device import torch_device
+from aid.sd.model.metadata import architecture_name
+from aid.sd.model.text_encoder import token_embeddings
+from aid.sd.prompt.prompt import escape
+from aid.sd.prompt.text import Conditioning, encode_prompts
 from aid.train.group import Group
 from aid.train.loop import train
 from aid.train.order import Order

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from aid.core.blocks import block_range
 from aid.errors import SettingsError
-from aid.sd.blocks import block_of
-from aid.sd.checkpoint import StableDiffusion
-from aid.sd.layouts import PLACES
+from aid.sd.model.blocks import block_of
+from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.model.layouts import PLACES
 from aid.train.settings import TrainingSettings
 
 

@@ -4,10 +4,10 @@ same bytes."""
 from __future__ import annotations
 
 from aid.core.dataset import count_tags
-from aid.sd.architecture import Architecture
-from aid.sd.checkpoint import StableDiffusion, resolve_checkpoint
-from aid.sd.hashes import hash_file
-from aid.sd.metadata import ModelSpec, Training, architecture_name
+from aid.sd.file.hashes import hash_file
+from aid.sd.model.architecture import Architecture
+from aid.sd.model.checkpoint import StableDiffusion, resolve_checkpoint
+from aid.sd.model.metadata import ModelSpec, Training, architecture_name
 from aid.train.plan import Plan
 from aid.train.settings import LoraSettings
 

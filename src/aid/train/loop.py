@@ -16,8 +16,8 @@ from aid.core.dataset import Record
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.errors import AidError
-from aid.sd.checkpoint import StableDiffusion
-from aid.sd.state import load_state
+from aid.sd.file.state import load_state
+from aid.sd.model.checkpoint import StableDiffusion
 from aid.train.log import Log, draw_curve
 from aid.train.plan import Ahead, Plan, Step
 from aid.train.saving import Saver
@@ -139,8 +139,8 @@ def names(records: Sequence[Record]) -> str:
 
 def draw_samples(training: Training, out: Path, step: int, draw: Draw | None) -> None:
     """One sheet, a picture a prompt, seeds 0, 1, 2, ..."""
-    from aid.sd import pipeline
-    from aid.sd.sheet import sheet
+    from aid.sd.drawing import pipeline
+    from aid.sd.picture.sheet import sheet
 
     settings = training.settings
     shots = [sample_shot(prompt, seed, settings) for seed, prompt in enumerate(settings.samples.prompts)]

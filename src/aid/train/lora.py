@@ -17,13 +17,13 @@ from aid.core.artifact import under_construction, verb
 from aid.core.dataset import Dataset
 from aid.core.lineage import METADATA_KEY
 from aid.core.workbench import Workbench
-from aid.sd.adapter import save_adapter
-from aid.sd.adapter_target import Target, Targets, kohya_targets, targets_of
-from aid.sd.architecture import Family
-from aid.sd.blocks import block_of
-from aid.sd.checkpoint import StableDiffusion, load_checkpoint
-from aid.sd.device import torch_device
-from aid.sd.precision import PRECISIONS
+from aid.sd.adapter.file import save_adapter
+from aid.sd.adapter.target import Target, Targets, kohya_targets, targets_of
+from aid.sd.file.precision import PRECISIONS
+from aid.sd.model.architecture import Family
+from aid.sd.model.blocks import block_of
+from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
+from aid.sd.model.device import torch_device
 from aid.train.group import Trained, part_rates
 from aid.train.kohya import lora_metadata
 from aid.train.loop import train

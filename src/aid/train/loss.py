@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aid.sd.architecture import Architecture, Prediction
-from aid.sd.noise import STEPS, alphas_cumprod
+from aid.sd.model.architecture import Architecture, Prediction
+from aid.sd.sampling.noise import STEPS, alphas_cumprod
 from aid.train.noising import Noised
 from aid.train.settings import LossSettings
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aid.errors import SettingsError
-from aid.sd.state import optimiser_tensors, restore_optimiser
-from aid.sd.tensorfile import Header
+from aid.sd.file.state import optimiser_tensors, restore_optimiser
+from aid.sd.file.tensorfile import Header
 from aid.train.group import Group
 from aid.train.settings import TrainingSettings
 

@@ -11,10 +11,10 @@ from aid.core.dataset import Dataset
 from aid.core.lineage import METADATA_KEY
 from aid.core.rate import rate_factor
 from aid.core.workbench import Workbench
-from aid.sd.architecture import Architecture
-from aid.sd.checkpoint import StableDiffusion, load_checkpoint, save_checkpoint
-from aid.sd.device import torch_device
-from aid.sd.precision import PRECISIONS
+from aid.sd.file.precision import PRECISIONS
+from aid.sd.model.architecture import Architecture
+from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, save_checkpoint
+from aid.sd.model.device import torch_device
 from aid.train.condition import encode_captions
 from aid.train.group import Trained, grouped, weights_of
 from aid.train.loop import train

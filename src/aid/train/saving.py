@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from aid.sd.state import save_state
+from aid.sd.file.state import save_state
 
 
 class Saver:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aid.sd.checkpoint import StableDiffusion
-from aid.sd.tensorfile import Header
-from aid.sd.text import Conditioning
+from aid.sd.file.tensorfile import Header
+from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.prompt.text import Conditioning
 from aid.train.average import Average
 from aid.train.condition import condition
 from aid.train.group import Group

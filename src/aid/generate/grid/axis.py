@@ -37,9 +37,9 @@ from aid.generate.grid.cell import (
     weigh_adapters,
 )
 from aid.generate.grid.value import numbers, whole_numbers, words
-from aid.sd.attention import escape
-from aid.sd.samplers import SAMPLERS
-from aid.sd.schedules import SCHEDULES
+from aid.sd.prompt.attention import escape
+from aid.sd.sampling.samplers import SAMPLERS
+from aid.sd.sampling.schedules import SCHEDULES
 
 SIZE = re.compile(r"\s*(\d{1,6})\s*[x×]\s*(\d{1,6})\s*")
 GRAMMAR = re.compile(r"[{}|<>]")  # of a mix or choice of styles, which no catalogue lists

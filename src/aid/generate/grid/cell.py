@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from aid.core.shot import Shot
 from aid.errors import SettingsError
-from aid.sd.adapter_call import KINDS
-from aid.sd.attention import escape
-from aid.sd.palette import STYLE
+from aid.sd.prompt.adapter_call import KINDS
+from aid.sd.prompt.attention import escape
+from aid.sd.prompt.palette import STYLE
 
 PLACE = "\ue000"  # in a prompt, where a style's trigger words will stand
 PROMPTS = ("prompt", "negative_prompt")

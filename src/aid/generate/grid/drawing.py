@@ -14,7 +14,7 @@ from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.material import MODEL_DIGITS, Material, load_material
 from aid.generate.run import draw_missing
 from aid.generate.settings import GenerateInputs
-from aid.sd.checkpoint import load_vae, resolve_vae
+from aid.sd.model.checkpoint import load_vae, resolve_vae
 
 
 def draw_grid(

@@ -20,12 +20,12 @@ from aid.generate.grid.value import MOST
 from aid.generate.material import embedding_files, source_of
 from aid.generate.plan import shots_of_prompt
 from aid.generate.run import drawn_from
-from aid.sd.adapter_folder import AdapterFolder
-from aid.sd.architecture import Architecture
-from aid.sd.embedding_folder import load_embeddings
-from aid.sd.palette import STYLE
-from aid.sd.picture_file import SUFFIX
-from aid.sd.weights import open_weights
+from aid.sd.adapter.folder import AdapterFolder
+from aid.sd.embedding.folder import load_embeddings
+from aid.sd.model.architecture import Architecture
+from aid.sd.model.weights import open_weights
+from aid.sd.picture.file import SUFFIX
+from aid.sd.prompt.palette import STYLE
 
 OWN = "own"
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin")

@@ -13,7 +13,7 @@ from PIL import Image
 from aid.core.files import replacing
 from aid.core.picture import open_small
 from aid.generate.grid.layout import Grid
-from aid.sd.picture_text import picture_text
+from aid.sd.picture.text import picture_text
 
 PAGE_FILE = "index.html"
 SMALL_FOLDER = "small"

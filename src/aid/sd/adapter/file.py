@@ -1,0 +1,256 @@
+"""Adapters (LoRA and its kin) as files: read in every naming, checked whole, and written as kohya's.
+
+Formulas are in `adapter_kind`, names in `adapter_name`, their use on a model in `adapter_use`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aid.errors import ModelError
+from aid.sd.adapter.kind import BIASES, KINDS, Kind, decompose, scale_of
+from aid.sd.adapter.name import ALPHA, BUNDLED, MAGNITUDE, family_of, module_name, split_key
+from aid.sd.embedding.file import Embedding, read_embedding
+from aid.sd.file.hashes import hash_file
+from aid.sd.file.tensorfile import is_finite, is_pickle, read_header, read_tensors, write_tensors
+
+PEFT_METADATA = "lora_adapter_metadata"  # diffusers' own, JSON of PEFT's configurations
+PEFT_PARTS = {"lora_unet_": "unet", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What an adapter does to one module. `raw` is the module's name in the file, `shape` that of the
+    delta as the kind makes it; without a kind only the bias changes."""
+
+    raw: str
+    kind: str | None
+    tensors: Mapping[str, Tensor]
+    scale: float = 1.0
+    magnitude: Tensor | None = None
+    bias: Tensor | None = None
+    shape: tuple[int, ...] = ()
+
+    def applied(self, weight: Tensor, strength: float) -> Tensor:
+        """`weight` [out, in(, kh, kw)], float32, with the change at `strength`, as A1111 adds it."""
+        if self.kind is None:
+            return weight
+        tensors = {name: tensor.to(weight.device, torch.float32) for name, tensor in self.tensors.items()}
+        delta = KINDS[self.kind].delta(tensors).reshape(weight.shape)
+        if self.magnitude is None:
+            return torch.add(weight, delta, alpha=strength * self.scale)
+        magnitude = self.magnitude.to(weight.device, torch.float32)
+        return torch.add(weight, decompose(weight, delta * self.scale, magnitude), alpha=strength)
+
+    def applied_to_bias(self, bias: Tensor, strength: float) -> Tensor:
+        if self.bias is None:
+            return bias
+        return torch.add(bias, self.bias.to(bias.device, torch.float32).reshape(bias.shape), alpha=strength)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A file's changes under the one names of `adapter_name`, and the embeddings bundled with them.
+    `unread` are the keys that no known kind explains."""
+
+    name: str
+    path: Path
+    changes: Mapping[str, Change]
+    embeddings: Mapping[str, Embedding] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+    @cached_property
+    def family(self) -> str:
+        """Such as SDXL; empty if nothing in the file tells."""
+        return family_of({name: change.shape for name, change in self.changes.items()}, self.metadata)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many modules each kind changes, DoRA's counted by themselves."""
+        counts: dict[str, int] = {}
+        for change in self.changes.values():
+            kind = ("dora+" if change.magnitude is not None else "") + (change.kind or "bias")
+            counts[kind] = counts.get(kind, 0) + 1
+        return dict(sorted(counts.items()))
+
+
+def load_adapter(path: Path) -> Adapter:
+    """Read LoRA, LoHa, LoKr, DoRA, whole differences and bundled embeddings; the file's stem is the name.
+
+    Raises FileError for a damaged or unsafe file and ModelError for one that is no adapter, or that holds
+    NaN, ranks that disagree or half a pair.
+    """
+    metadata = {} if is_pickle(path) else read_header(path).metadata
+    modules: dict[str, dict[str, Tensor]] = {}
+    bundled: dict[str, dict[str, Tensor]] = {}
+    unread = []
+    for key, tensor in read_tensors(path).items():
+        if match := BUNDLED.match(key):
+            bundled.setdefault(match["name"], {})[match["part"].removeprefix("string_to_param.")] = tensor
+        elif split := split_key(key):
+            modules.setdefault(split[0], {})[split[1]] = _checked(tensor, key, path)
+        else:
+            unread.append(key)
+    if not modules and not bundled:
+        found = f"holds {len(unread)} tensors such as {unread[0]}" if unread else "is empty"
+        raise ModelError(f"{path} {found}", "an adapter: LoRA, LoHa, LoKr, DoRA or whole differences")
+    alphas = _peft_alphas(metadata, path)
+    changes: dict[str, Change] = {}
+    for raw, tensors in modules.items():
+        name = module_name(raw)
+        if name in changes:
+            raise ModelError(f"{path} changes one module twice, as {changes[name].raw} and as {raw}")
+        changes[name] = _change(raw, name, tensors, alphas, path)
+    embeddings = {name: read_embedding(content, name, path) for name, content in bundled.items()}
+    return Adapter(path.stem, path, changes, embeddings, metadata, tuple(unread))
+
+
+def save_adapter(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype = torch.float16
+) -> None:
+    """Write kohya's file: `tensors` under kohya's names (`adapter_target.kohya_targets`), such as
+    NAME.lora_down.weight and NAME.alpha, in `dtype`; the same bytes every time.
+
+    `metadata` are its `ss_*` and others; the `sshs_*` hashes are added, as kohya computes them: over a
+    file whose only metadata are `ss_*`. Raises ModelError for a value that isn't finite in `dtype`.
+    """
+    stored: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        stored[key] = tensor.detach().to("cpu", dtype)
+        if not is_finite(stored[key]):
+            short = str(dtype).removeprefix("torch.")
+            raise ModelError(f"{key} holds NaN, infinity or values too large for {short}", "finite weights")
+    write_tensors(path, stored, metadata)
+    found = hash_file(path)
+    hashes = {"sshs_model_hash": found.sshs_model_hash, "sshs_legacy_hash": found.sshs_legacy_hash}
+    write_tensors(path, stored, {**metadata, **hashes})
+
+
+def _change(
+    raw: str, name: str, tensors: dict[str, Tensor], alphas: Mapping[str, PeftAlpha], path: Path
+) -> Change:
+    """One module's tensors as a Change; nothing is computed yet but shapes."""
+    alpha, magnitude = tensors.pop(ALPHA, None), tensors.pop(MAGNITUDE, None)
+    if (peft := tensors.pop("lora_magnitude_vector", None)) is not None:
+        magnitude = peft.flatten()  # PEFT: one per output, whatever the axes around it
+    biases = [tensors.pop(word) for word in BIASES if word in tensors]
+    bias = biases[0] if biases else None
+    if not tensors and bias is not None:
+        return Change(raw, None, {}, bias=bias)
+    kind = _kind(raw, tensors, path)
+    shape = _shape(raw, KINDS[kind], tensors, path)
+    number = None if alpha is None else _number(alpha, raw, path)
+    if number is None and (found := alphas.get(_part(name))) is not None:
+        number = found.of(raw, tensors["lora_down.weight"].shape[0] if kind == "lora" else None)
+    if magnitude is not None:
+        _check_magnitude(raw, magnitude, shape, path)
+    return Change(raw, kind, tensors, scale_of(kind, tensors, number), magnitude, bias, shape)
+
+
+def _kind(raw: str, tensors: Mapping[str, Tensor], path: Path) -> str:
+    """The kind of which every needed tensor is there, and nothing of another."""
+    for kind, parts in KINDS.items():
+        if not tensors.keys() & set(parts.names):
+            continue
+        for row in parts.needs:
+            if not any(tensors.keys() >= set(group) for group in row):
+                wanted = " or ".join(" and ".join(group) for group in row)
+                raise ModelError(f"{path}: {raw} has only {', '.join(sorted(tensors))}", wanted)
+        if strange := tensors.keys() - set(parts.names):
+            raise ModelError(f"{path}: {raw} mixes {kind} with {', '.join(sorted(strange))}", "one kind")
+        return kind
+    raise ModelError(f"{path}: {raw} has nothing that changes it", "the tensors of an adapter")
+
+
+def _shape(raw: str, kind: Kind, tensors: Mapping[str, Tensor], path: Path) -> tuple[int, ...]:
+    """The delta's shape, found on the meta device: the formula itself says whether the ranks agree."""
+    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+    try:
+        delta = kind.delta({name: tensor.to("meta", torch.float32) for name, tensor in tensors.items()})
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise ModelError(f"{path}: the tensors of {raw} don't fit each other ({shapes})") from error
+    if not delta.dim():
+        raise ModelError(f"{path}: {raw} holds a single number ({shapes})", "a tensor shaped like a weight")
+    if not delta.numel() or any(not tensor.numel() for tensor in tensors.values()):
+        raise ModelError(f"{path}: {raw} is empty ({shapes})", "a rank of at least 1")
+    return tuple(delta.shape)
+
+
+def _checked(tensor: Tensor, key: str, path: Path) -> Tensor:
+    if not tensor.is_floating_point() and tensor.numel() != 1:
+        raise ModelError(f"{path}: {key} holds {str(tensor.dtype).removeprefix('torch.')}", "floating point")
+    if not is_finite(tensor):
+        raise ModelError(
+            f"{path}: {key} holds NaN or infinity", "finite weights", "Use an earlier save of it."
+        )
+    return tensor.detach()
+
+
+def _number(alpha: Tensor, raw: str, path: Path) -> float:
+    if alpha.numel() != 1:
+        raise ModelError(f"{path}: {raw}.alpha has shape {list(alpha.shape)}", "one number")
+    return float(alpha)
+
+
+def _check_magnitude(raw: str, magnitude: Tensor, shape: tuple[int, ...], path: Path) -> None:
+    """Sizes that neither axis of the delta has can't be meant. The axis itself is the weight's to tell."""
+    sizes = {shape[0], *shape[1:2]}
+    if len(shape) > 1 and magnitude.numel() not in sizes and shape[1] % max(1, magnitude.numel()):
+        raise ModelError(
+            f"{path}: {raw}.dora_scale has shape {list(magnitude.shape)}", f"{shape[0]} or {shape[1]} numbers"
+        )
+
+
+@dataclass(frozen=True)
+class PeftAlpha:
+    """The scale of one part, as PEFT's configuration has it."""
+
+    alpha: float | None
+    pattern: Mapping[str, float]
+    rank_stabilised: bool
+
+    def of(self, raw: str, rank: int | None) -> float | None:
+        """The alpha that, divided by the rank, is PEFT's scale; rank-stabilised LoRA divides by its root."""
+        alpha = self.alpha
+        for word, own in self.pattern.items():
+            if re.search(rf"(?:^|\.){re.escape(word)}$", raw):
+                alpha = own
+        root = math.sqrt(rank) if self.rank_stabilised and rank else 1.0
+        return None if alpha is None else alpha * root
+
+
+def _part(name: str) -> str:
+    return next((part for prefix, part in PEFT_PARTS.items() if name.startswith(prefix)), "")
+
+
+def _peft_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, PeftAlpha]:
+    """What diffusers writes beside a LoRA whose alpha isn't its rank."""
+    if PEFT_METADATA not in metadata:
+        return {}
+    try:
+        found: Any = json.loads(metadata[PEFT_METADATA])
+        return {
+            part: _peft_alpha(found, part) for part in PEFT_PARTS.values() if f"{part}.lora_alpha" in found
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path} has malformed {PEFT_METADATA}", "PEFT's configurations as JSON") from error
+
+
+def _peft_alpha(found: Mapping[str, Any], part: str) -> PeftAlpha:
+    pattern = found.get(f"{part}.alpha_pattern") or {}
+    return PeftAlpha(
+        float(found[f"{part}.lora_alpha"]),
+        {str(word): float(alpha) for word, alpha in pattern.items()},
+        bool(found.get(f"{part}.use_rslora")),
+    )

@@ -1,0 +1,300 @@
+"""Tensor files: safetensors written with reproducible bytes and read with a checked header, one tensor at
+a time; pickles only through torch's weights-only loader, told by content and not by extension.
+
+Format: u64 little-endian header length, JSON header padded with spaces to 8 bytes, then the tensors
+one after another (huggingface/safetensors).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from operator import attrgetter, le
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from aid.core.files import replacing
+from aid.errors import FileError
+from aid.sd.file.pickled import read_pickle
+
+MAX_TENSOR_BYTES = 1 << 62  # beyond it no product of sizes is computed
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
+    "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor where it lies: its format and shape are known, its values are read when asked for."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.count * self.dtype.itemsize
+
+
+def in_memory(tensor: Tensor) -> Stored:
+    return Stored(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+class TensorInfo(NamedTuple):
+    """One tensor's entry: `start` and `end` are byte offsets in the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A safetensors header, checked: entries are in file order, back to back, inside the file."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    data_start: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: info.shape for name, info in self.tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, read from disk now. Raises FileError if the file has become shorter."""
+        info = self.tensors[name]
+        values = torch.empty(info.shape, dtype=info.dtype)
+        if values.numel() and self._read_into(_bytes_of(values), info.start) != info.end - info.start:
+            raise _malformed(self.path, f"it ends inside {name[:80]!r}")
+        return values
+
+    def _read_into(self, values: memoryview, start: int) -> int:
+        try:
+            with open(self.path, "rb") as stream:
+                stream.seek(start)
+                return stream.readinto(values)
+        except OSError as error:
+            raise FileError(f"{self.path} could not be read ({error.strerror or error})") from error
+
+    def stored(self) -> dict[str, Stored]:
+        return {
+            name: Stored(info.dtype, info.shape, partial(self.read, name))
+            for name, info in self.tensors.items()
+        }
+
+
+def read_header(path: Path) -> Header:
+    """The header alone, in milliseconds whatever the file's size. Raises FileError if it is malformed."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise _malformed(path, f"its header claims {length} bytes of a {size}-byte file")
+            entries = json.loads(stream.read(length))
+    except OSError as error:
+        raise FileError(
+            f"{path} could not be read ({error.strerror or error})", "a safetensors file"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _malformed(path, "its header is not JSON") from error
+    if not isinstance(entries, dict):
+        raise _malformed(path, "its header is not a JSON object")
+    metadata = _checked_metadata(path, entries.pop("__metadata__", {}))
+    tensors = {name: _checked_entry(path, name, entry, 8 + length) for name, entry in entries.items()}
+    ordered = _in_file_order(tensors)
+    _check_layout(path, ordered, 8 + length, size)
+    return Header(path, ordered, metadata, 8 + length)
+
+
+def _in_file_order(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """As most files list them, so that sorting is mostly looking."""
+    ends = list(map(attrgetter("start", "end"), tensors.values()))
+    if all(map(le, ends, islice(ends, 1, None))):
+        return tensors
+    return dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, or of a `.ckpt`, `.pt` or `.bin` that holds only weights.
+
+    Raises FileError for a file that is truncated, malformed, or would run code when unpickled.
+    """
+    if is_pickle(path):
+        return _state(read_pickle(path), path)
+    header = read_header(path)
+    return {name: header.read(name) for name in header.tensors}
+
+
+def open_tensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """A file's tensors where they lie, and its metadata; a pickle's storages are mapped, not read, where its
+    archive allows that. Raises FileError as `read_tensors` does."""
+    if is_pickle(path):
+        tensors = _state(read_pickle(path, mapped=True), path)
+        return {name: in_memory(tensor) for name, tensor in tensors.items()}, {}
+    header = read_header(path)
+    return header.stored(), header.metadata
+
+
+def _state(content: Any, path: Path) -> dict[str, Tensor]:
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    named = state.items() if isinstance(state, Mapping) else ()
+    tensors = {key: value for key, value in named if isinstance(key, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise FileError(f"{path} holds no tensors", "a checkpoint or a dictionary of weights")
+    for key, tensor in tensors.items():
+        require_plain(tensor, f"{path}: {key[:80]!r}")
+    return tensors
+
+
+def require_plain(tensor: Tensor, name: str) -> None:
+    """Raises FileError, naming it, for an unpickled tensor that a safetensors file couldn't hold: sparse,
+    quantised, on no device, or one that claims more values than are stored."""
+    whole = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in NAMES
+    if not whole or tensor.nbytes > tensor.untyped_storage().nbytes():
+        kind = f"{list(tensor.shape)}, {tensor.dtype}, {tensor.layout}"
+        raise FileError(f"{name} is no plain tensor ({kind})", "as many values as it claims")
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether the content is a torch zip archive or a bare pickle, whatever the file is called."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(9)
+    except OSError as error:
+        raise FileError(f"{path} could not be read ({error.strerror or error})", "a weights file") from error
+    return head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:9] != b"{")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically; the same tensors and metadata give the same bytes.
+
+    Tensors stand by dtype size, largest first, then by name, as the official writer orders them.
+    """
+    write_stored(path, {name: in_memory(tensor) for name, tensor in tensors.items()}, metadata)
+
+
+def write_stored(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
+    """`write_tensors` for tensors that are read one at a time, while the file is being written.
+
+    Raises FileError for a tensor that turns out to be of another format or shape than was said.
+    """
+    with replacing(path) as stream:
+        stream.write(header_bytes(tensors, metadata))
+        for name in file_order(tensors):
+            stored, tensor = tensors[name], tensors[name].read()
+            if (tensor.dtype, tuple(tensor.shape)) != (stored.dtype, stored.shape):
+                raise FileError(f"{name} is {list(tensor.shape)}, {tensor.dtype}", f"{stored.shape}")
+            stream.write(raw_bytes(tensor))
+            del tensor  # before the next one is read
+
+
+def header_bytes(tensors: Mapping[str, Stored], metadata: Mapping[str, str], always: bool = False) -> bytes:
+    """All that stands before the tensors: the header's length, and the header, padded. The official writer
+    lists even no metadata where it is given none (`always`)."""
+    listed = {"__metadata__": dict(sorted(metadata.items()))}
+    entries: dict[str, Any] = listed if metadata or always else {}
+    offset = 0
+    for name in file_order(tensors):
+        stored = tensors[name]
+        end = offset + stored.size
+        entries[name] = {
+            "dtype": NAMES[stored.dtype],
+            "shape": list(stored.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header
+
+
+def file_order(tensors: Mapping[str, Tensor] | Mapping[str, Stored]) -> list[str]:
+    """Names in the order in which a file holds their tensors."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of all that follows a file's header: what A1111 calls AutoV3, and kohya's scripts
+    `sshs_model_hash`."""
+    digest = hashlib.sha256()
+    for name in file_order(tensors):
+        digest.update(raw_bytes(tensors[name]))
+    return digest.hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values, little-endian and contiguous, without a copy where it already is."""
+    return _bytes_of(tensor.detach().cpu().contiguous())
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite. The extremes tell it thirty times as fast as a test of each."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    values = tensor.float() if tensor.element_size() == 1 else tensor  # torch can't compare eight-bit floats
+    lowest, highest = torch.aminmax(values.detach())
+    return bool(torch.isfinite(lowest) & torch.isfinite(highest))
+
+
+def _malformed(path: Path, reason: str) -> FileError:
+    return FileError(
+        f"{path} is not a whole safetensors file: {reason}", next_step="Download it or make it again."
+    )
+
+
+def _checked_metadata(path: Path, metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _malformed(path, "its metadata is not text")
+    return metadata
+
+
+def _checked_entry(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    try:
+        dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        size: float = dtype.itemsize
+        sound = type(shape) is list and type(start) is int and type(end) is int and start >= 0
+        for number in shape if sound else ():
+            size *= number if type(number) is int and number >= 0 else math.inf
+            if size > MAX_TENSOR_BYTES:
+                break
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound or end - start != size:
+        raise _malformed(path, f"the entry of {name[:80]!r} is inconsistent")
+    return TensorInfo(dtype, tuple(shape), data_start + start, data_start + end)
+
+
+def _check_layout(path: Path, ordered: dict[str, TensorInfo], data_start: int, size: int) -> None:
+    at = data_start
+    for name, info in ordered.items():
+        if info.start != at:
+            raise _malformed(path, f"{name[:80]!r} overlaps its neighbour or leaves a gap")
+        at = info.end
+    if at != size:
+        raise _malformed(path, f"its tensors end at byte {at}, the file at {size}")

@@ -1,0 +1,295 @@
+"""A whole model of SD1, SD2 or SDXL in memory; single files and diffusers folders, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from aid.errors import ModelError
+from aid.sd.file.tensorfile import Stored, in_memory, write_tensors
+from aid.sd.model.architecture import FAMILY_NAMES, SD1, Architecture, Prediction
+from aid.sd.model.detection import check_widths, declared
+from aid.sd.model.folder_output import write_folder
+from aid.sd.model.layouts import PLACES, POSITIONS, TEXT_ROOT, VAE, Place, join
+from aid.sd.model.tokenizer import CHUNK, load_tokenizer
+from aid.sd.model.vae_file import open_vae, read_vae, resolve_vae
+from aid.sd.model.weights import describe, markers, open_weights, require_finite, resolve_checkpoint, unheld
+
+__all__ = [
+    "VAE_SCALE", "StableDiffusion", "create_checkpoint", "ldm_tensors", "load_checkpoint", "load_vae",
+    "read_vae", "require_noise_prediction", "resolve_checkpoint", "resolve_vae", "save_checkpoint",
+]  # fmt: skip
+VAE_SCALE = SD1.vae_scale
+Layout = Literal["ldm", "diffusers"]
+
+
+@dataclass
+class StableDiffusion:
+    """U-Net, text encoders and VAE in eval mode, with what the file said about itself.
+
+    SD1's text encoder is CLIP-L; SD2's OpenCLIP-H as a CLIPTextModel of the 23 layers that are used; SDXL has
+    CLIP-L and, as `text_encoder_2`, OpenCLIP bigG.
+    """
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    architecture: Architecture
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+    vae_path: Path | None = None
+    tokenizer: CLIPTokenizer = field(default_factory=load_tokenizer)
+    unheld: dict[str, Tensor] = field(default_factory=dict)
+    """By LDM name, what the file's text encoders have and no module here: written back as it was."""
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.unet.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = next(self.unet.parameters()).dtype
+        return dtype
+
+    def modules(self) -> tuple[torch.nn.Module, ...]:
+        return tuple(self.parts().values())
+
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """The modules by their names in a diffusers folder."""
+        parts = {"unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae}
+        return parts if self.text_encoder_2 is None else {**parts, "text_encoder_2": self.text_encoder_2}
+
+
+def create_checkpoint(architecture: Architecture, seed: int) -> StableDiffusion:
+    """A model with random weights. The U-Net's residual branches start at zero, as LDM's do."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _assemble(architecture)
+        for name, parameter in model.unet.named_parameters():
+            if name.endswith(("conv2.weight", "conv2.bias", "proj_out.weight", "proj_out.bias")):
+                torch.nn.init.zeros_(parameter)
+        torch.nn.init.zeros_(model.unet.conv_out.weight)
+        torch.nn.init.zeros_(model.unet.conv_out.bias)
+    return model
+
+
+def load_checkpoint(
+    path: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    vae: Path | None = None,
+    *,
+    ema: bool = False,
+    untransposed: bool = False,
+    prediction: Prediction | None = None,
+) -> StableDiffusion:
+    """Read a single file, an artifact that holds one, or a diffusers folder; `vae` replaces its own VAE.
+
+    `ema`, `untransposed` and `prediction` are as `open_weights` has them. At most one tensor is held beyond
+    the model.
+
+    Raises FileError for a missing, damaged or unsafe file and ModelError for another architecture, for what
+    is not finite, or doesn't fit `dtype`.
+    """
+    weights = open_weights(path, ema=ema, untransposed=untransposed, prediction=prediction)
+    path, architecture, tensors = weights.path, weights.architecture, weights.whole()
+    with torch.device("meta"):
+        model = _assemble(architecture)
+    if vae is not None:
+        tensors = {key: one for key, one in tensors.items() if not key.startswith(VAE)}
+        tensors |= open_vae(vae, architecture.family)[0]
+    for part, module in model.parts().items():
+        source = vae if vae is not None and part == "vae" else path
+        _fill(module, part_tensors(part, module, tensors, architecture, source), dtype, device, source)
+    held = {
+        place.key for part, module in model.parts().items() for place in _places(part, module, architecture)
+    }
+    model.unheld = {
+        key: tensors[key].read() for key in _unheld_keys(tensors, architecture) if key not in held
+    }
+    model.metadata, model.path, model.vae_path = dict(weights.metadata), path, vae
+    return model
+
+
+def save_checkpoint(
+    model: StableDiffusion,
+    path: Path,
+    metadata: Mapping[str, str],
+    dtype: torch.dtype = torch.float16,
+    layout: Layout = "ldm",
+) -> None:
+    """Write the single file atomically: every key of its family's, position ids as int64. Or, with the layout
+    "diffusers", a folder, which must not exist yet.
+
+    Raises ModelError naming the first tensor with a value that isn't finite in `dtype`.
+    """
+    tensors = ldm_tensors(model, dtype)
+    if layout == "ldm":
+        write_tensors(path, tensors, {**describe(model.architecture), **metadata})
+    else:
+        stored = {key: in_memory(tensor) for key, tensor in tensors.items()}
+        save_folder(model.architecture, stored, path, metadata, path)
+
+
+def save_folder(
+    architecture: Architecture,
+    tensors: Mapping[str, Stored],
+    path: Path,
+    metadata: Mapping[str, str],
+    source: Path,
+) -> None:
+    """Write LDM tensors as a diffusers folder, each read when its turn comes."""
+    with torch.device("meta"):
+        model = _assemble(architecture)
+    parts = {
+        part: part_tensors(part, module, tensors, architecture, source)
+        for part, module in model.parts().items()
+    }
+    write_folder(path, architecture, parts, metadata)
+
+
+def ldm_tensors(model: StableDiffusion, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The model's weights under their LDM names, on the CPU.
+
+    Raises ModelError naming the first tensor with a value that isn't finite in `dtype`.
+    """
+    architecture = model.architecture
+    grouped: dict[str, list[tuple[Place, Tensor]]] = {}
+    for part, module in model.parts().items():
+        for key, tensor in module.state_dict().items():
+            if not key.endswith("position_ids"):
+                place = PLACES[part](key, architecture.family)
+                grouped.setdefault(place.key, []).append((place, tensor.detach()))
+    tensors = {key: tensor.to(dtype) for key, tensor in model.unheld.items()}
+    for key, pieces in grouped.items():
+        cast = [(place, require_finite(tensor, dtype, key).cpu()) for place, tensor in pieces]
+        tensors[key] = join(cast)
+    for key, stored in (unheld(architecture, dtype) | markers(architecture, dtype)).items():
+        tensors.setdefault(key, stored.read())
+    if architecture.family in POSITIONS:
+        tensors[POSITIONS[architecture.family]] = torch.arange(CHUNK + 2).unsqueeze(0)
+    return tensors
+
+
+def load_vae(path: Path, device: torch.device | str = "cpu") -> AutoencoderKL:
+    """Only the VAE of `path`, float32, in eval mode: from a VAE file, a checkpoint, an artifact or a folder.
+
+    Raises FileError and ModelError as `load_checkpoint` does.
+    """
+    path = resolve_vae(path)
+    tensors, metadata = open_vae(path)
+    architecture = declared(metadata, str(path))
+    check_widths(architecture, {key: one.shape for key, one in tensors.items()}, str(path))
+    with torch.device("meta"):
+        vae = AutoencoderKL(**architecture.vae_config()).eval()
+    _fill(vae, part_tensors("vae", vae, tensors, architecture, path), torch.float32, device, path)
+    return vae
+
+
+def require_noise_prediction(model: StableDiffusion, task: str) -> None:
+    """Raises ModelError for a model that `task` can't yet use rightly: any but an SD1 that predicts noise."""
+    found = model.architecture
+    if found.family != "sd1" or found.prediction != "epsilon":
+        what = FAMILY_NAMES[found.family] + (" that predicts v" if found.prediction == "v" else "")
+        raise ModelError(f"{model.path} is {what}", f"for {task}, an SD1 model that predicts noise")
+
+
+def _assemble(architecture: Architecture) -> StableDiffusion:
+    model = StableDiffusion(
+        unet=UNet2DConditionModel(**architecture.unet_config()).eval(),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**architecture.text_config())).eval(),
+        vae=AutoencoderKL(**architecture.vae_config()).eval(),
+        architecture=architecture,
+    )
+    if architecture.family == "sdxl":
+        config = CLIPTextConfig(**architecture.text_2_config())
+        model.text_encoder_2 = CLIPTextModelWithProjection(config).eval()
+    return model
+
+
+def part_tensors(
+    part: str,
+    module: torch.nn.Module,
+    tensors: Mapping[str, Stored],
+    architecture: Architecture,
+    source: Path,
+) -> dict[str, Stored]:
+    """A module's tensors, under its own names and in its shapes, out of those of a single file.
+
+    Raises ModelError naming the first that is missing or of another shape.
+    """
+    own: dict[str, Stored] = {}
+    for key, parameter in module.state_dict().items():
+        if key.endswith("position_ids"):
+            continue
+        place = PLACES[part](key, architecture.family)
+        stored = tensors.get(place.key)
+        if stored is None:
+            whole = f"a whole {FAMILY_NAMES[architecture.family]} checkpoint"
+            raise ModelError(f"{source} lacks {place.key}", whole)
+        expected = place.shape(tuple(parameter.shape))
+        if _matrix(stored.shape) != _matrix(expected):
+            raise ModelError(f"{source}: {place.key} has shape {list(stored.shape)}", f"{list(expected)}")
+        own[key] = _taken(place, stored, tuple(parameter.shape))
+    return own
+
+
+def _taken(place: Place, stored: Stored, shape: tuple[int, ...]) -> Stored:
+    return Stored(stored.dtype, shape, lambda: place.take(stored.read()).reshape(shape))
+
+
+def _places(part: str, module: torch.nn.Module, architecture: Architecture) -> list[Place]:
+    return [PLACES[part](key, architecture.family) for key in module.state_dict()]
+
+
+def _unheld_keys(tensors: Mapping[str, Stored], architecture: Architecture) -> list[str]:
+    """Keys of the text encoders but for the position ids."""
+    root, positions = TEXT_ROOT[architecture.family], POSITIONS.get(architecture.family)
+    return [key for key in tensors if key.startswith(root) and key != positions]
+
+
+def _fill(
+    module: torch.nn.Module,
+    tensors: Mapping[str, Stored],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    source: Path,
+) -> None:
+    """Give a module on the meta device its weights, each read when its turn comes."""
+    state: dict[str, Tensor] = {}
+    for key, stored in tensors.items():
+        read = stored.read().detach()
+        cast = require_finite(read, dtype, f"{source}: {key}")
+        # A copy always: tensors of a pickle may share their storage, and a trained model must not.
+        own = read.data_ptr() != cast.data_ptr() and cast.is_contiguous()
+        state[key] = (cast if own else _copied(cast)).to(device)
+    _count_positions(module, device)
+    module.load_state_dict(state, strict=False, assign=True)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _matrix(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape without the ones at its end: a 1x1 convolution is a linear layer."""
+    sizes = list(shape)
+    while sizes and sizes[-1] == 1:
+        sizes.pop()
+    return tuple(sizes)
+
+
+def _count_positions(module: torch.nn.Module, device: torch.device | str) -> None:
+    """Fill the text encoder's only buffer, 0 to 76, which files may lack and the meta device can't hold."""
+    for part in module.modules():
+        if "position_ids" in dict(part.named_buffers(recurse=False)):
+            part.position_ids = torch.arange(CHUNK + 2, device=device).unsqueeze(0)

@@ -1,0 +1,146 @@
+"""Conversion of weights between precisions, layouts and containers, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from aid.core.lineage import METADATA_KEY as LINEAGE_KEY
+from aid.errors import FileError, ModelError, SettingsError
+from aid.sd.file.tensorfile import Stored, is_pickle, open_tensors, read_header, write_stored
+from aid.sd.model.architecture import METADATA_KEY, Prediction
+from aid.sd.model.detection import CONV_IN
+from aid.sd.model.folder import MODEL_INDEX
+from aid.sd.model.layouts import VAE
+from aid.sd.model.metadata import MODELSPEC, STALE
+from aid.sd.model.vae_file import open_vae
+from aid.sd.model.weights import Weights, cast, describe, open_weights, resolve_checkpoint
+
+Layout = Literal["ldm", "diffusers"]
+SINGLE_FILE = ".safetensors"
+PREDICTION_KEY = f"{MODELSPEC}prediction_type"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is wanted; what is None stays as it is in the source."""
+
+    dtype: torch.dtype | None = None
+    layout: Layout | None = None
+    """None: a folder, unless the target's name ends in .safetensors."""
+    vae: Path | None = None
+    ema: bool = False
+    untransposed: bool = False
+    """The source's SDXL `text_projection` is as trainers of the kohya family take it."""
+    prediction: Prediction | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Set on top of the source's; an empty value removes a key."""
+
+    @property
+    def for_checkpoints(self) -> bool:
+        return bool(
+            self.vae or self.ema or self.untransposed or self.prediction or self.layout == "diffusers"
+        )
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written, and how many tensors of each kind were left out."""
+
+    path: Path
+    tensors: int
+    dropped: dict[str, int]
+
+
+def convert(source: Path, target: Path, wanted: Conversion) -> Converted:
+    """Write `source`, a checkpoint or any other file of weights, as safetensors or as a diffusers folder.
+
+    Of a checkpoint only the model itself is kept: no averages (unless they are asked for), optimiser or
+    schedule. At most one tensor is held. Hashes of the old tensors leave the metadata.
+
+    Raises FileError for an unreadable source or a target that can't be, ModelError for weights that aren't
+    finite or don't fit `dtype`, and SettingsError for what can only be asked of a checkpoint.
+    """
+    layout = wanted.layout or ("ldm" if target.suffix == SINGLE_FILE else "diffusers")
+    _require_target(target, layout)
+    if not _is_checkpoint(source):
+        return _convert_plain(source, target, wanted)
+    weights = open_weights(
+        source, ema=wanted.ema, untransposed=wanted.untransposed, prediction=wanted.prediction
+    )
+    tensors = weights.whole()
+    if wanted.vae is not None:
+        tensors = {key: one for key, one in tensors.items() if not key.startswith(VAE)}
+        tensors |= _fitting_vae(wanted.vae, weights)
+    ready = {key: cast(one, wanted.dtype, key, weights.path) for key, one in tensors.items()}
+    metadata = _metadata(weights, wanted)
+    if layout == "ldm":
+        write_stored(target, ready, metadata)
+    else:
+        from aid.sd.model.checkpoint import save_folder  # diffusers takes seconds to import
+
+        save_folder(weights.architecture, ready, target, metadata, weights.path)
+    return Converted(target, len(ready), _dropped(weights, ready))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    if path.is_dir():
+        return (path / MODEL_INDEX).is_file() or _is_checkpoint(resolve_checkpoint(path))
+    if not path.is_file():
+        raise FileError(f"{path} does not exist", "a file of weights or a diffusers folder")
+    return CONV_IN in (open_tensors(path)[0] if is_pickle(path) else read_header(path).tensors)
+
+
+def _require_target(target: Path, layout: Layout) -> None:
+    if layout == "ldm" and target.suffix != SINGLE_FILE:
+        raise SettingsError(f"{target} is to be a single file", f"a name that ends in {SINGLE_FILE}")
+    if layout == "diffusers" and target.suffix in (SINGLE_FILE, ".ckpt", ".pt", ".bin"):
+        raise SettingsError(f"{target} is to be a diffusers folder", "a name without such an ending")
+
+
+def _convert_plain(source: Path, target: Path, wanted: Conversion) -> Converted:
+    """A VAE, LoRA or embedding: every tensor under its own name."""
+    if wanted.for_checkpoints or target.suffix != SINGLE_FILE:
+        raise SettingsError(
+            f"{source} is no whole checkpoint",
+            f"no layout, VAE, averages or prediction for it, and a target ending in {SINGLE_FILE}",
+        )
+    tensors, metadata = open_tensors(source)
+    ready = {key: cast(one, wanted.dtype, key, source) for key, one in tensors.items()}
+    write_stored(target, ready, _changed(metadata, wanted.metadata))
+    return Converted(target, len(ready), {})
+
+
+def _fitting_vae(path: Path, weights: Weights) -> dict[str, Stored]:
+    """Raises ModelError naming the first tensor that doesn't fit the one it replaces."""
+    given, _ = open_vae(path, weights.architecture.family)
+    for key, own in weights.model().items():
+        if key.startswith(VAE) and (key not in given or given[key].shape != own.shape):
+            found = f"has shape {list(given[key].shape)}" if key in given else "is missing"
+            raise ModelError(f"{path}: {key} {found}", f"{list(own.shape)}, as in {weights.path}")
+    return given
+
+
+def _metadata(weights: Weights, wanted: Conversion) -> dict[str, str]:
+    kept = {key: value for key, value in weights.metadata.items() if key != METADATA_KEY}
+    if PREDICTION_KEY in kept:
+        kept[PREDICTION_KEY] = weights.architecture.prediction
+    return _changed(kept | describe(weights.architecture), wanted.metadata)
+
+
+def _changed(metadata: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
+    """Raises SettingsError for a change of the lineage, which is not for people to write."""
+    if LINEAGE_KEY in changes:
+        raise SettingsError(f"{LINEAGE_KEY} can't be set", "another key")
+    kept = {key: value for key, value in metadata.items() if key not in STALE} | dict(changes)
+    return {key: value for key, value in kept.items() if value}
+
+
+def _dropped(weights: Weights, kept: Mapping[str, Stored]) -> dict[str, int]:
+    """Tensors of the source that were left out, by the first word of their names."""
+    return dict(Counter(key.partition(".")[0] for key in weights.tensors if key not in kept))

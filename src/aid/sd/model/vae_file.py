@@ -1,0 +1,65 @@
+"""A VAE under its LDM names, out of a file of its own, a checkpoint, or a diffusers folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from aid.errors import ModelError
+from aid.sd.file.tensorfile import Stored, open_tensors
+from aid.sd.model.architecture import FAMILY_NAMES, METADATA_KEY, Family
+from aid.sd.model.detection import CONV_IN, declared, family_of
+from aid.sd.model.folder import MODEL_INDEX, is_part, open_part, under_ldm_names
+from aid.sd.model.layouts import VAE
+from aid.sd.model.weights import resolve_checkpoint
+
+TRAINING_ONLY = ("loss", "model_ema")  # beside a VAE's weights in its trainer's files
+DIFFUSERS_KEY = "encoder.down_blocks.0.resnets.0.conv1.weight"
+
+
+def resolve_vae(path: Path) -> Path:
+    """What `path` names: a VAE file, a checkpoint or artifact that holds one, or a diffusers folder."""
+    return path if is_part(path, "vae") else resolve_checkpoint(path)
+
+
+def open_vae(path: Path, family: Family | None = None) -> tuple[dict[str, Stored], dict[str, str]]:
+    """A VAE's tensors where they lie, under their LDM names, and its file's metadata.
+
+    `family` is the one it is meant for: a whole checkpoint of another is refused, since latents are scaled
+    otherwise there; a VAE alone doesn't tell its family.
+
+    Raises FileError for an unreadable file and ModelError for one without a VAE.
+    """
+    path = resolve_vae(path)
+    if path.is_dir():
+        return open_part(path / "vae" if (path / MODEL_INDEX).is_file() else path, "vae")
+    tensors, metadata = open_tensors(path)
+    _refuse_other_family(tensors, metadata, family, path)
+    if any(key.startswith(VAE) for key in tensors):
+        inner = {key.removeprefix(VAE): one for key, one in tensors.items() if key.startswith(VAE)}
+    else:
+        inner = tensors
+    kept = {VAE + key: one for key, one in inner.items() if not key.startswith(TRAINING_ONLY)}
+    if DIFFUSERS_KEY in inner:
+        kept = under_ldm_names("vae", inner, "sd1")
+    if f"{VAE}encoder.conv_in.weight" not in kept:
+        raise ModelError(f"{path} holds no VAE", "an AutoencoderKL in LDM or diffusers layout")
+    return kept, metadata
+
+
+def read_vae(path: Path, family: Family = "sd1") -> dict[str, Tensor]:
+    """`open_vae`, with all values read."""
+    return {key: stored.read() for key, stored in open_vae(path, family)[0].items()}
+
+
+def _refuse_other_family(
+    tensors: Mapping[str, Stored], metadata: Mapping[str, str], family: Family | None, path: Path
+) -> None:
+    """Raises ModelError for a whole checkpoint of another family than the one meant or declared."""
+    found = family_of({key: one.shape for key, one in tensors.items()}, str(path))
+    if METADATA_KEY in metadata and (CONV_IN in tensors or found != "sd1"):
+        family = family or declared(metadata, str(path)).family
+    if family is not None and found != family and (CONV_IN in tensors or found != "sd1"):
+        raise ModelError(f"{path} is {FAMILY_NAMES[found]}", f"a VAE of {FAMILY_NAMES[family]}")

@@ -1,0 +1,41 @@
+"""A drawn picture as a file that carries its text: PNG, JPEG or WebP.
+
+Source: A1111 modules/images.py: PNG text chunks; EXIF's UserComment, UTF-16 with its name, elsewhere.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+from PIL import ExifTags, Image
+
+from aid.errors import SettingsError
+from aid.sd.picture.infotext import png_bytes
+
+Format = Literal["png", "jpeg", "webp"]
+SUFFIX: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+UNICODE = b"UNICODE\x00"
+LARGEST_EXIF = 65_500  # bytes that a JPEG's segment holds
+
+
+def picture_bytes(
+    picture: Image.Image, parameters: str, lineage: str = "", format: Format = "png", quality: int = 90
+) -> bytes:
+    """The file's bytes. `quality` is 1 to 100, of JPEG and WebP; 100 makes WebP lossless. Only PNG has
+    the lineage too. Raises SettingsError for a text that a JPEG has no room for."""
+    if format == "png":
+        return png_bytes(picture, parameters, lineage)
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = UNICODE + parameters.encode(
+        "utf-16-be", "surrogatepass"
+    )
+    content = exif.tobytes()
+    if format == "jpeg" and len(content) > LARGEST_EXIF:
+        raise SettingsError("the prompts are too long for a JPEG", "about 32,000 characters", "Choose png.")
+    stream = io.BytesIO()
+    if format == "jpeg":
+        picture.save(stream, "jpeg", quality=quality, subsampling=0, exif=content)
+    else:
+        picture.save(stream, "webp", quality=quality, lossless=quality == 100, exif=content)
+    return stream.getvalue()

@@ -1,0 +1,184 @@
+"""A shot as the fields of A1111's text, and back. Fields without a name in A1111 have AID's own.
+
+Source: A1111 modules/processing.py (names and order), infotext_utils.py and infotext_versions.py (what a
+missing field means, by version).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from aid.core.shot import Hires, Shot, Source
+from aid.errors import SettingsError
+
+SIZE = re.compile(r"^(\d+)x(\d+)$")
+VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:-(\d+))?")
+EDITING_CHANGED, ALPHAS_CHANGED = (1, 6, 0, 0), (1, 7, 0, 225)
+SAMPLER_ETA = "Eta DDIM"  # A1111's name for it where the sampler is DDIM
+HIRES = ("Hires upscale", "Hires resize", "Hires upscaler")
+
+Fields = dict[str, str]
+
+PLAIN = {
+    "steps": "Steps",
+    "sampler": "Sampler",
+    "schedule": "Schedule type",
+    "cfg_scale": "CFG scale",
+    "seed": "Seed",
+    "clip_skip": "Clip skip",
+    "variation_seed": "Variation seed",
+    "variation_strength": "Variation seed strength",
+    "seed_delta": "ENSD",
+    "noise_source": "RNG",
+    "emphasis": "Emphasis",
+    "old_editing": "Old prompt editing timelines",
+    "downcast_alphas": "Downcast alphas_cumprod",
+    "cfg_rescale": "CFG rescale",
+}
+"""Field of a shot -> its name, where the value is written as it is."""
+OF_SOURCE = {
+    "denoising_strength": "Denoising strength",
+    "sha256": "Init image sha256",
+    "mask_sha256": "Mask sha256",
+    "mask_blur_px": "Mask blur",
+    "masked_content": "Masked content",
+    "resize": "Resize mode",
+}
+OF_HIRES = {
+    "denoising_strength": "Denoising strength",
+    "sampler": "Hires sampler",
+    "prompt": "Hires prompt",
+    "negative_prompt": "Hires negative prompt",
+    "schedule": "Hires schedule type",
+    "scale": "Hires upscale",
+    "steps": "Hires steps",
+    "upscaler": "Hires upscaler",
+}
+
+
+def written_fields(shot: Shot) -> tuple[Fields, Fields, Fields]:
+    """The fields before those of the model, between them and the other weights', and after these. Empty ones
+    are not to be written."""
+    before = {
+        **_named(shot, "steps", "sampler", "schedule", "cfg_scale", "seed"),
+        "Size": f"{shot.width}x{shot.height}",
+    }
+    second = shot.source or shot.hires
+    between = {
+        **_changed(shot, "variation_seed", "variation_strength"),
+        "Denoising strength": _number(second.denoising_strength) if second else "",
+        **_changed(shot, "clip_skip", "seed_delta"),
+        "RNG": "" if shot.noise_source == "GPU" else shot.noise_source,
+        **(_fields_of_source(shot.source) if shot.source else {}),
+        **(_fields_of_hires(shot.hires) if shot.hires else {}),
+    }
+    after = {
+        **_changed(shot, "emphasis", "old_editing"),
+        SAMPLER_ETA if shot.sampler == "DDIM" else "Eta": "" if shot.eta is None else _number(shot.eta),
+        **_changed(shot, "downcast_alphas", "cfg_rescale"),
+        "CFG sigmas": " ".join(map(_number, shot.cfg_sigmas or ())),
+    }
+    return before, between, after
+
+
+def read_fields(prompt: str, negative_prompt: str, fields: Mapping[str, str]) -> Shot:
+    """The shot that a text's fields describe. Raises SettingsError for a value that no picture can have."""
+    given: dict[str, Any] = {name: fields[key] for name, key in PLAIN.items() if key in fields}
+    given |= _implied(fields, prompt + negative_prompt)
+    if size := SIZE.match(fields.get("Size", "")):
+        given |= {"width": size[1], "height": size[2]}
+    if eta := fields.get("Eta") or fields.get(SAMPLER_ETA):
+        given["eta"] = eta
+    if sigmas := fields.get("CFG sigmas"):
+        given["cfg_sigmas"] = sigmas.split()
+    if any(key in fields for key in HIRES):
+        given["hires"] = _read_hires(fields)
+    elif "Denoising strength" in fields:
+        given["source"] = _read_source(fields)
+    try:
+        return Shot.model_validate({"prompt": prompt, "negative_prompt": negative_prompt, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "something"
+        told = f" = {first['input']!r}" if first["loc"] else " else"
+        raise SettingsError(f"the picture's text says {name}{told}", first["msg"]) from error
+
+
+def _named(part: Shot | Source | Hires, *names: str) -> Fields:
+    return {PLAIN[name]: _text(getattr(part, name)) for name in names}
+
+
+def _changed(shot: Shot, *names: str) -> Fields:
+    """Those that are not the default. (A variation's seed is written with its strength.)"""
+    usual = type(shot).model_fields
+    return _named(shot, *(name for name in names if getattr(shot, name) != usual[name].default))
+
+
+def _fields_of_source(source: Source) -> Fields:
+    usual = type(source).model_fields
+    fields = {
+        "Init image": PurePath(source.picture).name,
+        "Mask": PurePath(source.mask).name,
+    }
+    for name, key in OF_SOURCE.items():
+        if name != "denoising_strength" and getattr(source, name) != usual[name].default:
+            fields[key] = _text(getattr(source, name))
+    return fields
+
+
+def _fields_of_hires(hires: Hires) -> Fields:
+    fields = {key: _text(getattr(hires, name)) for name, key in OF_HIRES.items()}
+    del fields["Denoising strength"]
+    if hires.width or hires.height:
+        fields["Hires resize"] = f"{hires.width}x{hires.height}"
+        if hires.scale == type(hires).model_fields["scale"].default:
+            fields["Hires upscale"] = ""
+    if not hires.steps:
+        fields["Hires steps"] = ""
+    return fields
+
+
+def _read_source(fields: Mapping[str, str]) -> dict[str, Any]:
+    given: dict[str, Any] = {name: fields[key] for name, key in OF_SOURCE.items() if key in fields}
+    return {**given, "picture": fields.get("Init image", ""), "mask": fields.get("Mask", "")}
+
+
+def _read_hires(fields: Mapping[str, str]) -> dict[str, Any]:
+    given: dict[str, Any] = {name: fields[key] for name, key in OF_HIRES.items() if key in fields}
+    if given.get("schedule") == "Use same scheduler":
+        del given["schedule"]
+    if given.get("sampler") == "Use same sampler":
+        del given["sampler"]
+    if size := SIZE.match(fields.get("Hires resize", "")):
+        given |= {"width": size[1], "height": size[2]}
+    return given
+
+
+def _implied(fields: Mapping[str, str], prompts: str) -> dict[str, Any]:
+    """What A1111 means by the fields that are not there: noise of the GPU; a schedule in the sampler's name;
+    by its version, old rules. Nothing for a text without fields."""
+    if "Steps" not in fields:
+        return {}
+    implied: dict[str, Any] = {} if "RNG" in fields else {"noise_source": "GPU"}
+    if "Sampler" in fields and "Schedule type" not in fields:
+        from aid.sd.sampling.course import split_name
+
+        implied["sampler"], implied["schedule"] = split_name(fields["Sampler"])
+    if version := VERSION.match(fields.get("Version", "")):
+        made = tuple(int(number or 0) for number in version.groups())
+        implied |= {"old_editing": True} if made < EDITING_CHANGED and "[" in prompts else {}
+        implied |= {"downcast_alphas": True} if made < ALPHAS_CHANGED else {}
+    return implied
+
+
+def _text(value: object) -> str:
+    return _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    return repr(float(value)).removesuffix(".0")

@@ -1,0 +1,67 @@
+"""The text that a picture carries, read without decoding its pixels.
+
+Source: A1111 modules/images.py: PNG text chunks, and EXIF's UserComment in JPEG, WebP and AVIF.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from aid.core.picture import formats
+from aid.errors import PictureError
+from aid.sd.picture.infotext import KEY
+
+HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
+UNICODE, ASCII = b"UNICODE\x00", b"ASCII\x00\x00\x00"
+
+
+@dataclass(frozen=True)
+class PictureText:
+    """`summary` such as `PNG, 512x768`; `parameters` is A1111's infotext, `texts` all others by name."""
+
+    summary: str
+    parameters: str
+    texts: dict[str, str]
+
+
+def is_picture(path: Path) -> bool:
+    """Told by the first bytes."""
+    with open(path, "rb") as stream:
+        head = stream.read(12)
+    riff = head[:4] == b"RIFF" and head[8:] == b"WEBP"
+    return head.startswith(HEADS) or riff or head[4:12] in (b"ftypavif", b"ftypavis")
+
+
+def picture_text(path: Path) -> PictureText:
+    """Raises PictureError for a picture that can't be opened."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats()) as picture:
+            texts = {
+                key: value
+                for key, value in picture.info.items()
+                if isinstance(key, str) and isinstance(value, str)
+            }
+            summary = f"{picture.format}, {picture.width}x{picture.height}"
+            comment = None if KEY in texts else _comment(picture)
+    except Exception as error:  # a reader fed with hostile bytes may fail in any way
+        raise PictureError(f"{path} is not a readable picture ({error})", "a whole picture") from error
+    return PictureText(summary, texts.pop(KEY, "") or _decoded(comment), texts)
+
+
+def _comment(picture: Image.Image) -> object:
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return None  # Pillow would decode the pixels to look behind them
+    return picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+
+
+def _decoded(comment: object) -> str:
+    """EXIF's UserComment, which starts with the name of its encoding."""
+    if not isinstance(comment, bytes):
+        return comment if isinstance(comment, str) else ""
+    if comment.startswith(UNICODE):
+        return comment[len(UNICODE) :].decode("utf-16-be", "replace")
+    return comment.removeprefix(ASCII).decode("utf-8", "replace")

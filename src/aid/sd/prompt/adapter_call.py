@@ -1,0 +1,90 @@
+"""Adapters called in a prompt: `<lora:name:0.8>`, or `<lora:name:0.8:0.6>` for text encoder and U-Net apart.
+
+Source: A1111 modules/extra_networks.py and its Lora extension.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from aid.sd.prompt.note import Note, quote
+
+CALL = re.compile(r"<(\w+):([^>]+)>")
+KINDS = ("lora", "lyco")  # `lyco` is an old extension's word for the same
+
+
+@dataclass(frozen=True)
+class LoraCall:
+    """An adapter by its file's stem, and how strongly it acts on each network."""
+
+    name: str
+    text_weight: float = 1.0
+    unet_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A prompt without its calls. `shifts` leads back: from each place on, so much was left out before."""
+
+    text: str
+    loras: tuple[LoraCall, ...]
+    notes: tuple[Note, ...]
+    shifts: tuple[tuple[int, int], ...] = ((0, 0),)
+
+    def origin(self, at: int) -> int:
+        """Where in the original prompt the character `at` of `text` stands."""
+        starts = [start for start, _ in self.shifts]
+        return at + self.shifts[bisect_right(starts, at) - 1][1]
+
+
+def extract_loras(text: str) -> tuple[str, list[LoraCall]]:
+    """The prompt without anything of the form `<word:...>`, and the adapters that it calls."""
+    found = extract(text)
+    return found.text, list(found.loras)
+
+
+def extract(text: str) -> Extracted:
+    """The same with notes: on other kinds than LoRA, which are left out as A1111 leaves out those that it
+    doesn't know, and on calls without sense, which are left out too."""
+    pieces: list[str] = []
+    loras: list[LoraCall] = []
+    notes: list[Note] = []
+    shifts = [(0, 0)]
+    end = kept = 0
+    for match in CALL.finditer(text, 0, text.rfind(">") + 1):
+        pieces.append(text[end : match.start()])
+        kept += match.start() - end
+        end = match.end()
+        shifts.append((kept, end - kept))
+        call = _lora(match[2]) if match[1] in KINDS else f"{match[1]} isn't supported"
+        if isinstance(call, LoraCall):
+            loras.append(call)
+        else:
+            notes.append(Note(match.start(), f"{quote(match[0])} is left out: {call}"))
+    return Extracted("".join((*pieces, text[end:])), tuple(loras), tuple(notes), tuple(shifts))
+
+
+def _lora(arguments: str) -> LoraCall | str:
+    """The call, or what is wrong with it. `te=` and `unet=` name a weight, as do their places."""
+    items = [item.split("=") for item in arguments.split(":")]
+    places = [item[0] for item in items if len(item) == 1]
+    named = {item[0]: item[1] for item in items if len(item) == 2}
+    if not places or not places[0].strip():
+        return "it names no file"
+    text_word = named.get("te", places[1] if len(places) > 1 else "1")
+    place = places[2] if len(places) > 2 else places[1] if len(places) > 1 else text_word
+    weights = [_number(word) for word in (text_word, named.get("unet", place))]
+    if weights[0] is None or weights[1] is None:
+        return "its weight is no number"
+    return LoraCall(places[0], weights[0], weights[1])
+
+
+def _number(word: str) -> float | None:
+    try:
+        value = float(word)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

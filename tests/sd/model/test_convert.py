@@ -1,0 +1,191 @@
+"""Any weights into safetensors or a folder, bit by bit, one tensor at a time."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from aid.cli import root
+from aid.errors import AidError, FileError, ModelError, SettingsError
+from aid.sd.file import tensorfile
+from aid.sd.file.tensorfile import open_tensors, read_header, read_tensors, write_tensors
+from aid.sd.model.checkpoint import load_checkpoint, save_checkpoint
+from aid.sd.model.convert import Conversion, convert
+from aid.sd.model.layouts import POSITION_IDS, UNET, VAE, average_key
+from aid.sd.model.weights import open_weights
+
+
+def run(*words: object) -> str:
+    result = CliRunner().invoke(root, ["convert", *map(str, words)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_layouts_and_back_are_bitwise(family: str, family_files: dict[str, Path], tmp_path: Path) -> None:
+    source = family_files[family]
+    convert(source, tmp_path / "same.safetensors", Conversion())
+    assert (tmp_path / "same.safetensors").read_bytes() == source.read_bytes()
+    convert(source, tmp_path / "folder", Conversion())
+    convert(tmp_path / "folder", tmp_path / "back.safetensors", Conversion())
+    assert (tmp_path / "back.safetensors").read_bytes() == source.read_bytes()
+
+
+def test_precision_is_that_of_saving(family_files: dict[str, Path], tmp_path: Path) -> None:
+    save_checkpoint(load_checkpoint(family_files["sd1"]), tmp_path / "saved.safetensors", {}, torch.float16)
+    run(family_files["sd1"], tmp_path / "half.safetensors", "--dtype", "fp16")
+    assert (tmp_path / "half.safetensors").read_bytes() == (tmp_path / "saved.safetensors").read_bytes()
+    assert read_header(tmp_path / "half.safetensors").tensors[POSITION_IDS].dtype == torch.int64
+
+
+def lightning_callback(monkeypatch: pytest.MonkeyPatch) -> type:
+    """The class that checkpoints of 2022 name, without that package."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    for package in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
+        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    kind = type("ModelCheckpoint", (), {"__module__": name})
+    sys.modules[name].ModelCheckpoint = kind
+    return kind
+
+
+def test_an_old_ckpt_is_pruned_and_its_callbacks_are_inert(
+    family_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = read_tensors(family_files["sd1"])
+    extra = {average_key(key): one + 1 for key, one in tensors.items() if key.startswith(UNET)}
+    state = OrderedDict(
+        {**tensors, **extra, "betas": torch.ones(1000), "model_ema.decay": torch.tensor(0.99)}
+    )
+    callbacks = {lightning_callback(monkeypatch): {"best_model_path": "x"}}
+    content = {"state_dict": state, "epoch": 3, "optimizer_states": [{}], "callbacks": callbacks}
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.raises(ModelError, match="8 channels wide"):  # a pickle can't say how narrow it is
+        convert(tmp_path / "old.ckpt", tmp_path / "new.safetensors", Conversion())
+    declared = open_weights(family_files["sd1"]).metadata
+    monkeypatch.setattr("aid.sd.model.weights.open_tensors", lambda path: (open_tensors(path)[0], declared))
+    made = convert(tmp_path / "old.ckpt", tmp_path / "new.safetensors", Conversion())
+    assert (tmp_path / "new.safetensors").read_bytes() == family_files["sd1"].read_bytes()
+    assert made.dropped == {"model_ema": 687, "betas": 1}
+    convert(tmp_path / "old.ckpt", tmp_path / "ema.safetensors", Conversion(ema=True))
+    key = f"{UNET}out.2.bias"
+    assert torch.equal(read_tensors(tmp_path / "ema.safetensors")[key], tensors[key] + 1)
+
+
+def test_metadata_of_the_source_stays_but_for_hashes(family_files: dict[str, Path], tmp_path: Path) -> None:
+    told = {"modelspec.title": "A", "sshs_model_hash": "0", "modelspec.hash_sha256": "0x0", "note": "x"}
+    model = load_checkpoint(family_files["sd2"])
+    save_checkpoint(model, tmp_path / "a.safetensors", told)
+    run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--metadata", "note=", "--metadata", "k=v=w")
+    assert read_header(tmp_path / "b.safetensors").metadata == {
+        "aid.architecture": model.architecture.model_dump_json(exclude_defaults=True),
+        "modelspec.prediction_type": "v",
+        "modelspec.title": "A",
+        "k": "v=w",
+    }
+    run(tmp_path / "b.safetensors", tmp_path / "eps.safetensors", "--prediction", "epsilon")
+    assert open_weights(tmp_path / "eps.safetensors").architecture.prediction == "epsilon"
+
+
+def test_sdxl_of_v_prediction_carries_the_markers(family_files: dict[str, Path], tmp_path: Path) -> None:
+    run(family_files["sdxl"], tmp_path / "v.safetensors", "--prediction", "v", "--dtype", "bf16")
+    assert read_header(tmp_path / "v.safetensors").tensors["v_pred"].shape == (0,)
+    run(tmp_path / "v.safetensors", tmp_path / "folder")
+    assert load_checkpoint(tmp_path / "folder").architecture.prediction == "v"
+
+
+def test_a_vae_is_baked_in(family_files: dict[str, Path], tmp_path: Path) -> None:
+    source = read_tensors(family_files["sd1"])
+    bare = {key.removeprefix(VAE): one / 2 for key, one in source.items() if key.startswith(VAE)}
+    write_tensors(tmp_path / "vae.safetensors", bare, {})
+    run(family_files["sd1"], tmp_path / "b.safetensors", "--vae", tmp_path / "vae.safetensors")
+    baked = read_tensors(tmp_path / "b.safetensors")
+    assert baked.keys() == source.keys()
+    assert all(
+        torch.equal(baked[key], one / 2 if key.startswith(VAE) else one) for key, one in source.items()
+    )
+    del bare["decoder.conv_out.bias"]
+    write_tensors(tmp_path / "vae.safetensors", bare, {})
+    with pytest.raises(ModelError, match=r"vae\.safetensors: .*decoder\.conv_out\.bias is missing"):
+        convert(family_files["sd1"], tmp_path / "c.safetensors", Conversion(vae=tmp_path / "vae.safetensors"))
+
+
+def test_other_weights_keep_their_names(tmp_path: Path) -> None:
+    torch.save({"emb_params": torch.ones(2, 768), "step": 3}, tmp_path / "e.pt")
+    run(tmp_path / "e.pt", tmp_path / "e.safetensors", "--dtype", "fp16")
+    assert read_tensors(tmp_path / "e.safetensors")["emb_params"].dtype == torch.float16
+    with pytest.raises(SettingsError, match=r"e\.pt is no whole checkpoint"):
+        convert(tmp_path / "e.pt", tmp_path / "f.safetensors", Conversion(ema=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [(float("nan"), "holds NaN"), (float("inf"), "holds NaN"), (7e4, "holds values too large for fl")],
+)
+def test_what_cannot_be_written_leaves_nothing(
+    value: float, match: str, family_files: dict[str, Path], tmp_path: Path
+) -> None:
+    tensors = read_tensors(family_files["sd1"])
+    tensors[f"{VAE}decoder.conv_out.bias"][1] = value
+    write_tensors(tmp_path / "odd.safetensors", tensors, open_weights(family_files["sd1"]).metadata)
+    for target in ("out.safetensors", "folder"):
+        with pytest.raises(ModelError, match=rf"odd\.safetensors: .*conv_out\.bias {match}"):
+            convert(tmp_path / "odd.safetensors", tmp_path / target, Conversion(dtype=torch.float16))
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["{source}", "x.ckpt", "--layout", "ldm"], "a name that ends in .safetensors"),
+        (["{source}", "x.safetensors", "--layout", "diffusers"], "a name without such an ending"),
+        (["missing", "x.safetensors"], "does not exist"),
+        (["{source}", "x.safetensors", "--metadata", "novalue"], "expected KEY=VALUE"),
+        (["{source}", "x.safetensors", "--metadata", "aid.lineage={}"], "can't be set"),
+    ],
+)
+def test_what_cannot_be_meant(
+    words: list[str], match: str, family_files: dict[str, Path], tmp_path: Path
+) -> None:
+    told = [word.replace("{source}", str(family_files["sd1"])) for word in words]
+    told[1] = str(tmp_path / told[1])
+    with pytest.raises(AidError, match=match):
+        run(*told)
+
+
+def test_one_tensor_is_held_at_a_time(
+    family_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every reading and writing alternate: nothing is gathered first."""
+    events: list[str] = []
+    reading, writing = tensorfile.Header.read, tensorfile.raw_bytes
+
+    def read(self: tensorfile.Header, name: str) -> torch.Tensor:
+        events.append("r")
+        return reading(self, name)
+
+    def write(tensor: torch.Tensor) -> memoryview:
+        events.append("w")
+        return writing(tensor)
+
+    monkeypatch.setattr(tensorfile.Header, "read", read)
+    monkeypatch.setattr(tensorfile, "raw_bytes", write)
+    convert(family_files["sd1"], tmp_path / "a.safetensors", Conversion())
+    assert "rr" not in "".join(events) and events.count("w") == 1131
+
+
+def test_a_file_cut_while_it_is_read(family_files: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(family_files["sd1"].read_bytes())
+    tensors, _ = open_tensors(path)
+    path.write_bytes(path.read_bytes()[:200_000])
+    with pytest.raises(FileError, match="it ends inside"):
+        for stored in tensors.values():
+            stored.read()

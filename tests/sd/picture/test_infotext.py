@@ -1,0 +1,258 @@
+"""The `parameters` text: A1111's spelling, its parser's corners, and round trips."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import aid
+from aid.core.shot import Hires, Shot, Source
+from aid.errors import SettingsError
+from aid.sd.picture.file import SUFFIX, Format, picture_bytes
+from aid.sd.picture.infotext import Weights, parse_infotext, png_bytes, shot_of, write_infotext
+from aid.sd.picture.text import picture_text
+from aid.sd.sampling.samplers import SAMPLERS
+from aid.sd.sampling.schedules import SCHEDULES
+
+FULL = Weights("a1b2c3d4e5", "aid, v2.8", "0f0f0f0f0f", "vae-ft-mse-840000", {"aid210": "123456789abc"})
+
+
+def test_fields_stand_in_a1111s_order_and_spelling() -> None:
+    shot = Shot(prompt="by matcha, 1girl", negative_prompt="aid210", seed=7, cfg_scale=7.5, clip_skip=2)
+    assert write_infotext(shot, FULL) == (
+        "by matcha, 1girl\n"
+        "Negative prompt: aid210\n"
+        "Steps: 32, Sampler: Euler a, Schedule type: Automatic, CFG scale: 7.5, Seed: 7, Size: 512x512, "
+        'Model hash: a1b2c3d4e5, Model: "aid, v2.8", VAE hash: 0f0f0f0f0f, VAE: vae-ft-mse-840000, '
+        f'Clip skip: 2, RNG: CPU, TI hashes: "aid210: 123456789abc", Version: AID {aid.__version__}'
+    )
+
+
+def test_everything_asked_for_has_its_a1111_name() -> None:
+    shot = Shot(
+        prompt="a cat <lora:x:1>", seed=7, variation_seed=3, variation_strength=0.25, sampler="DPM++ SDE",
+        schedule="Karras", seed_delta=31337, noise_source="NV", emphasis="No norm", eta=0.5,
+        downcast_alphas=True, old_editing=True, cfg_rescale=0.7, cfg_sigmas=(0.3, 5.5),
+        hires=Hires(
+            scale=1.5, steps=12, denoising_strength=0.45, upscaler="Latent (nearest)", sampler="Euler",
+            schedule="Beta", prompt="a cat, detailed", negative_prompt="dog",
+        ),
+    )  # fmt: skip
+    assert write_infotext(shot, Weights(adapters={"x": "0123456789ab", "y, z": "ba9876543210"})) == (
+        "a cat <lora:x:1>\n"
+        "Steps: 32, Sampler: DPM++ SDE, Schedule type: Karras, CFG scale: 7, Seed: 7, Size: 512x512, "
+        "Variation seed: 3, Variation seed strength: 0.25, Denoising strength: 0.45, ENSD: 31337, RNG: NV, "
+        'Hires sampler: Euler, Hires prompt: "a cat, detailed", Hires negative prompt: dog, '
+        "Hires schedule type: Beta, Hires upscale: 1.5, Hires steps: 12, Hires upscaler: Latent (nearest), "
+        'Lora hashes: "x: 0123456789ab, y z: ba9876543210", '
+        "Emphasis: No norm, Old prompt editing timelines: True, Eta: 0.5, Downcast alphas_cumprod: True, "
+        f"CFG rescale: 0.7, CFG sigmas: 0.3 5.5, Version: AID {aid.__version__}"
+    )
+
+
+def test_a_picture_from_a_picture_names_it_but_not_where_it_lay() -> None:
+    source = Source(
+        picture="/home/somebody/drawing.png", sha256="a" * 64, mask="/home/somebody/mask, 2.png",
+        mask_sha256="b" * 64, mask_blur_px=8, masked_content="latent noise", resize="Crop and resize",
+    )  # fmt: skip
+    text = write_infotext(Shot(prompt="cat", source=source))
+    assert "Denoising strength: 0.75, RNG: CPU, Init image: drawing.png, Mask: " in text
+    assert "Mask blur: 8, Masked content: latent noise, Resize mode: Crop and resize" in text
+    assert "somebody" not in text
+    told = source.model_copy(update={"picture": "drawing.png", "mask": "mask, 2.png"})
+    assert shot_of(parse_infotext(text)).source == told
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("Sampler: DPM++ 2M Karras", {"sampler": "DPM++ 2M", "schedule": "Karras"}),
+        ("Sampler: Euler a, RNG: NV", {"noise_source": "NV"}),
+        ("Sampler: Euler a", {"noise_source": "GPU"}),
+        ("Sampler: Euler a, Version: v1.5.1", {"old_editing": True, "downcast_alphas": True}),
+        ("Sampler: Euler a, Version: v1.6.0", {"old_editing": False, "downcast_alphas": True}),
+        ("Sampler: Euler a, Version: v1.7.0-225-gabc", {"downcast_alphas": False}),
+        ("Sampler: Euler a, Version: f0.0.17", {"downcast_alphas": False}),
+        ("Sampler: DDIM, Eta DDIM: 0.3", {"eta": 0.3}),
+        ("Sampler: Euler a, ENSD: 31337, Clip skip: 2", {"seed_delta": 31337, "clip_skip": 2}),
+    ],
+)
+def test_what_a1111_means_by_its_fields(fields: str, expected: dict[str, object]) -> None:
+    shot = shot_of(parse_infotext(f"a [b:c:0.5]\nSteps: 20, CFG scale: 7, Seed: 1, {fields}"))
+    assert {name: getattr(shot, name) for name in expected} == expected
+
+
+def test_a1111s_second_pass_is_read() -> None:
+    fields = "Denoising strength: 0.7, Hires resize: 1024x0, Hires steps: 10, Hires upscaler: Latent"
+    shot = shot_of(parse_infotext(f"cat\nSteps: 20, Sampler: Euler a, Seed: 1, {fields}, Version: v1.10.1"))
+    assert shot.hires == Hires(width=1024, steps=10)
+    assert shot.source is None
+
+
+def test_what_is_default_or_unknown_is_left_out() -> None:
+    text = write_infotext(Shot(prompt="cat", cfg_scale=7))
+    assert "Clip skip" not in text
+    assert "Model" not in text
+    assert "Negative prompt" not in text
+    assert "CFG scale: 7," in text
+
+
+A1111_TEXT = """girl with an artist's beret, determined
+by Alphonse Mucha, ((eyeshadow))
+Negative prompt: ugly, (((deformed))), [blurry]
+second line
+Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x768, Model hash: 45dee52b, \
+Lora hashes: "add_detail: 7c6bad76eb54, x: 12", Version: v1.10.1"""
+
+
+def test_a_picture_of_a1111_is_read() -> None:
+    infotext = parse_infotext(A1111_TEXT)
+    assert infotext.prompt == "girl with an artist's beret, determined\nby Alphonse Mucha, ((eyeshadow))"
+    assert infotext.negative_prompt == "ugly, (((deformed))), [blurry]\nsecond line"
+    assert infotext.fields["Lora hashes"] == "add_detail: 7c6bad76eb54, x: 12"
+    shot = shot_of(infotext)
+    assert (shot.steps, shot.seed, shot.width, shot.height, shot.clip_skip) == (20, 965400086, 512, 768, 1)
+
+
+def test_a_bare_prompt_is_a_prompt() -> None:
+    infotext = parse_infotext("cat, note: this, that")
+    assert (infotext.prompt, infotext.fields) == ("cat, note: this, that", {})
+    assert shot_of(infotext) == Shot(prompt="cat, note: this, that")
+
+
+@pytest.mark.parametrize("wrong", ["Steps: many", "Seed: -1", "Clip skip: 40"])
+def test_values_that_no_picture_can_have(wrong: str) -> None:
+    with pytest.raises(SettingsError, match="the picture's text says"):
+        shot_of(parse_infotext(f"cat\nSampler: Euler a, CFG scale: 7, Model: x, {wrong}"))
+
+
+def canonical(text: str) -> str:
+    """As A1111 would hand it back: lines stripped, no blank lines before the first."""
+    return "\n".join(line.strip() for line in text.strip().split("\n")).strip()
+
+
+PROMPTS = (
+    (st.text(alphabet='ab ,:"\\()\n') | st.text())
+    .map(canonical)
+    .filter(lambda text: not any(line.startswith("Negative prompt:") for line in text.split("\n")))
+)
+SHARES = st.floats(0, 1)
+PLAIN_NAMES = st.text("abc ,:.png", min_size=1).filter(lambda text: text.strip(". "))
+DIGESTS = st.sampled_from(["", "0123456789abcdef" * 4])
+SOURCES = st.builds(
+    Source,
+    picture=PLAIN_NAMES,
+    sha256=DIGESTS,
+    denoising_strength=SHARES,
+    mask=st.just("") | PLAIN_NAMES,
+    mask_sha256=DIGESTS,
+    mask_blur_px=st.integers(0, 64),
+    masked_content=st.sampled_from(["fill", "original", "latent noise", "latent nothing"]),
+    resize=st.sampled_from(["Just resize", "Crop and resize", "Resize and fill"]),
+)
+HIRES = st.builds(
+    Hires,
+    scale=st.floats(1, 8),
+    width=st.integers(0, 128).map(lambda n: 8 * n),
+    height=st.integers(0, 128).map(lambda n: 8 * n),
+    steps=st.integers(0, 1000),
+    denoising_strength=SHARES,
+    upscaler=st.sampled_from(["Latent", "Latent (bicubic antialiased)", "Lanczos"]),
+    sampler=st.sampled_from(["", *SAMPLERS]),
+    schedule=st.sampled_from(["", *SCHEDULES]),
+    prompt=st.text(),
+    negative_prompt=st.text(),
+)
+SHOTS = st.builds(
+    lambda second, **fields: Shot(**fields, **second),
+    second=st.just({}) | st.fixed_dictionaries({"source": SOURCES}) | st.fixed_dictionaries({"hires": HIRES}),
+    prompt=PROMPTS,
+    negative_prompt=PROMPTS,
+    seed=st.integers(0, 2**63 - 1),
+    steps=st.integers(1, 1000),
+    cfg_scale=st.floats(0, 100),
+    width=st.integers(1, 1024).map(lambda n: 8 * n),
+    height=st.integers(1, 1024).map(lambda n: 8 * n),
+    sampler=st.sampled_from(list(SAMPLERS)),
+    schedule=st.sampled_from(["Automatic", *SCHEDULES]),
+    clip_skip=st.integers(1, 12),
+    eta=st.none() | st.floats(0, 10),
+    emphasis=st.sampled_from(["Original", "No norm", "Ignore", "None", "ComfyUI"]),
+    old_editing=st.booleans(),
+    noise_source=st.sampled_from(["CPU", "GPU", "NV"]),
+    variation_seed=st.integers(0, 2**63 - 1),
+    variation_strength=SHARES,
+    seed_delta=st.integers(0, 2**62 - 1),
+    downcast_alphas=st.booleans(),
+    cfg_rescale=SHARES,
+    cfg_sigmas=st.none() | st.tuples(st.floats(0, 1), st.floats(1.5, 1e6)),
+)
+NAMES = st.text(min_size=1).filter(lambda text: "\n" not in text)
+
+
+@given(SHOTS, NAMES, NAMES)
+def test_what_is_written_is_read(shot: Shot, model: str, vae: str) -> None:
+    infotext = parse_infotext(write_infotext(shot, Weights("0123456789", model, "9876543210", vae)))
+    assert shot_of(infotext) == shot
+    assert (infotext.fields["Model"], infotext.fields["VAE"]) == (model, vae)
+    assert infotext.weights == Weights("0123456789", model, "9876543210", vae)
+
+
+@given(st.text())
+def test_any_text_is_read(text: str) -> None:
+    parse_infotext(text)
+
+
+@pytest.mark.parametrize("prompt", ["by matcha", "作者 matcha ✨", "café"])
+def test_a_png_carries_its_text_and_lineage(prompt: str) -> None:
+    content = png_bytes(Image.new("RGB", (4, 4)), write_infotext(Shot(prompt=prompt)), '{"é": "図"}')
+    with Image.open(io.BytesIO(content)) as picture:
+        assert shot_of(parse_infotext(picture.text["parameters"])).prompt == prompt  # type: ignore[attr-defined]
+        assert picture.text["aid.lineage"] == '{"é": "図"}'  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("format", SUFFIX)
+@pytest.mark.parametrize("prompt", ["by matcha", "作者 matcha ✨", "café"])
+def test_every_format_carries_its_text(format: Format, prompt: str, tmp_path: Path) -> None:
+    asked = Shot(prompt=prompt, negative_prompt="blurry")
+    file = tmp_path / f"picture{SUFFIX[format]}"
+    file.write_bytes(picture_bytes(Image.new("RGB", (16, 8), "red"), write_infotext(asked), format=format))
+    text = picture_text(file)
+    assert text.summary == f"{format.upper()}, 16x8"
+    assert shot_of(parse_infotext(text.parameters)) == asked
+
+
+def test_webp_of_full_quality_loses_nothing() -> None:
+    chance = Image.effect_noise((32, 32), 90).convert("RGB")
+    content = picture_bytes(chance, "cat", format="webp", quality=100)
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.convert("RGB").tobytes() == chance.tobytes()
+
+
+def test_a_jpeg_has_no_room_for_a_book() -> None:
+    with pytest.raises(SettingsError, match="too long for a JPEG"):
+        picture_bytes(Image.new("RGB", (8, 8)), "cat " * 10_000, format="jpeg")
+    assert picture_bytes(Image.new("RGB", (8, 8)), "cat " * 10_000, format="webp")
+
+
+@pytest.mark.parametrize("format", SUFFIX)
+def test_sd_parsers_reads_it(format: Format, tmp_path: Path) -> None:
+    """Another project's reader, on what we write."""
+    from sd_parsers import ParserManager
+
+    asked = Shot(prompt="by 作者, (cat:1.2)", negative_prompt="blurry, dog", seed=7, hires=Hires(steps=3))
+    file = tmp_path / f"picture{SUFFIX[format]}"
+    text = write_infotext(asked, Weights("a1b2c3d4e5", "aid-v2.8"))  # it knows no quotes around a name
+    file.write_bytes(picture_bytes(Image.new("RGB", (16, 8)), text, format=format))
+    read = ParserManager().parse(file)
+    assert read is not None
+    assert [prompt.value for prompt in read.prompts] == [asked.prompt]
+    assert [prompt.value for prompt in read.negative_prompts] == [asked.negative_prompt]
+    (sampler,) = read.samplers
+    assert (sampler.name, sampler.parameters["steps"], sampler.parameters["seed"]) == ("Euler a", "32", "7")
+    assert [(model.name, model.hash) for model in read.models] == [("aid-v2.8", "a1b2c3d4e5")]
