@@ -16,7 +16,7 @@ import json
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch
 from reporting import Row, report
 from torch import Tensor
 
-from aid.sd.sampling.course import noise_for, plan_course
+from aid.sd.sampling.course import Course, noise_for, plan_course
 from aid.sd.sampling.noise import levels, scaled_input, to_denoised
 from aid.sd.sampling.random import PictureNoise
 from aid.sd.sampling.samplers import SAMPLERS, TRAITS, Denoise
@@ -76,35 +76,35 @@ def import_peer() -> types.ModuleType:
 
 
 def run_ours(
-    name: str, denoise: Denoise, steps: int, seeds: list[int], shape: tuple[int, ...], **own: float
+    name: str, denoise: Denoise, course: Course, seeds: Sequence[int], shape: tuple[int, ...]
 ) -> Tensor:
-    course = plan_course(name, "Automatic", steps, levels())
     noise = PictureNoise(seeds, shape)
     x = course.start(noise())
-    return SAMPLERS[name](denoise, x, course.sigmas, noise_for(name, course, noise), lambda: None, **own)
+    return SAMPLERS[name](denoise, x, course.sigmas, noise_for(name, course, noise), lambda: None)
 
 
 def run_peer(
     peer: types.ModuleType,
     name: str,
     denoise: Denoise,
-    steps: int,
-    seeds: list[int],
+    course: Course,
+    seeds: Sequence[int],
     shape: tuple[int, ...],
     **own: float,
 ) -> Tensor:
-    """k-diffusion as A1111 runs it: one generator a picture, and one Brownian tree a picture."""
+    """k-diffusion as A1111 runs it: one generator a picture, and one Brownian tree a picture. It computes in
+    the precision of the course."""
     function, options = PEERS[name]
-    course = plan_course(name, "Automatic", steps, levels())
+    dtype = course.sigmas.dtype
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def draw(*_: object) -> Tensor:
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        return torch.stack([torch.randn(shape, generator=one, dtype=dtype) for one in generators])
 
     x = draw() * course.sigmas[0]
     options = {**options, **own}
     if TRAITS[name].eta is not None:
-        tree = peer.BrownianTreeNoiseSampler(x, course.lowest, course.highest, seed=seeds)
+        tree = peer.BrownianTreeNoiseSampler(x, course.lowest, course.highest, seed=list(seeds))
         options["noise_sampler"] = tree if TRAITS[name].brownian else draw
     peer.torch.randn_like, kept = draw, torch.randn_like
     try:
@@ -137,10 +137,11 @@ def measure(peer: types.ModuleType, denoise: Denoise) -> list[Row]:
     rows = []
     for name in PEERS:
         for steps in STEPS:
+            course = plan_course(name, "Automatic", steps, levels())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                theirs = run_peer(peer, name, denoise, steps, [7], (4, 8, 8))
-            ours = run_ours(name, denoise, steps, [7], (4, 8, 8))
+                theirs = run_peer(peer, name, denoise, course, [7], (4, 8, 8))
+            ours = run_ours(name, denoise, course, [7], (4, 8, 8))
             difference = ((ours - theirs).abs().max() / theirs.std()).item()
             rows.append(Row(f"{name}, {steps} steps", difference, "1", limit=LIMIT))
             print(rows[-1].name, f"{difference:.2g}", file=sys.stderr, flush=True)
@@ -148,14 +149,16 @@ def measure(peer: types.ModuleType, denoise: Denoise) -> list[Row]:
 
 
 def record(peer: types.ModuleType) -> dict[str, Any]:
-    """k-diffusion on the mixture: final latents; its schedules and Brownian noise; quantiles of scipy."""
+    """k-diffusion on the mixture: final latents and Brownian noise, in float64; its schedules; quantiles
+    of scipy."""
     from scipy import stats
 
     sys.path.append(str(REPOSITORY / "tests/sd/sampling"))
-    from sampler_problem import SEEDS, SHAPE, mixture
+    from sampler_problem import SEEDS, SHAPE, exact_course, mixture
 
     def final(name: str, steps: int, **own: float) -> list[float]:
-        return [*run_peer(peer, name, mixture, steps, list(SEEDS), SHAPE, **own).flatten().tolist()]
+        latent = run_peer(peer, name, mixture, exact_course(steps), SEEDS, SHAPE, **own)
+        return [float(value) for value in latent.flatten()]
 
     low, high = levels().sigma_min, levels().sigma_max
     ends = {"sigma_min": low, "sigma_max": high}
@@ -165,13 +168,14 @@ def record(peer: types.ModuleType) -> dict[str, Any]:
         "Polyexponential": peer.get_sigmas_polyexponential,
     }
     at = [(low, high), (10.0, 14.0), (1.0, 10.0), (0.5, 1.0), (0.1, 0.100003), (2.0, 3.0)]
-    tree = peer.BrownianTreeNoiseSampler(torch.zeros(2, 4), low, high, seed=[1, 2**40])
+    exact = {"dtype": torch.float64}
+    tree = peer.BrownianTreeNoiseSampler(torch.zeros(2, 4, **exact), low, high, seed=[1, 2**40])
     return {
         "latents": {name: {str(steps): final(name, steps) for steps in STEPS} for name in PEERS},
         "variants": [[name, own, final(name, 20, **own)] for name, own in VARIANTS],
         "schedules": {name: make(20, **ends).tolist() for name, make in schedules.items()},
         "polyexponential_rho_2": peer.get_sigmas_polyexponential(12, **ends, rho=2.0).tolist(),
-        "brownian": [[down, up, tree(torch.tensor(up), torch.tensor(down)).tolist()] for down, up in at],
+        "brownian": [[*ends, tree(*torch.tensor(ends[::-1], **exact)).tolist()] for ends in at],
         "beta": [[a, b, p, float(stats.beta.ppf(p, a, b))] for a, b, p in _beta_cases()],
     }
 

@@ -103,18 +103,17 @@ def test_slerp_of_equal_noise_is_that_noise() -> None:
     assert torch.allclose(slerp(0.4, noise, noise), noise, atol=1e-6)
 
 
-def drawer(shape: tuple[int, ...]) -> Callable[[int], Tensor]:
-    return lambda seed: torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def drawer(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Callable[[int], Tensor]:
+    return lambda seed: torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def test_brownian_noise_of_torchsde() -> None:
-    known = levels()
-    noise = BrownianNoise(
-        [1, 2**40], drawer((4,)), torch.tensor(known.sigma_min), torch.tensor(known.sigma_max)
-    )
+    """In float64, as it was recorded."""
+    ends = (torch.tensor(end, dtype=torch.float64) for end in (levels().sigma_min, levels().sigma_max))
+    noise = BrownianNoise([1, 2**40], drawer((4,), torch.float64), *ends)
     for low, high, expected in RECORDED["brownian"]:
-        ours = noise(torch.tensor(high), torch.tensor(low))
-        assert torch.allclose(ours, torch.tensor(expected), rtol=1e-5, atol=2e-6)
+        ours = noise(*torch.tensor([high, low], dtype=torch.float64))
+        assert torch.allclose(ours, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
