@@ -27,7 +27,7 @@ def model_spec(architecture: Architecture, plan: Plan, settings: LoraSettings) -
     return ModelSpec(
         architecture=f"{architecture_name(architecture)}/lora",
         title=settings.name,
-        resolution=max(plan.order.buckets, key=lambda size: size[0] * size[1]),
+        resolution=max(plan.order.sizes, key=lambda size: size[0] * size[1]),
         tags=tuple(plan.dataset.styles()),
         prediction_type=architecture.prediction,
         encoder_layer=settings.clip_skip if architecture.family == "sd1" else None,

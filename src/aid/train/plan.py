@@ -18,6 +18,7 @@ from aid.train.caption import Captions
 from aid.train.noising import Noised, draw_noise
 from aid.train.order import Order, Replay
 from aid.train.settings import CommonSettings, TrainingSettings
+from aid.train.share import repeated, shares_of
 
 Write = Callable[[Sequence[Record], int], list[str]]  # the captions of a step's records
 
@@ -85,7 +86,7 @@ class Plan:
     @property
     def pictures(self) -> int:
         """New ones, seen once an epoch."""
-        return sum(map(len, self.order.buckets.values()))
+        return self.order.pictures
 
 
 def plan_styles(dataset: Dataset, settings: TrainingSettings, scale: float) -> Plan:
@@ -98,7 +99,7 @@ def plan_styles(dataset: Dataset, settings: TrainingSettings, scale: float) -> P
     replayed = [record for record in trained if record.regularisation]
     new = [record for record in trained if not record.regularisation]
     replays = min(round(settings.batch_size * settings.regularisation_share), settings.batch_size - 1)
-    order = Order(new, settings.batch_size - replays, settings.seed)
+    order = order_styles(new, settings, settings.batch_size - replays)
     check_replay(len(replayed), replays)
     replay = Replay(replayed, replays, settings.seed) if replays else None
     captions = Captions(settings.caption, count_tags(trained))
@@ -110,6 +111,13 @@ def plan_styles(dataset: Dataset, settings: TrainingSettings, scale: float) -> P
 
     steps = settings.steps or max(1, round(settings.epochs * order.steps_per_epoch))
     return Plan(dataset, settings, scale, steps, order, replay, write, settings.regularisation_weight)
+
+
+def order_styles(records: Sequence[Record], settings: TrainingSettings, batch_size: int) -> Order:
+    """The order by the rule of `settings.balance`."""
+    rule = settings.balance.rule
+    passed = repeated(records, rule)
+    return Order(passed, batch_size, settings.seed, shares_of(passed, rule), len(records))
 
 
 def check_replay(pictures: int, replays: int) -> None:

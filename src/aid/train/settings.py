@@ -10,12 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from aid.core.artifact import Inputs, Settings
 from aid.core.blocks import block_range
 from aid.errors import SettingsError
-from aid.train.tables import CaptionSettings, SampleSettings, TimestepSettings
+from aid.train.tables import BalanceSettings, CaptionSettings, SampleSettings, TimestepSettings
 
 __all__ = [
-    "CaptionSettings", "CommonSettings", "EmbeddingInputs", "EmbeddingSettings", "FinetuneInputs",
-    "FinetuneSettings", "LoraInputs", "LoraSettings", "LossSettings", "SampleSettings", "TimestepSettings",
-    "TrainingSettings",
+    "BalanceSettings", "CaptionSettings", "CommonSettings", "EmbeddingInputs", "EmbeddingSettings",
+    "FinetuneInputs", "FinetuneSettings", "LoraInputs", "LoraSettings", "LossSettings", "SampleSettings",
+    "TimestepSettings", "TrainingSettings",
 ]  # fmt: skip
 
 
@@ -90,6 +90,7 @@ class TrainingSettings(CommonSettings):
     """Times every trained picture is seen; give this or `steps`. The card's AID v1 used 100."""
     steps: int = Field(default=0, ge=0)
     """Optimiser steps; give this or `epochs`."""
+    balance: BalanceSettings = BalanceSettings()
     regularisation_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of each batch taken from the regularisation pictures (prior preservation, replay)."""
     regularisation_weight: float = Field(default=1.0, ge=0)

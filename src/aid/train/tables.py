@@ -45,6 +45,16 @@ class CaptionSettings(Settings):
     """Windows of 75 tokens; a longer caption is cut."""
 
 
+class BalanceSettings(Settings):
+    """How often each style comes up. Regularisation pictures stand beside it, with their share of a batch."""
+
+    rule: Literal["by_count", "equal", "author", "measured"] = "by_count"
+    """`by_count`: each picture once an epoch. `equal`: each style alike. `author`: pictures of rare artists
+    and characters, and good ones, up to 10 times, those of low quality never, as the author's scripts have
+    it. `measured`: styles that are behind, by their held-out pictures, come up more often than those ahead.
+    An epoch has as many places as there are pictures, whatever the rule."""
+
+
 class SampleSettings(Settings):
     """Sheets drawn while training, with fixed seeds, so that progress can be seen."""
 

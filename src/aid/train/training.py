@@ -50,17 +50,19 @@ class Training:
         self.at_work: list[bool] = []
 
     def gradients(self, step: Step) -> tuple[float, float]:
-        """Fill the gradients of one step; its loss and the gradient's norm. No weight is changed."""
+        """Fill the gradients of one step; its mean loss and the gradient's norm. No weight is changed. A
+        picture counts the same in a batch that is not full."""
+        whole = max(len(step.records), self.settings.batch_size)
         self._thaw(step.index)
         total = torch.zeros((), device=self.device)
         for part in step.parts(self.settings.part_size):
-            loss = self.loss(part) * (len(part.records) / len(step.records))
+            loss = self.loss(part) * (len(part.records) / whole)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         limit = self.settings.gradient_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
         loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
-        return loss_value, norm_value
+        return loss_value * whole / len(step.records), norm_value
 
     def _thaw(self, index: int) -> None:
         """Ask for the gradients of those groups alone that are at work."""

@@ -1,0 +1,141 @@
+"""Which style comes up how often: exact, even and by rules that others wrote down."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aid.core.dataset import Record
+from aid.errors import SettingsError
+from aid.train.order import Order
+from aid.train.plan import order_styles
+from aid.train.settings import BalanceSettings, FinetuneSettings
+from aid.train.share import author_repeats, repeated, shares_of
+
+STYLES = ("ann", "bob", "cleo", "dora")
+
+
+def records(counts: dict[str, int], tags: tuple[str, ...] = (), fixed: int = 0) -> list[Record]:
+    made: list[Record] = []
+    for style, count in counts.items():
+        for index in range(count):
+            made.append(
+                Record(
+                    sha256="", source=f"{style}/{index}", file="", style=style, tags=tags, fixed=fixed,
+                    split="train", width=(64, 96)[index % 2], height=64, row=len(made),
+                )
+            )  # fmt: skip
+    return made
+
+
+COUNTS = st.dictionaries(st.sampled_from(STYLES), st.integers(1, 40), min_size=1)
+ROUNDS = st.lists(st.lists(st.floats(0, 4), min_size=4, max_size=4), min_size=1, max_size=12)
+
+
+@given(COUNTS, ROUNDS, st.integers(1, 60), st.integers(1, 7))
+def test_each_style_has_its_share_to_within_half_a_picture(
+    counts: dict[str, int], rounds: list[list[float]], places: int, size: int
+) -> None:
+    order = Order(records(counts), size, 0, places=places, live=True)
+    due, seen = Counter[str](), Counter[str]()
+    for weights in rounds:
+        shares = {style: weights[index] + 0.01 for index, style in enumerate(counts)}
+        first = order.end
+        order.lay(shares)
+        for step in range(first, order.end):
+            batch = order.batch(step)
+            assert len(batch) <= size and len({record.width for record in batch}) == 1
+            seen.update(record.style for record in batch)
+        for style in counts:
+            due[style] += order.places * shares[style] / sum(shares.values())  # type: ignore[assignment]
+            assert abs(seen[style] - due[style]) <= 0.5 + 1e-6
+
+
+@given(COUNTS, st.integers(0, 5))
+def test_a_style_uses_all_its_pictures_before_any_again(counts: dict[str, int], seed: int) -> None:
+    order = order_styles(records(counts), settings("equal", seed), 3)
+    seen = Counter(record.source for step in range(40) for record in order.batch(step))
+    for style, count in counts.items():
+        own = [seen[f"{style}/{index}"] for index in range(count)]
+        cut = 1 + 3  # the round that the 40th step lies in may have more of them
+        assert max(own) - min(own) <= cut
+
+
+def settings(rule: str, seed: int = 0) -> FinetuneSettings:
+    balance = BalanceSettings.model_validate({"rule": rule})
+    return FinetuneSettings(steps=9, batch_size=3, seed=seed, balance=balance)
+
+
+def test_equal_is_equal_and_by_count_counts() -> None:
+    made = records({"ann": 4, "bob": 44})
+    for rule, expected in (("by_count", {"ann": 4, "bob": 44}), ("equal", {"ann": 24, "bob": 24})):
+        order = order_styles(made, settings(rule), 4)
+        order.batch(0)
+        assert order.rounds[0].counts == expected
+        assert Counter(r.style for step in range(order.end) for r in order.batch(step)) == expected
+
+
+def test_a_round_is_even_at_every_step() -> None:
+    order = order_styles(records({"ann": 2, "bob": 78}), settings("equal"), 4)
+    seen = Counter[str]()
+    for step in range(20):
+        seen.update(record.style for record in order.batch(step))
+        assert abs(seen["ann"] - seen["bob"]) <= 8, "each bucket may hold back three"
+
+
+def test_steps_can_be_asked_for_in_any_order() -> None:
+    made = records({"ann": 5, "bob": 9})
+    forth, back = (order_styles(made, settings("equal"), 4) for _ in range(2))
+    ahead = [forth.batch(step) for step in range(30)]
+    assert [back.batch(step) for step in reversed(range(30))] == ahead[::-1]
+
+
+def test_a_live_order_waits_for_its_shares() -> None:
+    order = Order(records({"ann": 8}), 4, 0, live=True)
+    assert not order.known(0)
+    order.lay({"ann": 1.0})
+    assert order.known(0) and order.known(order.end - 1) and not order.known(order.end)
+
+
+@pytest.mark.parametrize(
+    ("artist", "count", "repeats"),
+    [("ann", 24, 1), ("ann", 25, 4), ("ann", 30, 3), ("ann", 60, 1), ("ann", 400, 1), ("", 30, 1)],
+)
+def test_the_authors_repeats_of_artists(artist: str, count: int, repeats: int) -> None:
+    assert set(author_repeats(records({artist: count}))) == {repeats}
+
+
+@pytest.mark.parametrize(
+    ("tags", "count", "repeats"),
+    [
+        (("miku",), 49, 2),  # 100 / 49 of the artist; too few of the character
+        (("miku",), 50, 10),  # 2 * 20, clamped
+        (("miku", "rin"), 400, 6),  # 2.5 * 2.5, cut off
+        (("miku", "amazing quality"), 2000, 5),
+        (("miku", "high quality"), 2000, 1),
+        (("miku", "best quality"), 500, 5),  # 2 * 2.5
+        (("miku", "worst quality"), 50, 0),
+    ],
+)
+def test_the_authors_repeats_of_characters_and_quality(
+    tags: tuple[str, ...], count: int, repeats: int
+) -> None:
+    fixed = sum("quality" not in tag for tag in tags)
+    assert set(author_repeats(records({"ann": count}, tags, fixed))) == {repeats}
+
+
+def test_by_the_authors_rule_the_repeats_share_an_epoch() -> None:
+    made = records({"ann": 25, "bob": 100}) + records({"cleo": 30}, ("low quality",))
+    shares = shares_of(repeated(made, "author"), "author")
+    assert shares == {"ann": 100, "bob": 100}
+    order = order_styles(made, settings("author"), 5)
+    order.batch(0)
+    assert sum(order.rounds[0].counts.values()) == pytest.approx(len(made), abs=1)
+
+
+def test_pictures_of_low_quality_alone_are_nothing_to_train_on() -> None:
+    with pytest.raises(SettingsError, match="no pictures to train on"):
+        order_styles(records({"ann": 30}, ("low quality",)), settings("author"), 4)
