@@ -8,11 +8,12 @@ import torch
 
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
+from aid.sd.model.allocation import keep_freed_memory
 
 
 def torch_device(bench: Workbench) -> torch.device:
-    """The bench's device, "auto" being a GPU if there is one; applies its thread count, and on
-    a GPU asks for kernels whose results don't vary.
+    """The bench's device, "auto" being a GPU if there is one; applies its thread count, lets freed memory
+    be used again on a CPU, and on a GPU asks for kernels whose results don't vary.
 
     Raises SettingsError for a device that torch can't use here.
     """
@@ -23,6 +24,8 @@ def torch_device(bench: Workbench) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda"):
         same_bits_on_cuda()
+    if name == "cpu":
+        keep_freed_memory()
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
