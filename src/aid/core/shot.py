@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 NoiseSource = Literal["CPU", "GPU", "NV"]
 Emphasis = Literal["Original", "No norm", "Ignore", "None", "ComfyUI"]
 MaskedContent = Literal["fill", "original", "latent noise", "latent nothing"]
+MaskArea = Literal["Whole picture", "Only masked"]
+MaskMode = Literal["Inpaint masked", "Inpaint not masked"]
 ResizeMode = Literal["Just resize", "Crop and resize", "Resize and fill"]
 Upscaler = Literal[
     "Latent",
@@ -40,8 +42,16 @@ class Source(_Part):
     """Path of a picture whose white parts are drawn anew; empty: everything is."""
     mask_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     """Of the mask's file."""
+    mask_mode: MaskMode = "Inpaint masked"
+    """Whether white parts are drawn anew, or all but them."""
     mask_blur_px: int = Field(default=4, ge=0, le=64)
-    """Standard deviation by which the mask's border is softened."""
+    """Standard deviation by which the mask's border is softened, in the mask's pixels."""
+    mask_area: MaskArea = "Whole picture"
+    """"Only masked" draws the part around the mask at the full size, and puts it back."""
+    mask_padding_px: int = Field(default=32, ge=0, le=256)
+    """How much around the mask "Only masked" draws too, in the picture's pixels."""
+    mask_weight: float = Field(default=1.0, ge=0, le=1)
+    """How little an inpainting model is shown of what lies under the mask; 1 is nothing."""
     masked_content: MaskedContent = "original"
     """What drawing starts from under the mask."""
     resize: ResizeMode = "Just resize"

@@ -103,15 +103,9 @@ def source_of(settings: GenerateSettings, inputs: GenerateInputs) -> Source | No
             raise SettingsError("a mask is given without a picture", "both", "Name the picture with --init.")
         return None
     mask = {"mask": inputs.mask.name, "mask_sha256": sha256_file(inputs.mask)} if inputs.mask else {}
-    return Source(
-        picture=inputs.init.name,
-        sha256=sha256_file(inputs.init),
-        denoising_strength=settings.denoising_strength,
-        mask_blur_px=settings.mask_blur_px,
-        masked_content=settings.masked_content,
-        resize=settings.resize,
-        **mask,
-    )
+    shared = Source.model_fields.keys() & GenerateSettings.model_fields.keys()
+    told = {name: getattr(settings, name) for name in shared}
+    return Source(picture=inputs.init.name, sha256=sha256_file(inputs.init), **told, **mask)
 
 
 def _embeddings(

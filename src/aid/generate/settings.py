@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aid.core.artifact import Inputs, Settings
-from aid.core.shot import Emphasis, Hires, MaskedContent, NoiseSource, ResizeMode
+from aid.core.shot import Emphasis, Hires, MaskArea, MaskedContent, MaskMode, NoiseSource, ResizeMode
 
 
 class Plan(BaseModel):
@@ -95,6 +95,14 @@ class GenerateSettings(Settings):
     """With --mask: standard deviation by which its border is softened; 4 is A1111's."""
     masked_content: MaskedContent = "original"
     """With --mask: what drawing starts from under it."""
+    mask_mode: MaskMode = "Inpaint masked"
+    """With --mask: whether its white parts are drawn anew, or all but them."""
+    mask_area: MaskArea = "Whole picture"
+    """With --mask: "Only masked" draws the part around it at the full size, and puts it back."""
+    mask_padding_px: int = Field(default=32, ge=0, le=256)
+    """With "Only masked": how much around the mask is drawn too, in the picture's pixels; 32 is A1111's."""
+    mask_weight: float = Field(default=1.0, ge=0, le=1)
+    """With an inpainting model: how little it is shown of what lies under the mask; 1 is nothing."""
     resize: ResizeMode = "Just resize"
     """With --init: how a picture of other proportions is made to fit."""
     hires: Hires | None = None

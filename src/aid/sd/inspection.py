@@ -32,6 +32,7 @@ from aid.sd.picture.text import is_picture, picture_text
 ADAPTER = re.compile(
     r"^(.+?)\.(lora_(?:up|down|mid|A|B)(?:\.default)?(?:\.weight)?|alpha|dora_scale|hada_\w+|lokr_\w+|diff(?:_b)?)$"
 )
+INPAINTS = "yes: its U-Net is shown the mask and what lies around it"
 MAX_EMBEDDING_BYTES = 64 << 20  # of a pickle, which tells what it is only when it is read
 RANK_OF = ("lora_down", "lora_A", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # their first axis
 PARTS = {
@@ -128,6 +129,7 @@ def _architecture_words(architecture: Architecture) -> dict[str, str]:
         "architecture": architecture_name(architecture),
         "prediction": architecture.prediction + terminal,
         "native size": f"{architecture.native_edge_px} px",
+        **({"inpainting": INPAINTS} if architecture.inpaints else {}),
     }
 
 

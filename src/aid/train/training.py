@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from aid.errors import ModelError
 from aid.sd.file.tensorfile import Header
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.prompt.text import Conditioning
@@ -125,7 +126,12 @@ class Training:
 
 
 def make_ready(model: StableDiffusion, settings: CommonSettings) -> None:
-    """Freeze all of a model, and lay it out for training; what is trained is thawed step by step."""
+    """Freeze all of a model, and lay it out for training; what is trained is thawed step by step.
+
+    Raises ModelError for an inpainting model, which would have to be shown masks.
+    """
+    if model.architecture.inpaints:
+        raise ModelError(f"{model.path} is an inpainting model", "for training, one that draws from noise")
     for module in model.modules():
         module.requires_grad_(False)
     model.vae.to("cpu")  # latents are cached; only sheets need it

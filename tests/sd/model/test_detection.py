@@ -12,6 +12,7 @@ from aid.sd.model.architecture import SD1, SD2, SD2_BASE, SDXL, Architecture
 from aid.sd.model.checkpoint import _assemble
 from aid.sd.model.detection import SD2_BIAS, detect
 from aid.sd.model.layouts import PLACES, modern_key
+from aid.sd.model.metadata import architecture_name
 from aid.sd.model.sibling import sibling_prediction
 
 
@@ -90,10 +91,18 @@ def test_other_families_are_named(
         detect({**shapes["sd1"], key: (1,)}, {}, "x")
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_inpainting_models(family: str, shapes: dict[str, Mapping[str, tuple[int, ...]]]) -> None:
+    conv = "model.diffusion_model.input_blocks.0.0.weight"
+    found = detect({**shapes[family], conv: (320, 9, 3, 3)}, {}, "x")
+    assert (found.family, found.unet_inputs, found.prediction) == (family, 9, "epsilon")
+    assert architecture_name(found).endswith("-inpainting") and not detect(shapes[family], {}, "x").inpaints
+
+
 def test_what_is_no_whole_checkpoint_is_named(shapes: dict[str, Mapping[str, tuple[int, ...]]]) -> None:
     conv = "model.diffusion_model.input_blocks.0.0.weight"
-    with pytest.raises(ModelError, match="takes 9 input channels; expected 4"):
-        detect({**shapes["sdxl"], conv: (320, 9, 3, 3)}, {}, "x")
+    with pytest.raises(ModelError, match="takes 8 input channels; expected 4, or an inpainting model's 9"):
+        detect({**shapes["sdxl"], conv: (320, 8, 3, 3)}, {}, "x")
     only_unet = {key: shape for key, shape in shapes["sd1"].items() if key.startswith("model.")}
     with pytest.raises(ModelError, match="has no cond_stage_model"):
         detect(only_unet, {}, "x")

@@ -288,7 +288,7 @@ def test_a_folder_is_whole_or_a_clear_error(folders: dict[str, Path], tmp_path: 
         ("transformer_layers_per_block", [1, 10**9]),
         ("down_block_types", ["?"]),
         ("down_block_types", 3),
-        ("in_channels", 9),
+        ("in_channels", 8),
         ("sample_size", 10**9),
         ("block_out_channels", [16, 16, 32, 32]),
     ):

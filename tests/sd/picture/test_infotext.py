@@ -58,11 +58,17 @@ def test_everything_asked_for_has_its_a1111_name() -> None:
 def test_a_picture_from_a_picture_names_it_but_not_where_it_lay() -> None:
     source = Source(
         picture="/home/somebody/drawing.png", sha256="a" * 64, mask="/home/somebody/mask, 2.png",
-        mask_sha256="b" * 64, mask_blur_px=8, masked_content="latent noise", resize="Crop and resize",
+        mask_sha256="b" * 64, mask_blur_px=4, masked_content="latent noise", resize="Crop and resize",
+        mask_area="Only masked", mask_padding_px=48, mask_mode="Inpaint not masked", mask_weight=0.5,
     )  # fmt: skip
-    text = write_infotext(Shot(prompt="cat", source=source))
-    assert "Denoising strength: 0.75, RNG: CPU, Init image: drawing.png, Mask: " in text
-    assert "Mask blur: 8, Masked content: latent noise, Resize mode: Crop and resize" in text
+    text = write_infotext(Shot(prompt="cat", source=source, clip_skip=2))
+    assert (
+        "Denoising strength: 0.75, Conditional mask weight: 0.5, Clip skip: 2, RNG: CPU, Init image: " in text
+    )
+    assert (
+        "Mask mode: Inpaint not masked, Mask blur: 4, Inpaint area: Only masked, Masked area padding: 48, "
+        "Masked content: latent noise, Resize mode: Crop and resize"
+    ) in text
     assert "somebody" not in text
     told = source.model_copy(update={"picture": "drawing.png", "mask": "mask, 2.png"})
     assert shot_of(parse_infotext(text)).source == told
@@ -152,6 +158,10 @@ SOURCES = st.builds(
     mask=st.just("") | PLAIN_NAMES,
     mask_sha256=DIGESTS,
     mask_blur_px=st.integers(0, 64),
+    mask_mode=st.sampled_from(["Inpaint masked", "Inpaint not masked"]),
+    mask_area=st.sampled_from(["Whole picture", "Only masked"]),
+    mask_padding_px=st.integers(0, 256),
+    mask_weight=SHARES,
     masked_content=st.sampled_from(["fill", "original", "latent noise", "latent nothing"]),
     resize=st.sampled_from(["Just resize", "Crop and resize", "Resize and fill"]),
 )

@@ -28,7 +28,8 @@ class Denoiser:
     joined by AND, c = u + Σ w (c_i - u) (Liu et al. 2022).
 
     `shots` are of one kind (`plan_batches`), `size` their width and height in this pass. All sides go
-    through the U-Net in one batch where they are of one length.
+    through the U-Net in one batch where they are of one length. `shown` is what an inpainting model gets
+    beside each latent, [1, 5, h/8, w/8].
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Denoiser:
         guides: Sequence[Guide],
         sampler: str,
         size: tuple[int, int],
+        shown: Tensor | None = None,
     ) -> None:
         first = shots[0]
-        self.model, self.shots, self.guides, self.size = model, shots, guides, size
+        self.model, self.shots, self.guides, self.size, self.shown = model, shots, guides, size, shown
         self.levels = levels_of(model, first)
         self.stride = TRAITS[sampler].stride
         self.guided = first.cfg_scale != 1
@@ -86,6 +88,8 @@ class Denoiser:
 
     def _predict(self, x: Tensor, t: Tensor, context: Tensor, added: dict[str, Tensor] | None) -> Tensor:
         """The U-Net's output, float32."""
+        if self.shown is not None:
+            x = torch.cat([x, self.shown.expand(len(x), -1, -1, -1)], 1)
         x = x.to(dtype=self.model.dtype, memory_format=torch.channels_last)
         output: Tensor = self.model.unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0]
         return output.float()

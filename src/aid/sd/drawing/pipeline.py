@@ -21,7 +21,13 @@ from aid.sd.adapter.folder import AdapterFolder
 from aid.sd.drawing.decoding import FACTOR, decode, to_pictures
 from aid.sd.drawing.denoiser import Denoiser, keep_outside, levels_of, text_kept
 from aid.sd.drawing.hires import enlarge, second_shot
-from aid.sd.drawing.init_picture import InitPicture, encode_init, open_init, start_under
+from aid.sd.drawing.init_picture import (
+    InitPicture,
+    encode_init,
+    inpainting_channels,
+    open_init,
+    start_under,
+)
 from aid.sd.drawing.shot_text import Texts, calls_of
 from aid.sd.embedding.file import Embedding
 from aid.sd.model.checkpoint import StableDiffusion
@@ -137,7 +143,7 @@ def _from_picture(
     latent = encoded.expand(len(shots), -1, -1, -1)
     course = _course_from(first, init.source.denoising_strength, model, fix_steps=False)
     noise = _noise(model, shots, size)
-    denoise: Denoise = _denoiser(model, shots, texts)
+    denoise: Denoise = _denoiser(model, shots, texts, init=init)
     if mask is None:
         return _sample(first, denoise, course.start_from(latent, noise()), course, noise, on_step)
     latent = start_under(latent, mask, init.source.masked_content, _noise(model, shots, size))
@@ -166,12 +172,19 @@ def _course_from(shot: Shot, strength: float, model: StableDiffusion, *, fix_ste
     )
 
 
-def _denoiser(model: StableDiffusion, shots: Sequence[Shot], texts: Texts, second: bool = False) -> Denoiser:
+def _denoiser(
+    model: StableDiffusion,
+    shots: Sequence[Shot],
+    texts: Texts,
+    second: bool = False,
+    init: InitPicture | None = None,
+) -> Denoiser:
     """With the adapters on that the shots call."""
     texts.wear(texts.words(shots[0], second).loras)
     guides = [texts.guide(shot, second) for shot in shots]
     one = second_shot(shots[0]) if second else shots[0]
-    return Denoiser(model, shots, guides, one.sampler, (one.width, one.height))
+    size = one.width, one.height
+    return Denoiser(model, shots, guides, one.sampler, size, inpainting_channels(model, size, init))
 
 
 def _noise(model: StableDiffusion, shots: Sequence[Shot], size: tuple[int, int]) -> PictureNoise:

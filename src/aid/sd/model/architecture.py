@@ -27,6 +27,9 @@ class Architecture(BaseModel):
     """What the U-Net predicts: the noise, or v = alpha * noise - sigma * picture."""
     zero_terminal_snr: bool = False
     """Whether its last timestep was trained as pure noise."""
+    unet_inputs: Literal[4, 9] = 4
+    """Channels that the U-Net reads: 4 of the noisy latent; in an inpainting model also the mask and 4 of
+    the latent of the picture without what is masked."""
     unet_widths: tuple[Width, ...] = (320, 640, 1280, 1280)
     unet_depths: tuple[Count, ...] = (1, 1, 1, 0)
     """Transformer blocks in each attention of a level. The middle has as many as the deepest level that
@@ -87,6 +90,11 @@ class Architecture(BaseModel):
         return 0.13025 if self.family == "sdxl" else 0.18215
 
     @property
+    def inpaints(self) -> bool:
+        """Whether its U-Net is shown the mask and what lies around it (Rombach et al. 2022)."""
+        return self.unet_inputs == 9
+
+    @property
     def context_width(self) -> int:
         """Of what the U-Net reads: both text encoders side by side."""
         return self.text_width + self.text_2_width
@@ -101,6 +109,7 @@ class Architecture(BaseModel):
         crossed = [depth > 0 for depth in self.unet_depths]
         config = {
             "sample_size": self.native_edge_px // 8,
+            "in_channels": self.unet_inputs,
             "block_out_channels": self.unet_widths,
             "down_block_types": [_block("Down", one) for one in crossed],
             "up_block_types": [_block("Up", one) for one in reversed(crossed)],
@@ -179,6 +188,7 @@ TINY = Architecture(
     unet_widths=(8, 16, 32, 32), unet_heads=2, unet_groups=4,
     text_width=16, text_heads=2, vae_widths=(4, 8, 16, 16), vae_groups=2, native_edge_px=64,
 )  # fmt: skip
+TINY_INPAINTING = TINY.model_copy(update={"unet_inputs": 9})
 TINY_SD2 = Architecture(
     family="sd2", prediction="v", unet_widths=(8, 16, 32, 32), unet_head_width=8, unet_groups=4,
     linear_projection=True, text_width=16, text_layers=5, text_heads=2, text_activation="gelu",

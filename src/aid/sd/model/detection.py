@@ -45,6 +45,7 @@ FOREIGN = {  # a key that only they have
     "edm_vpred.sigma_max": "an EDM model",
 }
 V_MARKER, ZERO_MARKER = "v_pred", "ztsnr"
+KNOWN_INPUTS = (4, 9)
 SD2_BIAS = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
 SD2_SPREAD = 0.09  # of that bias: 768-v models lie above it
 Shapes = Mapping[str, Sequence[int]]
@@ -126,6 +127,7 @@ def _width_places(architecture: Architecture) -> Iterator[tuple[str, int, int]]:
     """Key, axis and length of one tensor for each declared width."""
     crossed = next(level for level, depth in enumerate(architecture.unet_depths) if depth)
     yield CONV_IN, 0, architecture.unet_widths[0]
+    yield CONV_IN, 1, architecture.unet_inputs
     attention = f"{UNET}input_blocks.{1 + 3 * crossed}.1.transformer_blocks.0.attn2.to_k.weight"
     yield attention, 1, architecture.context_width
     yield f"{UNET}label_emb.0.0.weight", 1, architecture.adm_width
@@ -160,10 +162,13 @@ def _refuse_partial_models(shapes: Shapes, family: Family, name: str) -> None:
     shape = list(shapes[CONV_IN])
     if len(shape) != 4:
         raise ModelError(f"{name}: {CONV_IN} has shape {shape}", "a convolution's four numbers")
-    if shape[1] != 4:
-        raise ModelError(
-            f"{name} takes {shape[1]} input channels", "4 (inpainting models can't be used here)"
-        )
+    require_known_inputs(shape[1], name)
+
+
+def require_known_inputs(channels: object, name: str) -> None:
+    """Raises ModelError for a U-Net that reads anything but a latent, or a latent, a mask and a picture."""
+    if channels not in KNOWN_INPUTS:
+        raise ModelError(f"{name} takes {channels} input channels", "4, or an inpainting model's 9")
 
 
 def _require_full_width(shapes: Shapes, name: str) -> None:
@@ -184,7 +189,7 @@ def _undeclared(
     if family == "sd2" and marked is None:
         marked = _sd2_prediction(shapes, read)
     found = _with_prediction(REAL[family], marked)
-    return found.model_copy(update={"zero_terminal_snr": zero}) if zero else found
+    return found.model_copy(update={"zero_terminal_snr": zero, "unet_inputs": shapes[CONV_IN][1]})
 
 
 def _told_prediction(metadata: Mapping[str, str]) -> Prediction | None:
@@ -205,6 +210,8 @@ def _told_prediction(metadata: Mapping[str, str]) -> Prediction | None:
 
 
 def _sd2_prediction(shapes: Shapes, read: Read | None) -> Prediction:
+    if shapes[CONV_IN][1] != 4:
+        return "epsilon"  # as all released inpainting models do
     if read is None or SD2_BIAS not in shapes:
         return "v"
     return "v" if float(read(SD2_BIAS).float().std(unbiased=False)) > SD2_SPREAD else "epsilon"

@@ -16,7 +16,7 @@ from torch import Tensor
 from aid.errors import FileError, ModelError
 from aid.sd.file.tensorfile import Stored, open_tensors
 from aid.sd.model.architecture import Architecture, Family
-from aid.sd.model.detection import check_widths, first_fault
+from aid.sd.model.detection import check_widths, first_fault, require_known_inputs
 from aid.sd.model.layouts import PLACES, Place, join
 
 MODEL_INDEX = "model_index.json"
@@ -28,7 +28,12 @@ FILES = {  # the usual name of each part's weights, without its ending
 }
 PICKLED = {"diffusion_pytorch_model": "diffusion_pytorch_model", "model": "pytorch_model"}
 VARIANTS = ("", ".fp16", ".bf16", ".non_ema")
-PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd1", "StableDiffusionXLPipeline": "sdxl"}
+PIPELINES: dict[str, Family] = {
+    "StableDiffusionPipeline": "sd1",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionInpaintPipeline": "sd1",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
+}
 MAX_JSON_BYTES = 16 << 20
 
 
@@ -57,10 +62,7 @@ def read_architecture(path: Path) -> Architecture:
     if family is None:
         raise ModelError(f"{path} holds a {index.get('_class_name')}", " or a ".join(PIPELINES))
     unet, text, vae = (read_json(path / part / "config.json") for part in ("unet", "text_encoder", "vae"))
-    if unet.get("in_channels", 4) != 4:
-        raise ModelError(
-            f"{path} takes {unet['in_channels']} input channels", "4 (inpainting models can't be used here)"
-        )
+    require_known_inputs(unet.get("in_channels", 4), str(path))
     scheduler = path / "scheduler" / "scheduler_config.json"
     fields = {
         **_unet_fields(unet),
@@ -88,6 +90,7 @@ def _unet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     depths = depths if isinstance(depths, list) else [depths] * len(kinds)
     crossed = [kind == "CrossAttnDownBlock2D" for kind in kinds]
     return {
+        "unet_inputs": config.get("in_channels", 4),
         "unet_widths": widths,
         "unet_depths": [depth if one else 0 for one, depth in zip(crossed, depths, strict=False)],
         **_head_fields(config.get("attention_head_dim", 8), _listed(widths)),

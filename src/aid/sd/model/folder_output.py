@@ -26,6 +26,7 @@ CLASSES = {
     "tokenizer_2": ("transformers", "CLIPTokenizer"),
 }
 FORMAT = {"format": "pt"}  # transformers reads no file that doesn't say so
+WRITTEN_AS = "0.30.0"  # the version of diffusers whose folders these are; its inpainting pipeline asks
 OPEN_CLIP_PAD = "!"  # token 0
 UNET_DEFAULTS = {  # what diffusers' converter of single files wants to be told
     "addition_embed_type": None,
@@ -89,11 +90,13 @@ def scheduler(architecture: Architecture) -> dict[str, Any]:
 
 
 def _index(architecture: Architecture, parts: list[str]) -> dict[str, Any]:
-    listed = {part: list(CLASSES[part]) for part in sorted(parts)}
+    listed: dict[str, Any] = {part: list(CLASSES[part]) for part in sorted(parts)}
+    listed["_diffusers_version"] = WRITTEN_AS
+    kind = "InpaintPipeline" if architecture.inpaints else "Pipeline"
     if architecture.family == "sdxl":
-        return {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True, **listed}
+        return {"_class_name": f"StableDiffusionXL{kind}", "force_zeros_for_empty_prompt": True, **listed}
     absent = {name: [None, None] for name in ("feature_extractor", "safety_checker")}
-    return {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **absent, **listed}
+    return {"_class_name": f"StableDiffusion{kind}", "requires_safety_checker": False, **absent, **listed}
 
 
 def _published(part: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -226,6 +226,8 @@ def _training_text(value: Any) -> str:
 def architecture_name(architecture: Architecture) -> str:
     """ModelSpec's. A model of other widths than its family's calls itself `.../narrow`, so that no tool takes
     it for one that it can open."""
+    if architecture.inpaints:
+        return f"{architecture_name(architecture.model_copy(update={'unet_inputs': 4}))}-inpainting"
     for real, name in NAMES:
         if architecture == real:
             return name

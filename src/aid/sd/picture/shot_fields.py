@@ -20,6 +20,7 @@ SIZE = re.compile(r"^(\d+)x(\d+)$")
 VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:-(\d+))?")
 EDITING_CHANGED, ALPHAS_CHANGED = (1, 6, 0, 0), (1, 7, 0, 225)
 SAMPLER_ETA = "Eta DDIM"  # A1111's name for it where the sampler is DDIM
+FIRST = ("Denoising strength", "Conditional mask weight")  # of a second pass's fields
 HIRES = ("Hires upscale", "Hires resize", "Hires upscaler")
 
 Fields = dict[str, str]
@@ -43,9 +44,13 @@ PLAIN = {
 """Field of a shot -> its name, where the value is written as it is."""
 OF_SOURCE = {
     "denoising_strength": "Denoising strength",
+    "mask_weight": "Conditional mask weight",
     "sha256": "Init image sha256",
     "mask_sha256": "Mask sha256",
+    "mask_mode": "Mask mode",
     "mask_blur_px": "Mask blur",
+    "mask_area": "Inpaint area",
+    "mask_padding_px": "Masked area padding",
     "masked_content": "Masked content",
     "resize": "Resize mode",
 }
@@ -68,14 +73,15 @@ def written_fields(shot: Shot) -> tuple[Fields, Fields, Fields]:
         **_named(shot, "steps", "sampler", "schedule", "cfg_scale", "seed"),
         "Size": f"{shot.width}x{shot.height}",
     }
-    second = shot.source or shot.hires
+    second = _fields_of_source(shot.source) if shot.source else {}
+    second |= _fields_of_hires(shot.hires) if shot.hires else {}
+    first = {key: second.pop(key) for key in FIRST if key in second}
     between = {
         **_changed(shot, "variation_seed", "variation_strength"),
-        "Denoising strength": _number(second.denoising_strength) if second else "",
+        **first,
         **_changed(shot, "clip_skip", "seed_delta"),
         "RNG": "" if shot.noise_source == "GPU" else shot.noise_source,
-        **(_fields_of_source(shot.source) if shot.source else {}),
-        **(_fields_of_hires(shot.hires) if shot.hires else {}),
+        **second,
     }
     after = {
         **_changed(shot, "emphasis", "old_editing"),
@@ -120,20 +126,19 @@ def _changed(shot: Shot, *names: str) -> Fields:
 
 
 def _fields_of_source(source: Source) -> Fields:
+    """Those that are not the default, and those that A1111 always writes."""
     usual = type(source).model_fields
-    fields = {
+    told = {"denoising_strength", *(("mask_blur_px",) if source.mask or source.mask_sha256 else ())}
+    told |= {name for name in OF_SOURCE if getattr(source, name) != usual[name].default}
+    return {
         "Init image": PurePath(source.picture).name,
         "Mask": PurePath(source.mask).name,
+        **{key: _text(getattr(source, name)) for name, key in OF_SOURCE.items() if name in told},
     }
-    for name, key in OF_SOURCE.items():
-        if name != "denoising_strength" and getattr(source, name) != usual[name].default:
-            fields[key] = _text(getattr(source, name))
-    return fields
 
 
 def _fields_of_hires(hires: Hires) -> Fields:
     fields = {key: _text(getattr(hires, name)) for name, key in OF_HIRES.items()}
-    del fields["Denoising strength"]
     if hires.width or hires.height:
         fields["Hires resize"] = f"{hires.width}x{hires.height}"
         if hires.scale == type(hires).model_fields["scale"].default:
