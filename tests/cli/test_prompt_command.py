@@ -48,6 +48,17 @@ def test_chunks_weights_schedule_and_parts_are_shown(capsys: pytest.CaptureFixtu
     assert "negative prompt: bad (b" in text and "note at 5: this ( is never closed" in text
 
 
+def test_comments_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "red hair # or blue?\n(smile"
+    found = told(capsys, words)["prompt"]
+    assert found["expanded"] == "red hair \n(smile"
+    assert [(note["at"], note["text"][:24]) for note in found["notes"]] == [
+        (9, "from # to the end of the"), (-1, "this ( is never closed, "),
+    ]  # fmt: skip
+    found = told(capsys, words, "--no-comments")["prompt"]
+    assert found["expanded"] == words and [note["at"] for note in found["notes"]] == [20]
+
+
 def test_styles_are_found_in_spite_of_old_and_wrong_names(capsys: pytest.CaptureFixture[str]) -> None:
     found = told(capsys, "by fuzichico, (by wlpo:1.1), by WLOP, wlop, by nobody at all")["prompt"]
     assert [(style["trigger"], style["match"]) for style in found["styles"]] == [

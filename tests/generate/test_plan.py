@@ -64,6 +64,22 @@ def test_seeds_count_up_and_sizes_are_the_models_own() -> None:
     ]  # fmt: skip
 
 
+def test_comments_are_no_part_of_a_picture(dataset_folder: Path) -> None:
+    """As A1111 strips them from all four prompts, so that a picture's text has none either."""
+    told = {
+        "prompt": "# who\nred hair, # or blue\nsmile", "negative_prompt": "blurry # always",
+        "hires": {"prompt": "#", "negative_prompt": "bad # too"},
+    }  # fmt: skip
+    (shot,) = shots_of_prompt(GenerateSettings.model_validate(told), [], 64)
+    assert (shot.prompt, shot.negative_prompt) == ("red hair, \nsmile", "blurry")
+    assert shot.hires is not None and (shot.hires.prompt, shot.hires.negative_prompt) == ("", "bad")
+    (kept,) = shots_of_prompt(GenerateSettings.model_validate({**told, "comments": False}), [], 64)
+    assert (kept.prompt, kept.negative_prompt) == (told["prompt"], told["negative_prompt"])
+    planned = GenerateSettings(prompt="smile # !", plan=Plan(groups=GROUPS, shots_per_style=1))
+    shots = shots_of_plan(planned, planned.plan or Plan(), Dataset(dataset_folder), [], 64)
+    assert all(shot.prompt.endswith("smile") for shot in shots)
+
+
 def test_a_plan_draws_tags_that_occur_with_the_style(dataset_folder: Path) -> None:
     shots = planned(dataset_folder, shots_per_style=40)
     assert len(shots) == 120

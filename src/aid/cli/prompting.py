@@ -25,13 +25,14 @@ def show_prompt(
     seed: int,
     emphasis: str,
     old_editing: bool,
+    comments: bool,
     as_json: bool,
     **folders: Path | None,
 ) -> None:
     from aid.sd.prompt.explanation import explain
 
     known = _knowledge(folders)
-    settings = {"seed": seed, "old_editing": old_editing, "emphasis": emphasis}
+    settings = {"seed": seed, "old_editing": old_editing, "emphasis": emphasis, "comments": comments}
     told = {"prompt": explain(words_of_prompt, steps, known, **settings)}  # type: ignore[arg-type]
     if negative:
         told["negative_prompt"] = explain(negative, steps, known, negative=True, **settings)  # type: ignore[arg-type]
@@ -131,6 +132,11 @@ COMMAND = click.Command(
             help="How weights are read.  [Original]",
         ),
         click.Option(["--old-editing"], is_flag=True, help="[a:b:x] as before A1111 1.6: x < 1 is a share."),
+        click.Option(
+            ["--comments/--no-comments"],
+            default=True,
+            help="Whether `# ...` to a line's end is left out.  [yes]",
+        ),
         click.Option(["--checkpoint"], type=InputPath(), help="A release: its styles and embeddings."),
         click.Option(["--embeddings"], type=PATH, help="A folder of embeddings, or one."),
         click.Option(["--loras"], type=PATH, help="A folder of LoRAs."),

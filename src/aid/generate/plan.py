@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from aid.core.catalogue import Parameters, load_catalogue
 from aid.core.dataset import Dataset, Record
 from aid.core.gallery import SHOTS_FILE
-from aid.core.shot import Shot
+from aid.core.shot import Hires, Shot
 from aid.errors import FileError, SettingsError
 from aid.generate.settings import GenerateSettings, Plan
 from aid.sd.prompt.prompt import escape
+from aid.sd.prompt.sugar import strip_comments
 
 TOLD = {"prompt", "negative_prompt", "width", "height", "source", "style", "tags"}  # decided one by one
 SAME = [name for name in Shot.model_fields if name not in TOLD]
@@ -23,6 +24,7 @@ SAME = [name for name in Shot.model_fields if name not in TOLD]
 
 def shots_of_prompt(settings: GenerateSettings, embeddings: Sequence[str], edge_px: int) -> list[Shot]:
     """`count` pictures of the settings' prompt, with seeds counting up; of variations, theirs."""
+    settings = without_comments(settings)
     prompt, negative = compose(settings, settings.styles, (), embeddings)
     shot = _unprompted(settings, edge_px).model_copy(
         update={
@@ -54,6 +56,7 @@ def shots_of_plan(
         raise SettingsError(
             f"the plan's style {missing[0]} has no training picture in {dataset.folder}", ", ".join(known)
         )
+    settings = without_comments(settings)
     unprompted = _unprompted(settings, edge_px)
     shots: list[Shot] = []
     for style in plan.styles or known:
@@ -64,6 +67,19 @@ def shots_of_plan(
     if not shots:
         raise SettingsError(f"the plan asks for no picture of {dataset.folder}", "styles and unseen tags")
     return shots
+
+
+def without_comments(settings: GenerateSettings) -> GenerateSettings:
+    """The settings with prompts that say nothing but what is drawn: a picture's text has no comments."""
+    if not settings.comments:
+        return settings
+    hires = settings.hires and settings.hires.model_copy(update=_stripped(settings.hires))
+    return settings.model_copy(update={**_stripped(settings), "hires": hires})
+
+
+def _stripped(part: GenerateSettings | Hires) -> dict[str, str]:
+    given = {name: getattr(part, name) for name in ("prompt", "negative_prompt")}
+    return {name: strip_comments(text).strip() for name, text in given.items() if "#" in text}
 
 
 def draw_contents(plan: Plan, records: Sequence[Record], style: str, seed: int) -> Iterator[tuple[str, ...]]:

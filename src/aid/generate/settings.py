@@ -40,6 +40,8 @@ class GenerateSettings(Settings):
     `{by a:0.6 | by b:0.4}` and `__wildcards__`. With a plan, it follows each shot's tags."""
     negative_prompt: str = ""
     """A1111 syntax; an embedding is named by its file's stem."""
+    comments: bool = True
+    """Whether `#` and what follows it on its line is left out of the prompts, as A1111 does."""
     styles: tuple[str, ...] = ()
     """Names of styles, together in every picture: `by a, by b`."""
     template: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from aid.sd.prompt.chunk import Chunk, Spelling, chunk_prompt, embeddings_in, sp
 from aid.sd.prompt.mixing import Mix, show_mixes, variants
 from aid.sd.prompt.note import Note, quote
 from aid.sd.prompt.prompt import Part, Pass, read_prompt
-from aid.sd.prompt.sugar import Wildcards, expand
+from aid.sd.prompt.sugar import Wildcards, expand, strip_comments
 
 WEIGHTS = (".safetensors", ".pt", ".bin")
 LARGEST_HEADER = 1 << 20  # bytes; an embedding's is a few hundred
@@ -90,10 +90,12 @@ def explain(
     negative: bool = False,
     old_editing: bool = False,
     emphasis: str = "Original",
+    comments: bool = True,
 ) -> Explanation:
     """Explain one prompt. Raises SettingsError for an unknown emphasis mode, ModelError for an embedding
     too large for a chunk, and nothing for any text."""
-    expanded = expand(prompt, seed, known.wildcards)
+    said = strip_comments(prompt) if comments else prompt
+    expanded = expand(said, seed, known.wildcards)
     whole = show_mixes(expanded.text, expanded.mixes)
     read = read_prompt(expanded.text, Pass(steps, old_editing), negative)
     spelling = spell({name: Learned(name, range(count)) for name, count in known.embeddings.items()})
@@ -105,8 +107,9 @@ def explain(
     styles, style_notes = find_styles(whole, known.catalogue)
     notes = [*read.notes, *style_notes, *_near_embeddings(whole, known.embeddings, used)]
     notes += _unknown_loras(whole, read.loras, known.loras)
-    same = whole == prompt
-    placed = notes if same else [Note(-1, note.text) for note in notes]
+    notes = notes if whole == said else _displaced(notes)
+    first = [*expanded.notes] if said == prompt else [_comment_note(prompt), *_displaced(expanded.notes)]
+    notes = sorted(set(notes if said == prompt else _displaced(notes)))
     return Explanation(
         prompt,
         whole,
@@ -114,8 +117,17 @@ def explain(
         read.loras,
         tuple(used.items()),
         tuple(styles),
-        (*expanded.notes, *sorted(set(placed))),
+        (*first, *notes),
     )
+
+
+def _displaced(notes: Iterable[Note]) -> list[Note]:
+    """Of another text than the one shown, so without their places."""
+    return [Note(-1, note.text) for note in notes]
+
+
+def _comment_note(prompt: str) -> Note:
+    return Note(prompt.index("#"), "from # to the end of the line is a comment, which A1111 leaves out too")
 
 
 def embedding_sizes(folder: Path) -> dict[str, int]:
