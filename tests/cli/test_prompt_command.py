@@ -53,7 +53,7 @@ def test_comments_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     found = told(capsys, words)["prompt"]
     assert found["expanded"] == "red hair \n(smile"
     assert [(note["at"], note["text"][:24]) for note in found["notes"]] == [
-        (9, "from # to the end of the"), (-1, "this ( is never closed, "),
+        (9, "from # to the end of the"), (-1, "this ( is never closed a"),
     ]  # fmt: skip
     found = told(capsys, words, "--no-comments")["prompt"]
     assert found["expanded"] == words and [note["at"] for note in found["notes"]] == [20]

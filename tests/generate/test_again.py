@@ -75,6 +75,19 @@ def test_a_gallerys_picture_comes_out_the_same_to_the_bit(
     assert file.read_bytes() == moved.read_bytes()
 
 
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_other_formats_carry_their_lineage_too(
+    format: str, lively_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint)
+    (first,) = one_off(settings(format=format, quality=80, cfg_rescale=0.5), inputs, tmp_path / "out", BENCH)
+    file = again(first, places(lively_checkpoint), tmp_path / "again", BENCH)
+    assert file.name == first.name and file.read_bytes() == first.read_bytes()
+    for command in ("lineage", "inspect"):
+        main([command, str(first)])
+        assert "cfg_rescale=0.5" in capsys.readouterr().out
+
+
 def test_pictures_from_pictures_too(
     lively_checkpoint: Path, drawing: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -21,10 +21,13 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from aid.core.files import sha256_file, sha256_of
+from aid.core.xmp import read_xmp
 from aid.errors import ArtifactError, FileError
 
 LINEAGE_FILE = "lineage.json"
 METADATA_KEY = "aid.lineage"
+XMP_NAME = "lineage"  # of the property, in JPEG and WebP
+PICTURES, FORMATS = (".png", ".jpg", ".jpeg", ".webp"), ("PNG", "JPEG", "WEBP")
 MAX_HEADER_BYTES = 100_000_000
 MANY_FILES = 10_000
 SETTLED_NS = 2_000_000_000  # clocks of file systems are this coarse: a younger file may yet change unseen
@@ -186,12 +189,12 @@ def read_lineage(folder: Path, next_step: str = "Restore that file, or move it e
 
 
 def embedded_lineage(path: Path) -> Lineage | None:
-    """The lineage in a safetensors header or a PNG's text, if it carries one."""
+    """The lineage in a safetensors header, or in a PNG, JPEG or WebP, if it carries one."""
     text = None
     if path.suffix == ".safetensors":
         text = _safetensors_metadata(path).get(METADATA_KEY)
-    elif path.suffix == ".png":
-        text = _png_text(path)
+    elif path.suffix.lower() in PICTURES:
+        text = _picture_text(path)
     try:
         return Lineage.model_validate_json(text) if text else None
     except ValidationError:
@@ -211,15 +214,20 @@ def _safetensors_metadata(path: Path) -> dict[str, str]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _png_text(path: Path) -> str | None:
+def _picture_text(path: Path) -> str | None:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["PNG"]) as picture:
-            text = picture.info.get(METADATA_KEY)  # what stands before the pixels; `.text` would decode them
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as picture:
+            return lineage_text(picture.info)  # what stands before the pixels; `.text` would decode them
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return text if isinstance(text, str) else None
+
+
+def lineage_text(info: Mapping[Any, Any]) -> str:
+    """What Pillow's `info` of a picture holds: a PNG's text, or an XMP packet's; empty for none."""
+    text = info.get(METADATA_KEY)
+    return text if isinstance(text, str) else read_xmp(info.get("xmp"), XMP_NAME)
 
 
 def _of_member(path: Path) -> Lineage | None:

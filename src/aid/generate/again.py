@@ -22,7 +22,7 @@ from aid.sd.embedding.file import Embedding, load_embedding
 from aid.sd.file.hashes import hash_file
 from aid.sd.file.tensorfile import is_pickle, read_header
 from aid.sd.model.checkpoint import StableDiffusion
-from aid.sd.picture.file import picture_bytes
+from aid.sd.picture.file import SUFFIX, picture_bytes
 from aid.sd.picture.infotext import Infotext, Weights, parse_infotext, shot_of
 from aid.sd.picture.text import picture_text
 from aid.sd.prompt.adapter_call import extract_loras
@@ -83,9 +83,10 @@ def again(
         )
         text = material.infotext(shots[at], texts)
     out.mkdir(parents=True, exist_ok=True)
-    file = out / picture_name(next_number(out), shots[at])
+    file = out / picture_name(next_number(out), shots[at], SUFFIX[settings.format])
     told = lineage.embedded() if lineage else ""
-    write_bytes(file, picture_bytes(drawn[batch.index(at)], text, told))
+    content = picture_bytes(drawn[batch.index(at)], text, told, settings.format, settings.quality)
+    write_bytes(file, content)
     return file
 
 

@@ -110,7 +110,7 @@ class GenerateSettings(Settings):
     hires: Hires | None = None
     """A second, larger pass: `--set hires.scale=2`, and its steps, denoising_strength, upscaler, ..."""
     format: Literal["png", "jpeg", "webp"] = "png"
-    """Of the files; all carry A1111's text, and PNGs their lineage too."""
+    """Of the files; all carry A1111's text and their lineage."""
     quality: int = Field(default=90, ge=1, le=100)
     """Of JPEG and WebP; 100 makes WebP lossless."""
     batch_size: int = Field(default=8, ge=1, le=256)

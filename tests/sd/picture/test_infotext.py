@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import aid
+from aid.core.lineage import Lineage, describe, embedded_lineage
 from aid.core.shot import Hires, Shot, Source
 from aid.errors import SettingsError
 from aid.sd.picture.file import SUFFIX, Format, picture_bytes
@@ -231,10 +232,15 @@ def test_a_png_carries_its_text_and_lineage(prompt: str) -> None:
 def test_every_format_carries_its_text(format: Format, prompt: str, tmp_path: Path) -> None:
     asked = Shot(prompt=prompt, negative_prompt="blurry")
     file = tmp_path / f"picture{SUFFIX[format]}"
-    file.write_bytes(picture_bytes(Image.new("RGB", (16, 8), "red"), write_infotext(asked), format=format))
+    lineage = describe("generate", {"prompt": f'{prompt} <&>"\uffff'}, {})
+    content = picture_bytes(
+        Image.new("RGB", (16, 8), "red"), write_infotext(asked), lineage.embedded(), format=format
+    )
+    file.write_bytes(content)
     text = picture_text(file)
     assert text.summary == f"{format.upper()}, 16x8"
     assert shot_of(parse_infotext(text.parameters)) == asked
+    assert embedded_lineage(file) == lineage == Lineage.model_validate_json(text.texts["aid.lineage"])
 
 
 def test_webp_of_full_quality_loses_nothing() -> None:
@@ -247,6 +253,8 @@ def test_webp_of_full_quality_loses_nothing() -> None:
 def test_a_jpeg_has_no_room_for_a_book() -> None:
     with pytest.raises(SettingsError, match="too long for a JPEG"):
         picture_bytes(Image.new("RGB", (8, 8)), "cat " * 10_000, format="jpeg")
+    with pytest.raises(SettingsError, match="too long for a JPEG"):
+        picture_bytes(Image.new("RGB", (8, 8)), "cat", "cat " * 20_000, format="jpeg")
     assert picture_bytes(Image.new("RGB", (8, 8)), "cat " * 10_000, format="webp")
 
 

@@ -10,6 +10,8 @@ from typing import Literal
 
 from PIL import ExifTags, Image
 
+from aid.core.lineage import XMP_NAME
+from aid.core.xmp import LONGEST, xmp_packet
 from aid.errors import SettingsError
 from aid.sd.picture.infotext import png_bytes
 
@@ -22,20 +24,20 @@ LARGEST_EXIF = 65_500  # bytes that a JPEG's segment holds
 def picture_bytes(
     picture: Image.Image, parameters: str, lineage: str = "", format: Format = "png", quality: int = 90
 ) -> bytes:
-    """The file's bytes. `quality` is 1 to 100, of JPEG and WebP; 100 makes WebP lossless. Only PNG has
-    the lineage too. Raises SettingsError for a text that a JPEG has no room for."""
+    """The file's bytes. `quality` is 1 to 100, of JPEG and WebP; 100 makes WebP lossless. The lineage lies in
+    a PNG's text, else in an XMP packet. Raises SettingsError for texts that a JPEG has no room for."""
     if format == "png":
         return png_bytes(picture, parameters, lineage)
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = UNICODE + parameters.encode(
         "utf-16-be", "surrogatepass"
     )
-    content = exif.tobytes()
-    if format == "jpeg" and len(content) > LARGEST_EXIF:
-        raise SettingsError("the prompts are too long for a JPEG", "about 32,000 characters", "Choose png.")
+    told = {"exif": exif.tobytes(), "xmp": xmp_packet(XMP_NAME, lineage) if lineage else b""}
     stream = io.BytesIO()
-    if format == "jpeg":
-        picture.save(stream, "jpeg", quality=quality, subsampling=0, exif=content)
-    else:
-        picture.save(stream, "webp", quality=quality, lossless=quality == 100, exif=content)
+    if format == "webp":
+        picture.save(stream, "webp", quality=quality, lossless=quality == 100, **told)
+        return stream.getvalue()
+    if len(told["exif"]) > LARGEST_EXIF or len(told["xmp"]) > LONGEST:
+        raise SettingsError("the prompts are too long for a JPEG", "about 32,000 characters", "Choose png.")
+    picture.save(stream, "jpeg", quality=quality, subsampling=0, **told)
     return stream.getvalue()

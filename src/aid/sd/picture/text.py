@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from aid.core.lineage import METADATA_KEY as LINEAGE_KEY
+from aid.core.lineage import lineage_text
 from aid.core.picture import formats
 from aid.errors import PictureError
 from aid.sd.picture.infotext import KEY
@@ -45,6 +47,8 @@ def picture_text(path: Path) -> PictureText:
                 for key, value in picture.info.items()
                 if isinstance(key, str) and isinstance(value, str)
             }
+            if lineage := lineage_text(picture.info):
+                texts[LINEAGE_KEY] = lineage
             summary = f"{picture.format}, {picture.width}x{picture.height}"
             comment = None if KEY in texts else _comment(picture)
     except Exception as error:  # a reader fed with hostile bytes may fail in any way
