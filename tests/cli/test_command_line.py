@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from aid.cli import main
 from aid.cli.options import assignments, merge_trees
+from aid.core.lineage import describe
 from aid.verbs import VERBS
 
 AID_V1 = Path(__file__).parents[2] / "recipes" / "aid-v1.toml"
@@ -154,6 +155,17 @@ def test_json_is_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(listed) > 200 and all(row["versions"] for row in listed)
     ancestry = json.loads(Ran(capsys, "lineage", pictures, "--json").out)
     assert ancestry["nodes"][ancestry["key"]]["verb"] == "pictures"
+
+
+def test_a_lineage_shows_what_is_not_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = {"steps": 40, "cfg_scale": 7.0, "prompt": "cat " * 99, "hires": {"scale": 2.0}, "gone": 1}
+    lineage = describe("generate", told, {})
+    (tmp_path / "lineage.json").write_text(lineage.model_dump_json())
+    shown = Ran(capsys, "lineage", tmp_path).out
+    assert "steps=40" in shown and 'hires={"scale": 2.0}' in shown and "gone=1" in shown
+    assert "cfg_scale" not in shown and "cat..." in shown.replace("cat ...", "cat...")
+    assert max(map(len, shown.splitlines())) <= 110
+    assert "train finetune" in Ran(capsys, "lineage", "aid:release").out, "told by its model"
 
 
 def test_results_go_to_standard_output_and_progress_does_not(

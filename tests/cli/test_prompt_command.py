@@ -48,6 +48,13 @@ def test_chunks_weights_schedule_and_parts_are_shown(capsys: pytest.CaptureFixtu
     assert "negative prompt: bad (b" in text and "note at 5: this ( is never closed" in text
 
 
+def test_each_text_is_shown_once_with_all_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(capsys, "[red|blue] hair", "--steps", 6)
+    assert "  steps 1-2, 4, 6: red hair\n    chunk 1: 2 tokens: red hair\n" in text
+    assert "  steps 3, 5: blue hair\n" in text and text.count("chunk") == 2
+    assert "chunk 1: 1 token: b\n" in run(capsys, "b")
+
+
 def test_comments_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     words = "red hair # or blue?\n(smile"
     found = told(capsys, words)["prompt"]

@@ -20,6 +20,7 @@ from aid.sd.picture.infotext import png_bytes
 
 BENCH = Workbench(device="cpu")
 FAST = {"steps": 2, "width": 32, "height": 32}
+EDITED = "a [cat:dog:1.0]"
 DOWN = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
@@ -139,19 +140,71 @@ def test_all_that_is_missing_is_named_with_its_hash(
 
 
 def test_pictures_of_others(lively_checkpoint: Path, tmp_path: Path) -> None:
-    import hashlib
-
-    sha = hashlib.sha256(lively_checkpoint.read_bytes()).hexdigest()[:10]
-    text = (
-        "a cat\nNegative prompt: dog\nSteps: 2, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 5, "
-        f"Size: 32x32, Model hash: {sha}, Model: anything, Version: v1.8.0"
-    )
-    (tmp_path / "theirs.png").write_bytes(png_bytes(Image.new("RGB", (32, 32)), text))
-    file = again(tmp_path / "theirs.png", places(lively_checkpoint), tmp_path / "again", BENCH)
-    with Image.open(file) as picture:
-        told = picture.text["parameters"]  # type: ignore[attr-defined]
+    picture = theirs(lively_checkpoint, tmp_path, "Version: v1.8.0", "DPM++ 2M Karras")
+    file = again(picture, places(lively_checkpoint), tmp_path / "again", BENCH)
+    with Image.open(file) as drawn:
+        told = drawn.text["parameters"]  # type: ignore[attr-defined]
     assert "Sampler: DPM++ 2M, Schedule type: Karras" in told
     assert "RNG: NV" in told  # A1111's GPU noise, computed on the CPU
+
+
+def theirs(checkpoint: Path, folder: Path, fields: str, sampler: str = "Euler a") -> Path:
+    """A picture as A1111 leaves it behind. `[cat:dog:1.0]` never becomes a dog, and after one step by the old
+    rule."""
+    import hashlib
+
+    sha = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:10]
+    text = (
+        f"{EDITED}\nNegative prompt: dog\nSteps: 4, Sampler: {sampler}, CFG scale: 7, Seed: 5, Size: 32x32, "
+        f"Model hash: {sha}, Model: anything, {fields}"
+    )
+    path = folder / "theirs.png"
+    path.write_bytes(png_bytes(Image.new("RGB", (32, 32)), text))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "meant"),
+    [
+        ("RNG: CPU, Version: v1.10.1", {}),
+        ("Variation seed: 9, Variation seed strength: 0.3, RNG: CPU, Version: v1.10.1",
+         {"variation_seed": 9, "variation_strength": 0.3}),
+        ("Clip skip: 2, ENSD: 31337, RNG: NV, Version: v1.10.1",
+         {"clip_skip": 2, "seed_delta": 31337, "noise_source": "NV"}),
+        ("Version: v1.5.1", {"noise_source": "NV", "old_editing": True, "downcast_alphas": True}),
+        ("Version: v1.6.0", {"noise_source": "NV", "downcast_alphas": True}),
+        ("Eta: 0.5, RNG: CPU", {"eta": 0.5}),
+    ],
+)  # fmt: skip
+def test_what_a1111_did_is_done_again(
+    fields: str, meant: dict[str, object], lively_checkpoint: Path, tmp_path: Path
+) -> None:
+    file = again(
+        theirs(lively_checkpoint, tmp_path, fields), places(lively_checkpoint), tmp_path / "a", BENCH
+    )
+    asked = settings(prompt=EDITED, negative_prompt="dog", steps=4, seed=5, **meant)
+    (plain,) = one_off(asked, GenerateInputs(checkpoint=lively_checkpoint), tmp_path / "out", BENCH)
+    with Image.open(file) as one, Image.open(plain) as other:
+        assert one.tobytes() == other.tobytes()
+    usual = settings(prompt=EDITED, negative_prompt="dog", steps=4, seed=5)
+    (usually,) = one_off(usual, GenerateInputs(checkpoint=lively_checkpoint), tmp_path / "out", BENCH)
+    with Image.open(usually) as picture, Image.open(plain) as other:
+        assert (picture.tobytes() == other.tobytes()) == (not meant)
+
+
+def test_what_cannot_be_drawn_with_is_said(
+    lively_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = theirs(lively_checkpoint, tmp_path, "Tiling: True, RNG: CPU, Token merging ratio: 0.5")
+    words = ["--from", str(lively_checkpoint), "--out", str(tmp_path / "new"), "--device", "cpu"]
+    main(["again", str(picture), *words])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "its text also says Tiling: True, Token merging ratio: 0.5, which AID draws without" in said
+    source = theirs(lively_checkpoint, tmp_path, "Denoising strength: 0.4")
+    with pytest.raises(
+        FileError, match="missing: picture that it was made from, which its text doesn't name"
+    ):
+        again(source, places(lively_checkpoint), tmp_path / "again", BENCH)
 
 
 def test_pictures_that_tell_nothing(tmp_path: Path) -> None:

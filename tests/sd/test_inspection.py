@@ -72,10 +72,12 @@ def test_vae_unet_adapter_embedding_and_others(family_files: dict[str, Path], tm
     adapter = kind("lora.safetensors", lora)
     assert adapter.kind == "adapter"
     assert adapter.about == {"method": "LoRA, LoHa", "modules": "2 (1 in text encoders)", "rank": "8, 4"}
-    save_embedding(Embedding("bad", torch.ones(3, 768)), tmp_path, {"modelspec.title": "bad"})
-    for ending in ("safetensors", "pt"):
-        found = inspect(tmp_path / f"bad.{ending}")
-        assert (found.kind, found.about["vectors"]) == ("embedding", "3 of 768") and found.hashes["AutoV2"]
+    for width in (768, 16):
+        save_embedding(Embedding("bad", torch.ones(3, width)), tmp_path, {"modelspec.title": "bad"})
+        for ending in ("safetensors", "pt"):
+            found = inspect(tmp_path / f"bad.{ending}")
+            assert (found.kind, found.about["vectors"]) == ("embedding", f"3 of {width}")
+            assert found.hashes["AutoV2"]
 
 
 def test_a_diffusers_folder(family_files: dict[str, Path], tmp_path: Path) -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from pydantic_core import to_jsonable_python
 
 from aid.cli.console import print_table
 from aid.cli.options import InputPath, input_path
 from aid.cli.verb_command import DEVICE, THREADS, bench
-from aid.core.lineage import Lineage, Node, lineage_of
+from aid.core.lineage import LINEAGE_FILE, Lineage, Node, lineage_of
+from aid.core.release import MODEL_FILE
 from aid.errors import SettingsError
+from aid.verbs import VERBS
 
 JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON.")
+LINE, MAX_VALUE = 110, 200  # characters of a line, and of one setting's value
 MAX_SHOWN = 12  # inputs of one node shown to a person; --json has all
 
 
@@ -49,13 +54,20 @@ def run_recipe(
 
 
 def show_lineage(path: Path, as_json: bool) -> None:
-    """Print where PATH comes from: every verb, its settings, and its inputs back to the pictures' hashes."""
-    ancestry = lineage_of(path)
+    """Print where PATH comes from: every verb, those of its settings that aren't the default, and its inputs
+    back to the pictures' hashes."""
+    ancestry = lineage_of(_told_by(path))
     if as_json:
         json.dump(ancestry.model_dump(mode="json"), sys.stdout, ensure_ascii=False, indent=1)
         print()
         return
     print_lineage(ancestry)
+
+
+def _told_by(path: Path) -> Path:
+    """A release that was copied without its lineage is told by its model's."""
+    bare = path.is_dir() and not (path / LINEAGE_FILE).is_file()
+    return path / MODEL_FILE if bare and (path / MODEL_FILE).is_file() else path
 
 
 def print_lineage(ancestry: Lineage) -> None:
@@ -93,14 +105,39 @@ def _print_node(depth: int, key: str, node: Node, name: str, nodes: Mapping[str,
     pad = "  " * depth
     label = f"{name} = " if name else ""
     click.echo(f"{pad}{label}{node.verb}  [{key[:12]}]")
-    told = {field: value for field, value in node.settings.items() if not isinstance(value, (dict, list))}
+    told = "  ".join(f"{field}={_short(value)}" for field, value in changed_settings(node).items())
     if told:
-        click.echo(f"{pad}  " + "  ".join(f"{field}={value}" for field, value in told.items())[:400])
+        click.echo(_wrapped(told, f"{pad}  "))
     outside = [(label, source.sha256) for label, source in node.inputs.items() if source.key not in nodes]
     for label, sha in outside[:MAX_SHOWN]:
         click.echo(f"{pad}  {label}  sha256:{sha}")
     if len(outside) > MAX_SHOWN:
         click.echo(f"{pad}  ... and {len(outside) - MAX_SHOWN} more; --json has all")
+
+
+def changed_settings(node: Node) -> dict[str, Any]:
+    """Those of a node's settings that are not what they are when nothing is said."""
+    if node.verb not in VERBS:
+        return node.settings
+    fields = VERBS[node.verb].settings_type().model_fields
+    usual = {
+        name: to_jsonable_python(field.get_default(call_default_factory=True))
+        for name, field in fields.items()
+        if not field.is_required()
+    }
+    return {name: value for name, value in node.settings.items() if name not in usual or value != usual[name]}
+
+
+def _wrapped(text: str, pad: str) -> str:
+    return textwrap.fill(
+        text, LINE, initial_indent=pad, subsequent_indent=f"{pad}  ", break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}..."
 
 
 def _command(name: str, callback: Any, *params: click.Parameter) -> click.Command:

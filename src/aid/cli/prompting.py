@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,13 @@ def _span(span: Any) -> dict[str, Any]:
 def _lines(name: str, told: Any) -> Iterator[str]:
     yield f"{name.replace('_', ' ')}: {told.prompt}"
     if told.expanded != told.prompt:
-        yield f"  expanded: {told.expanded}"
+        yield f"  expanded: {told.expanded.strip()}"
     for number, (weight, spans) in enumerate(told.parts, 1):
         if len(told.parts) > 1 or weight != 1:
             yield f"  part {number} of {len(told.parts)}, weight {weight:g}"
-        for span in spans:
+        for steps, span in _by_text(spans):
             if len(spans) > 1:
-                yield f"  steps {span.first + 1}-{span.last + 1}: {span.text.strip()}"
+                yield f"  {steps}: {span.text.strip()}"
             for share, chunks in span.variants:
                 yield from _chunk_lines(share, chunks, len(span.variants) > 1)
     for call in told.loras:
@@ -99,9 +99,21 @@ def _lines(name: str, told: Any) -> Iterator[str]:
     for embedding, count in told.embeddings:
         yield f"  embedding {embedding}: {count} vector{'s' * (count != 1)}"
     for style in told.styles:
-        yield f"  style {style.trigger}" + (f" ({style.match})" if style.match != "same" else "")
+        written = f", written `{style.written}` ({style.match})" if style.match != "same" else ""
+        yield f"  style {style.trigger}{written}"
     for note in told.notes:
         yield f"  note{f' at {note.at + 1}' if note.at >= 0 else ''}: {note.text}"
+
+
+def _by_text(spans: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Each text once, with all the steps that have it: `steps 1-2, 4, 6`."""
+    ranges: dict[str, list[str]] = {}
+    for span in spans:
+        first, last = span.first + 1, span.last + 1
+        ranges.setdefault(span.text, []).append(f"{first}-{last}" if last > first else f"{first}")
+    for text, steps in ranges.items():
+        many = len(steps) > 1 or "-" in steps[0]
+        yield f"step{'s' * many} {', '.join(steps)}", next(span for span in spans if span.text == text)
 
 
 def _chunk_lines(share: float, chunks: Any, mixed: bool) -> Iterator[str]:
@@ -113,7 +125,8 @@ def _chunk_lines(share: float, chunks: Any, mixed: bool) -> Iterator[str]:
                 words.append(f"[{weight:.4g}]")
                 last = weight
             words.append(token.removesuffix("</w>") + (" " if token.endswith(("</w>", ">")) else ""))
-        yield f"    {head}chunk {number}: {len(chunk)} tokens: {''.join(words).strip()}"
+        count = f"{len(chunk)} token{'s' * (len(chunk) != 1)}"
+        yield f"    {head}chunk {number}: {count}: {''.join(words).strip()}"
 
 
 COMMAND = click.Command(

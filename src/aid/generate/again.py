@@ -24,6 +24,7 @@ from aid.sd.file.tensorfile import is_pickle, read_header
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.picture.file import SUFFIX, picture_bytes
 from aid.sd.picture.infotext import Infotext, Weights, parse_infotext, shot_of
+from aid.sd.picture.shot_fields import unread_fields
 from aid.sd.picture.text import picture_text
 from aid.sd.prompt.adapter_call import extract_loras
 from aid.sd.prompt.sugar import read_wildcards
@@ -64,6 +65,9 @@ def again(
     """
     bench = bench or Workbench()
     infotext = read_infotext(picture)
+    if left := unread_fields(infotext.fields):
+        told = ", ".join(f"{key}: {value}" for key, value in left.items())
+        bench.progress.say(f"its text also says {told}, which AID draws without")
     lineage = embedded_lineage(picture)
     settings = _settings_of(lineage)
     shots, at = _neighbours(picture, shot_of(infotext), settings)
@@ -84,8 +88,8 @@ def again(
         text = material.infotext(shots[at], texts)
     out.mkdir(parents=True, exist_ok=True)
     file = out / picture_name(next_number(out), shots[at], SUFFIX[settings.format])
-    told = lineage.embedded() if lineage else ""
-    content = picture_bytes(drawn[batch.index(at)], text, told, settings.format, settings.quality)
+    embedded = lineage.embedded() if lineage else ""
+    content = picture_bytes(drawn[batch.index(at)], text, embedded, settings.format, settings.quality)
     write_bytes(file, content)
     return file
 
@@ -150,7 +154,7 @@ class Finder:
         source = shot.source
         if source is None:
             return {}
-        wanted = {source.sha256: source.picture or "the picture that it was made from"}
+        wanted = {source.sha256: source.picture or "that it was made from, which its text doesn't name"}
         if source.mask or source.mask_sha256:
             wanted[source.mask_sha256] = source.mask
         return {

@@ -100,7 +100,9 @@ def kind_of(tensors: Mapping[str, Stored]) -> str:
         return "adapter"
     if {"encoder.conv_in.weight", f"{VAE}encoder.conv_in.weight"} & tensors.keys():
         return "VAE"
-    if {"clip_l", "clip_g"} & tensors.keys() or (len(tensors) == 1 and _is_vectors(tensors.values())):
+    if {"clip_l", "clip_g", "emb_params"} & tensors.keys() or (
+        len(tensors) == 1 and _is_vectors(tensors.values())
+    ):
         return "embedding"
     return "weights"
 

@@ -66,6 +66,20 @@ OF_HIRES = {
 }
 
 
+OTHERS = {
+    "Size", "Eta", SAMPLER_ETA, "CFG sigmas", "Init image", "Mask", *HIRES, "Model hash", "Model", "VAE hash",
+    "VAE", "Lora hashes", "TI hashes", "Version", "User", "Hashes", "Init image hash", "Civitai resources",
+    "Civitai metadata", "Created Date",
+}  # fmt: skip
+"""Fields that are read elsewhere, or decide no pixel."""
+
+
+def unread_fields(fields: Mapping[str, str]) -> Fields:
+    """Those that may decide how a picture looks, and that AID can't draw with."""
+    known = {*PLAIN.values(), *OF_SOURCE.values(), *OF_HIRES.values(), *OTHERS}
+    return {key: value for key, value in fields.items() if key not in known and value not in ("", "False")}
+
+
 def written_fields(shot: Shot) -> tuple[Fields, Fields, Fields]:
     """The fields before those of the model, between them and the other weights', and after these. Empty ones
     are not to be written."""
