@@ -74,6 +74,27 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
         refused(tmp_path / name, "megapixels")
 
 
+def test_few_bytes_that_claim_many_pixels_are_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(5000, 5000, chunk(b"IDAT", zlib.compress(bytes(5000)))))
+    refused(tmp_path / "a.png", r"claims 25 megapixels in \d+ bytes")
+    Image.new("RGB", (5000, 5000), "white").save(tmp_path / "sheet.png")
+    assert read_picture(tmp_path / "sheet.png", 40.0).size == (5000, 5000), "flat colour is no bomb"
+    Image.new("RGB", (4000, 4000), "white").save(tmp_path / "sheet.webp", lossless=True)
+    assert read_picture(tmp_path / "sheet.webp", 40.0).size == (4000, 4000)
+
+
+def test_a_jpeg_of_endless_scans_is_refused_unread(tmp_path: Path, noise: Image.Image) -> None:
+    path = tmp_path / "a.jpg"
+    noise.save(path, progressive=True)
+    content = path.read_bytes()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    hidden = b"\xff\xfe\x00\x04\xff\xd9"  # a comment that looks like the end
+    path.write_bytes(content[:-2] + hidden + last * 20 + content[-2:] + last * 60)
+    assert read_picture(path, 40.0).size == noise.size, "what follows the picture is none of it"
+    path.write_bytes(content[:-2] + hidden + last * 60 + content[-2:])
+    refused(path, r"is drawn in 70 scans")
+
+
 def test_a_text_chunk_bomb_is_refused(tmp_path: Path) -> None:
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(80_000_000), 9))
     data = chunk(b"IDAT", zlib.compress(bytes((1 + 3 * 8) * 8)))

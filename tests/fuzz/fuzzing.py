@@ -58,8 +58,8 @@ class Target:
     mutators: Mutators
     memory_mb: int = 64
     """Beyond what the process holds before an input."""
-    cpu_seconds: float = 2.0
-    """For each input."""
+    cpu_seconds: float = 10.0
+    """For each input, of a few kB: far more than any takes, also where other work takes turns on the core."""
     names_file: bool = True
 
 

@@ -49,6 +49,6 @@ def test_damaged_folders(tmp_path: Path) -> None:
     second = sample(tmp_path / "two", TINY_SDXL.model_copy(update=NARROW))
     mutators = {".json": JSON, ".safetensors": SAFETENSORS, "": BYTES}
     target = Target(
-        "folder", [first, sharded(first), second], read, mutators, memory_mb=256, cpu_seconds=10.0
+        "folder", [first, sharded(first), second], read, mutators, memory_mb=256, cpu_seconds=20.0
     )
     fuzz(target, tmp_path / "fuzzed")

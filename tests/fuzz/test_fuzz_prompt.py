@@ -50,5 +50,5 @@ def read(folder: Path) -> None:
 def test_any_prompt(tmp_path: Path) -> None:
     samples = [{"prompt": sample.encode()} for sample in SAMPLES]
     mutators = {"": (*[inserting(TOKENS)] * 10, grow, *BYTES)}
-    target = Target("prompt", samples, read, mutators, cpu_seconds=4.0, names_file=False)
+    target = Target("prompt", samples, read, mutators, names_file=False)
     fuzz(target, tmp_path / "fuzzed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from aid.errors import PictureError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 STILL = {"MPO"}  # a JPEG with more pictures behind it, as telephones write; the first one is meant
 MAXIMUM_MEGAPIXELS = 170.0  # just under what Pillow itself takes for a decompression bomb
+FREE_MEGAPIXELS = 16.0  # decoded however few bytes claim them: flat colour packs well, and it takes no second
+MOST_PIXELS_PER_BYTE = 2000  # of a larger picture; a white sheet has 340 as a PNG
+MOST_SCANS = 50  # of a JPEG; encoders write about ten, and each takes as long as the picture is large
+SCAN, END = 0xDA, 0xD9  # of JPEG's markers; those that MARKER passes over have no length
+MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")
 
 
 def open_picture(path: Path, next_step: str = "Make or fetch it again.") -> Image.Image:
@@ -40,8 +46,9 @@ def open_small(path: Path, edge_px: int, next_step: str = "Make or fetch it agai
 def read_picture(path: Path, maximum_megapixels: float = MAXIMUM_MEGAPIXELS) -> Image.Image:
     """An RGB picture, EXIF orientation applied, transparency on white.
 
-    The size is checked in the header, before anything is decoded. Raises PictureError for whatever is
-    too large, moving, damaged or no picture; it says what is wrong (`has several frames`), not where.
+    The size is checked in the header, before anything is decoded, and so is whether the file can hold what
+    it claims. Raises PictureError for whatever is too large, moving, damaged or no picture; it says what is
+    wrong (`has several frames`), not where.
     """
     return read_layers(path, maximum_megapixels)[0]
 
@@ -53,6 +60,7 @@ def read_layers(
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats()) as picture:
             _refuse_by_header(picture, maximum_megapixels)
+            _refuse_bomb(picture, path)
             picture.load()
             upright = _upright(_eight_bit(picture))
             return _srgb(_opaque(upright), picture.info.get("icc_profile")), _alpha(upright)
@@ -92,6 +100,24 @@ def _refuse_by_header(picture: Image.Image, maximum_megapixels: float) -> None:
         )
     if getattr(picture, "is_animated", False) and picture.format not in STILL:
         raise PictureError("has several frames", "a still picture")
+
+
+def _refuse_bomb(picture: Image.Image, path: Path) -> None:
+    """Few bytes that would keep the decoder busy."""
+    pixels, size = picture.width * picture.height, path.stat().st_size
+    if pixels > max(FREE_MEGAPIXELS * 1e6, MOST_PIXELS_PER_BYTE * size):
+        raise PictureError(f"claims {pixels / 1e6:.0f} megapixels in {size} bytes", "as many as it can hold")
+    if picture.format in ("JPEG", *STILL) and (scans := _scans(path.read_bytes())) > MOST_SCANS:
+        raise PictureError(f"is drawn in {scans} scans", f"{MOST_SCANS} at most")
+
+
+def _scans(content: bytes) -> int:
+    """How often a JPEG's decoder will go over its first picture."""
+    scans, at = 0, 0
+    while (found := MARKER.search(content, at)) and (kind := content[found.end() - 1]) != END:
+        scans += kind == SCAN
+        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
+    return scans
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:

@@ -114,6 +114,8 @@ def write_raw(path: Path, header: object, data: bytes) -> Path:
         ([1, 2], b"", "not a JSON object"),
         (b"{broken", b"", "not JSON"),
         (b"[" * 100_000, b"", "not JSON"),
+        (rb'{"__metadata__": {"a": "\ud800"}}', b"", "not JSON"),
+        ('{"a": 1}'.encode("utf-16"), b"", "not JSON"),
         ({"__metadata__": {"a": 1}}, b"", "metadata is not text"),
     ],
 )

@@ -108,10 +108,12 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         with open(path, "rb") as stream:
             prefix = stream.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            if len(prefix) < 8:
+                raise _malformed(path, f"it has only {size} bytes")
+            length = struct.unpack("<Q", prefix)[0]
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise _malformed(path, f"its header claims {length} bytes of a {size}-byte file")
-            entries = json.loads(stream.read(length))
+            entries = _parsed(stream.read(length))
     except OSError as error:
         raise FileError(
             f"{path} could not be read ({error.strerror or error})", "a safetensors file"
@@ -125,6 +127,15 @@ def read_header(path: Path) -> Header:
     ordered = _in_file_order(tensors)
     _check_layout(path, ordered, 8 + length, size)
     return Header(path, ordered, metadata, 8 + length)
+
+
+def _parsed(header: bytes) -> Any:
+    """Raises ValueError for what is no JSON in UTF-8, or holds half a character, which can't be written."""
+    text = header.decode()
+    entries = json.loads(text)
+    if "\\u" in text:
+        json.dumps(entries, ensure_ascii=False).encode()
+    return entries
 
 
 def _in_file_order(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:

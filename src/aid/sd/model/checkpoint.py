@@ -109,7 +109,8 @@ def load_checkpoint(
         tensors |= open_vae(vae, architecture.family)[0]
     for part, module in model.parts().items():
         source = vae if vae is not None and part == "vae" else path
-        _fill(module, part_tensors(part, module, tensors, architecture, source), dtype, device, source)
+        own = part_tensors(part, module, tensors, architecture, source)
+        _fill(module, own, dtype, device, f"{source}: {part}.")
     held = {
         place.key for part, module in model.parts().items() for place in _places(part, module, architecture)
     }
@@ -191,7 +192,8 @@ def load_vae(path: Path, device: torch.device | str = "cpu") -> AutoencoderKL:
     check_widths(architecture, {key: one.shape for key, one in tensors.items()}, str(path))
     with torch.device("meta"):
         vae = AutoencoderKL(**architecture.vae_config()).eval()
-    _fill(vae, part_tensors("vae", vae, tensors, architecture, path), torch.float32, device, path)
+    own = part_tensors("vae", vae, tensors, architecture, path)
+    _fill(vae, own, torch.float32, device, f"{path}: vae.")
     return vae
 
 
@@ -262,13 +264,14 @@ def _fill(
     tensors: Mapping[str, Stored],
     dtype: torch.dtype,
     device: torch.device | str,
-    source: Path,
+    source: str,
 ) -> None:
-    """Give a module on the meta device its weights, each read when its turn comes."""
+    """Give a module on the meta device its weights, each read when its turn comes. `source` stands before a
+    tensor's name where one is refused."""
     state: dict[str, Tensor] = {}
     for key, stored in tensors.items():
         read = stored.read().detach()
-        cast = require_finite(read, dtype, f"{source}: {key}")
+        cast = require_finite(read, dtype, source + key)
         # A copy always: tensors of a pickle may share their storage, and a trained model must not.
         own = read.data_ptr() != cast.data_ptr() and cast.is_contiguous()
         state[key] = (cast if own else _copied(cast)).to(device)

@@ -13,7 +13,7 @@ from aid.sd.model.architecture import FAMILY_NAMES, METADATA_KEY, Family
 from aid.sd.model.detection import CONV_IN, declared, family_of
 from aid.sd.model.folder import MODEL_INDEX, is_part, open_part, under_ldm_names
 from aid.sd.model.layouts import VAE
-from aid.sd.model.weights import resolve_checkpoint
+from aid.sd.model.weights import require_floating, resolve_checkpoint
 
 TRAINING_ONLY = ("loss", "model_ema")  # beside a VAE's weights in its trainer's files
 DIFFUSERS_KEY = "encoder.down_blocks.0.resnets.0.conv1.weight"
@@ -46,6 +46,7 @@ def open_vae(path: Path, family: Family | None = None) -> tuple[dict[str, Stored
         kept = under_ldm_names("vae", inner, "sd1")
     if f"{VAE}encoder.conv_in.weight" not in kept:
         raise ModelError(f"{path} holds no VAE", "an AutoencoderKL in LDM or diffusers layout")
+    require_floating(kept, path)
     return kept, metadata
 
 

@@ -87,7 +87,17 @@ def open_weights(
         tensors = _averaged(tensors, path)
     if untransposed and PROJECTION in tensors:
         tensors = {**tensors, PROJECTION: _transposed(tensors[PROJECTION])}
-    return Weights(path, architecture, tensors, metadata)
+    weights = Weights(path, architecture, tensors, metadata)
+    require_floating(weights.model(), path)
+    return weights
+
+
+def require_floating(tensors: Mapping[str, Stored], path: Path) -> None:
+    """Raises ModelError naming the first of a model's tensors that holds whole numbers."""
+    for key, one in tensors.items():
+        if not (one.dtype.is_floating_point or key.endswith("position_ids")):
+            kind = str(one.dtype).removeprefix("torch.")
+            raise ModelError(f"{path}: {key} holds whole numbers ({kind})", "fp32, fp16, bf16 or fp8")
 
 
 def resolve_checkpoint(path: Path) -> Path:
