@@ -2,7 +2,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-BENCHMARKS := startup stages files data samplers drawing training
+BENCHMARKS := startup stages files data prompts samplers drawing training
 
 .PHONY: demo test fuzz check bench format clean
 
@@ -10,8 +10,9 @@ demo: $(VENV)/ready
 	$(BIN)/aid make recipes/starter.toml --out runs/starter
 	@echo "The release: runs/starter/release (card.md, samples/), the scores: runs/starter/report/report.md"
 
+# The fuzzing, which is for as long as one likes, is a target of its own.
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore tests/fuzz
 
 # Every reader is fed with damaged files for half a minute: `make fuzz SECONDS_EACH=600 SEED=7` for longer, and
 # for other files. Two at a time; a failure names the seed and the smallest file found.
