@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,6 +133,26 @@ def test_an_interrupted_grid_continues(
     files = sorted(file.name for file in whole.iterdir() if file.name != "lineage.json")
     assert files == sorted(file.name for file in out.iterdir() if file.name != "lineage.json")
     assert all((whole / name).read_bytes() == (out / name).read_bytes() for name in files)
+
+
+def test_a_killed_grid_continues_to_the_same_bytes(lively_checkpoint: Path, tmp_path: Path) -> None:
+    words = ["grid", "a cat", "--checkpoint", str(lively_checkpoint), "--x", "seed=1-12", "--steps", "20"]
+    words += ["--width", "16", "--height", "16", "--batch-size", "1", "--device", "cpu", "--threads", "1"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    main([*words, "--out", str(whole)])
+    started = [sys.executable, "-c", "from aid.cli import main; main()", *words, "--out", str(killed)]
+    with subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        unfinished = tmp_path / ".killed.building"
+        while len(list(unfinished.glob("0*.png"))) < 2 and child.poll() is None:
+            time.sleep(0.01)
+        child.kill()
+    drawn = {file: file.stat().st_mtime_ns for file in unfinished.glob("0*.png")}
+    assert child.returncode == -signal.SIGKILL and 2 <= len(drawn) < 12 and not killed.exists()
+    main([*words, "--out", str(killed)])
+    assert all((killed / file.name).stat().st_mtime_ns == when for file, when in drawn.items()), "kept"
+    files = sorted(file.name for file in whole.iterdir())
+    assert files == sorted(file.name for file in killed.iterdir())
+    assert all((whole / name).read_bytes() == (killed / name).read_bytes() for name in files)
 
 
 def test_each_checkpoint_is_loaded_once_on_whichever_axis(

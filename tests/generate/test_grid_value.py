@@ -98,8 +98,8 @@ def test_tables_mean_the_same_as_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "given_", [{"x": {"steps": [1], "seed": [2]}}, {"x": {"steps": [[1]]}}, {"count": 2}]
+    "given_", [{"x": {"steps": [1], "seed": [2]}}, {"x": {"steps": [[1]]}}, {"count": 2}, {"plan": {}}]
 )
 def test_what_is_no_grid(given_: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"one axis|texts and numbers|one shot"):
+    with pytest.raises(ValueError, match=r"one axis|texts and numbers|Extra inputs are not permitted"):
         GridSettings.model_validate(given_)

@@ -13,7 +13,6 @@ from aid.cli.verb_command import bench, verb_command, verb_values
 from aid.core.release import Release
 
 PROMPT = click.Argument(["words_of_prompt"], metavar="[PROMPT]", default="")
-NOT_ONE_SHOT = ("count", "shots", "dataset")  # what `generate` has for many
 HELP = """Draw PROMPT once for every combination of what varies along x, y and z, into the gallery --out:
 labelled sheets, and index.html to look through them. `--x style` is a palette of all the model's styles;
 `--axes` lists what else may vary. Without --checkpoint, AID's own starter draws; a release draws
@@ -23,7 +22,6 @@ as its card recommends, and what you give counts first."""
 def command() -> click.Command:
     made = verb_command("grid", _run, [PROMPT])
     made.help = HELP
-    made.params = [option for option in made.params if option.name not in NOT_ONE_SHOT]
     made.params.insert(
         1,
         click.Option(

@@ -22,7 +22,7 @@ from aid.errors import AidError
 from aid.evaluate.settings import EvaluateInputs, EvaluateSettings, JudgeInputs, JudgeSettings
 from aid.generate.grid.layout import plan_grid
 from aid.generate.grid.settings import GridInputs, GridSettings
-from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.generate.settings import DrawingInputs, DrawingSettings, GenerateInputs, GenerateSettings
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.release.settings import ReleaseInputs, ReleaseSettings
 from aid.sd.adapter.target import kohya_targets, skeleton
@@ -270,8 +270,8 @@ def _grid(settings: GridSettings, inputs: GridInputs, scene: Scene) -> Work:
         plan = plan_grid(settings, inputs)
     except AidError as error:
         note = f"the cells can't be counted yet: {error}"
-        return replace(_generate(settings, inputs, scene), notes=(note,))
-    parts = [_generate(_as_drawn(settings, cell.shot), inputs, scene) for cell in plan.pictures]
+        return replace(_alone(settings, inputs, scene), notes=(note,))
+    parts = [_alone(settings, inputs, scene, cell.shot) for cell in plan.pictures]
     sizes = f"{_many(len(plan.cells), 'cell')}, {_many(len(plan.pictures), 'picture')}"
     return replace(
         parts[0],
@@ -283,9 +283,12 @@ def _grid(settings: GridSettings, inputs: GridInputs, scene: Scene) -> Work:
     )
 
 
-def _as_drawn(settings: GridSettings, shot: Shot) -> GridSettings:
-    told = {name: getattr(shot, name) for name in ("steps", "cfg_scale", "width", "height")}
-    return settings.model_copy(update=told)
+def _alone(settings: GridSettings, inputs: GridInputs, scene: Scene, shot: Shot | None = None) -> Work:
+    """One cell's picture as `generate` draws it; without a shot, what the settings say."""
+    shared = {name: getattr(settings, name) for name in DrawingSettings.model_fields}
+    told = {name: getattr(shot, name) for name in ("steps", "cfg_scale", "width", "height") if shot}
+    given = {name: getattr(inputs, name) for name in DrawingInputs.model_fields}
+    return _generate(GenerateSettings(**{**shared, **told}), GenerateInputs(**given), scene)
 
 
 def _lines(shots: Path) -> int:

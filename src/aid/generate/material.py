@@ -13,7 +13,7 @@ from aid.core.release import EMBEDDING_FOLDER, MODEL_FILE
 from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
 from aid.errors import FileError, SettingsError
-from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.generate.settings import DrawingInputs, DrawingSettings
 from aid.sd.adapter.folder import AdapterFolder
 from aid.sd.drawing.pipeline import Texts
 from aid.sd.embedding.file import WEIGHTS, Embedding, load_embedding
@@ -70,7 +70,7 @@ def adapter_hash(path: Path, metadata: Mapping[str, str]) -> str:
     return told[:ADAPTER_DIGITS]
 
 
-def load_material(settings: GenerateSettings, inputs: GenerateInputs, bench: Workbench) -> Material:
+def load_material(settings: DrawingSettings, inputs: DrawingInputs, bench: Workbench) -> Material:
     """Load what the inputs name. Raises FileError or ModelError naming the file that doesn't fit."""
     model = load_model(inputs.checkpoint, inputs.vae, settings.precision, bench)
     embeddings, paths = _embeddings(inputs.embeddings, model)
@@ -96,14 +96,14 @@ def load_model(checkpoint: Path, vae: Path | None, precision: str, bench: Workbe
     return model
 
 
-def source_of(settings: GenerateSettings, inputs: GenerateInputs) -> Source | None:
+def source_of(settings: DrawingSettings, inputs: DrawingInputs) -> Source | None:
     """The picture to draw from, by its hash and its bare name. Raises SettingsError for a mask alone."""
     if inputs.init is None:
         if inputs.mask is not None:
             raise SettingsError("a mask is given without a picture", "both", "Name the picture with --init.")
         return None
     mask = {"mask": inputs.mask.name, "mask_sha256": sha256_file(inputs.mask)} if inputs.mask else {}
-    shared = Source.model_fields.keys() & GenerateSettings.model_fields.keys()
+    shared = Source.model_fields.keys() & DrawingSettings.model_fields.keys()
     told = {name: getattr(settings, name) for name in shared}
     return Source(picture=inputs.init.name, sha256=sha256_file(inputs.init), **told, **mask)
 
@@ -150,7 +150,7 @@ def _require_different(files: Mapping[str, Path], found: Mapping[str, Path]) -> 
             raise SettingsError(f"{other} and {file} answer to the same name", "names that differ")
 
 
-def _weights(model: StableDiffusion, inputs: GenerateInputs) -> Weights:
+def _weights(model: StableDiffusion, inputs: DrawingInputs) -> Weights:
     file = resolve_checkpoint(inputs.checkpoint)
     if file.is_dir():
         return Weights(model=file.name)

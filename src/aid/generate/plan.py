@@ -14,7 +14,7 @@ from aid.core.dataset import Dataset, Record
 from aid.core.gallery import SHOTS_FILE
 from aid.core.shot import Hires, Shot
 from aid.errors import FileError, SettingsError
-from aid.generate.settings import GenerateSettings, Plan
+from aid.generate.settings import DrawingSettings, GenerateSettings, Plan
 from aid.sd.prompt.prompt import escape
 from aid.sd.prompt.sugar import strip_comments
 
@@ -24,18 +24,19 @@ SAME = [name for name in Shot.model_fields if name not in TOLD]
 
 def shots_of_prompt(settings: GenerateSettings, embeddings: Sequence[str], edge_px: int) -> list[Shot]:
     """`count` pictures of the settings' prompt, with seeds counting up; of variations, theirs."""
-    settings = without_comments(settings)
-    prompt, negative = compose(settings, settings.styles, (), embeddings)
-    shot = _unprompted(settings, edge_px).model_copy(
-        update={
-            "prompt": prompt,
-            "negative_prompt": negative,
-            "style": _bare(settings.styles[0]) if len(settings.styles) == 1 else "",
-        }
-    )
+    shot = shot_of_prompt(settings, embeddings, edge_px)
     counted = "variation_seed" if settings.variation_strength else "seed"
     first = getattr(settings, counted)
     return [shot.model_copy(update={counted: first + index}) for index in range(settings.count)]
+
+
+def shot_of_prompt(settings: DrawingSettings, embeddings: Sequence[str], edge_px: int) -> Shot:
+    """The settings' one shot."""
+    settings = without_comments(settings)
+    prompt, negative = compose(settings, settings.styles, (), embeddings)
+    style = _bare(settings.styles[0]) if len(settings.styles) == 1 else ""
+    told = {"prompt": prompt, "negative_prompt": negative, "style": style}
+    return _unprompted(settings, edge_px).model_copy(update=told)
 
 
 def shots_of_plan(
@@ -56,12 +57,12 @@ def shots_of_plan(
         raise SettingsError(
             f"the plan's style {missing[0]} has no training picture in {dataset.folder}", ", ".join(known)
         )
-    settings = without_comments(settings)
-    unprompted = _unprompted(settings, edge_px)
+    plain = without_comments(settings)
+    unprompted = _unprompted(plain, edge_px)
     shots: list[Shot] = []
     for style in plan.styles or known:
         for tags in draw_contents(plan, records, style, settings.seed):
-            prompt, negative = compose(settings, (style,), tags, embeddings)
+            prompt, negative = compose(plain, (style,), tags, embeddings)
             told = {"prompt": prompt, "negative_prompt": negative, "seed": settings.seed + len(shots)}
             shots.append(unprompted.model_copy(update={**told, "style": style, "tags": tags}))
     if not shots:
@@ -69,7 +70,7 @@ def shots_of_plan(
     return shots
 
 
-def without_comments(settings: GenerateSettings) -> GenerateSettings:
+def without_comments(settings: DrawingSettings) -> DrawingSettings:
     """The settings with prompts that say nothing but what is drawn: a picture's text has no comments."""
     if not settings.comments:
         return settings
@@ -77,7 +78,7 @@ def without_comments(settings: GenerateSettings) -> GenerateSettings:
     return settings.model_copy(update={**_stripped(settings), "hires": hires})
 
 
-def _stripped(part: GenerateSettings | Hires) -> dict[str, str]:
+def _stripped(part: DrawingSettings | Hires) -> dict[str, str]:
     given = {name: getattr(part, name) for name in ("prompt", "negative_prompt")}
     return {name: strip_comments(text).strip() for name, text in given.items() if "#" in text}
 
@@ -149,7 +150,7 @@ def _read_shot(line: str, where: str) -> Shot:
         raise FileError(f"{where} is not JSON", "a shot") from error
 
 
-def _unprompted(settings: GenerateSettings, edge_px: int) -> Shot:
+def _unprompted(settings: DrawingSettings, edge_px: int) -> Shot:
     """What all shots of one run have in common. Raises SettingsError for what can't go together."""
     told = {name: getattr(settings, name) for name in SAME if name in type(settings).model_fields}
     size = {"width": settings.width or edge_px, "height": settings.height or edge_px}
@@ -163,7 +164,7 @@ def _unprompted(settings: GenerateSettings, edge_px: int) -> Shot:
 
 
 def compose(
-    settings: GenerateSettings, styles: Sequence[str], tags: Sequence[str], embeddings: Sequence[str]
+    settings: DrawingSettings, styles: Sequence[str], tags: Sequence[str], embeddings: Sequence[str]
 ) -> tuple[str, str]:
     """Prompt and negative prompt. Styles and tags stand for themselves: their brackets weigh nothing."""
     trigger = ", ".join(f"by {escape(_bare(style))}" for style in styles)

@@ -17,7 +17,7 @@ from aid.errors import SettingsError
 from aid.generate.gallery import picture_name, write_gallery
 from aid.generate.material import Material, called_files, load_material, source_of
 from aid.generate.plan import read_shots, shots_of_plan, shots_of_prompt
-from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.generate.settings import DrawingSettings, GenerateInputs, GenerateSettings
 from aid.sd.drawing.pipeline import draw_batch, plan_batches, steps_of
 from aid.sd.picture.file import SUFFIX, picture_bytes
 
@@ -96,7 +96,7 @@ def draw_missing(
     material: Material,
     shots: Sequence[Shot],
     files: Sequence[Path],
-    settings: GenerateSettings,
+    settings: DrawingSettings,
     lineage: str,
     bench: Workbench,
 ) -> None:

@@ -32,12 +32,12 @@ class Plan(BaseModel):
     occur but never with the style (for composition)."""
 
 
-class GenerateSettings(Settings):
-    """Pictures to draw. Defaults are the card's: Euler a, 32 steps, clip skip 1."""
+class DrawingSettings(Settings):
+    """One shot, and how it is drawn. Defaults are the card's: Euler a, 32 steps, clip skip 1."""
 
     prompt: str = ""
     """A1111 syntax: `(weight:1.2)`, `[less]`, BREAK, AND, `[from:to:0.5]`, `<lora:name:0.8>`; and
-    `{by a:0.6 | by b:0.4}` and `__wildcards__`. With a plan, it follows each shot's tags."""
+    `{by a:0.6 | by b:0.4}` and `__wildcards__`."""
     negative_prompt: str = ""
     """A1111 syntax; an embedding is named by its file's stem."""
     comments: bool = True
@@ -51,10 +51,6 @@ class GenerateSettings(Settings):
     """`{trigger}` stands for the styles, `{tags}` for the prompt; empty is AID's card's."""
     negative_template: str = ""
     """`{embedding}` stands for all embeddings given, `{tags}` for the negative prompt; empty: the card's."""
-    plan: Plan | None = None
-    """Shots for an evaluation, in place of one prompt."""
-    count: int = Field(default=1, ge=1, le=100_000)
-    """Pictures of the prompt."""
     seed: int = Field(default=0, ge=0, lt=2**62)
     """Of the first picture; the next ones count up."""
     steps: int = Field(default=32, ge=1, le=1000)
@@ -119,7 +115,16 @@ class GenerateSettings(Settings):
     """Of the weights while drawing; fp16 halves the memory on a GPU."""
 
 
-class GenerateInputs(Inputs):
+class GenerateSettings(DrawingSettings):
+    """Pictures to draw: of one prompt, or of a plan."""
+
+    plan: Plan | None = None
+    """Shots for an evaluation, in place of one prompt; the settings' prompt follows each shot's tags."""
+    count: int = Field(default=1, ge=1, le=100_000)
+    """Pictures of the prompt."""
+
+
+class DrawingInputs(Inputs):
     """What is drawn with."""
 
     checkpoint: Path
@@ -137,11 +142,6 @@ class GenerateInputs(Inputs):
     """A picture to draw from, in place of noise alone (img2img)."""
     mask: Path | None = None
     """White where the picture to draw from is drawn anew (inpainting)."""
-    shots: Path | None = None
-    """Shots already written down: a `shots.jsonl` or a folder with one; the settings' prompt, size and
-    sampling then say nothing."""
-    dataset: Path | None = None
-    """The Dataset whose styles and tags a plan draws from."""
 
     def paths(self) -> dict[str, Path]:
         """An embedding's or adapter's name is what calls it, so it counts as much as its content."""
@@ -152,3 +152,13 @@ class GenerateInputs(Inputs):
             for index, path in enumerate(paths):
                 named[f"{field}.{f'{index}/' if path.is_dir() else path.stem}"] = path
         return named
+
+
+class GenerateInputs(DrawingInputs):
+    """What is drawn with, and where the shots come from if not from a prompt."""
+
+    shots: Path | None = None
+    """Shots already written down: a `shots.jsonl` or a folder with one; the settings' prompt, size and
+    sampling then say nothing."""
+    dataset: Path | None = None
+    """The Dataset whose styles and tags a plan draws from."""

@@ -13,7 +13,7 @@ from aid.generate.grid.layout import Grid, sources_of
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.material import MODEL_DIGITS, Material, load_material
 from aid.generate.run import draw_missing
-from aid.generate.settings import GenerateInputs
+from aid.generate.settings import DrawingInputs
 from aid.sd.model.checkpoint import load_vae, resolve_vae
 
 
@@ -31,7 +31,7 @@ def draw_grid(
         path = sources.vaes[vae]
         if material is None or loaded != checkpoint:
             material = None  # room for the next
-            told = _generate_inputs(inputs, sources.checkpoints[checkpoint], path)
+            told = _drawing_inputs(inputs, sources.checkpoints[checkpoint], path)
             loaded, material = checkpoint, load_material(settings, told, bench)
         else:
             material = with_vae(material, path)
@@ -55,6 +55,6 @@ def with_vae(material: Material, path: Path | None) -> Material:
     )
 
 
-def _generate_inputs(inputs: GridInputs, checkpoint: Path, vae: Path | None) -> GenerateInputs:
-    shared = {name: getattr(inputs, name) for name in GenerateInputs.model_fields}
-    return GenerateInputs.model_validate({**shared, "checkpoint": checkpoint, "vae": vae})
+def _drawing_inputs(inputs: GridInputs, checkpoint: Path, vae: Path | None) -> DrawingInputs:
+    shared = {name: getattr(inputs, name) for name in DrawingInputs.model_fields}
+    return DrawingInputs.model_validate({**shared, "checkpoint": checkpoint, "vae": vae})

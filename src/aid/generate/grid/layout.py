@@ -18,7 +18,7 @@ from aid.generate.grid.cell import PLACE, Cell
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.grid.value import MOST
 from aid.generate.material import embedding_files, source_of
-from aid.generate.plan import shots_of_prompt
+from aid.generate.plan import shot_of_prompt
 from aid.generate.run import drawn_from
 from aid.sd.adapter.folder import AdapterFolder
 from aid.sd.embedding.folder import load_embeddings
@@ -136,7 +136,7 @@ def base_shot(settings: GridSettings, embeddings: Sequence[str], edge_px: int, w
     """The shot that `generate` would draw, with a place for a style's trigger words if an axis has them."""
     if with_style and STYLE not in settings.prompt:
         settings = settings.model_copy(update={"styles": (*settings.styles, PLACE)})
-    [shot] = shots_of_prompt(settings, embeddings, edge_px)
+    shot = shot_of_prompt(settings, embeddings, edge_px)
     prompt = shot.prompt.replace(f"by {PLACE}", PLACE)
     return shot.model_copy(update={"prompt": prompt, "style": shot.style.replace(PLACE, "")})
 

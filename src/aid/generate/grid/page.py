@@ -42,10 +42,12 @@ def write_small(plan: Grid, folder: Path) -> list[str]:
 def page(plan: Grid, folder: Path, small: list[str]) -> str:
     """The whole page. All that people wrote is data, read by the page's script and put in as text."""
     pictures = []
-    for name, shown, cell in zip(plan.names, small, plan.pictures, strict=True):
-        width, height = cell.shot.drawn_size
-        text = picture_text(folder / name).parameters
-        pictures.append({"file": name, "small": shown, "width": width, "height": height, "text": text})
+    for name, shown in zip(plan.names, small, strict=True):
+        told = picture_text(folder / name)
+        width, height = told.size  # "Only masked" leaves a picture its own size
+        pictures.append(
+            {"file": name, "small": shown, "width": width, "height": height, "text": told.parameters}
+        )
     data = {
         "axes": [{"title": axis.title, "labels": list(axis.labels)} for axis in plan.axes],
         "sheets": plan.sheets(),

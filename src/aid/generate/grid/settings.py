@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from aid.generate.grid.value import written
-from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.generate.settings import DrawingInputs, DrawingSettings
 
 
-class GridSettings(GenerateSettings):
+class GridSettings(DrawingSettings):
     """One shot, as `generate` makes it, and what varies along each axis."""
 
     x: str = ""
@@ -43,23 +43,11 @@ class GridSettings(GenerateSettings):
             raise ValueError(f"the values of {kind} are no texts and numbers")
         return f"{kind}={written(many)}"
 
-    @model_validator(mode="after")
-    def _one_shot(self) -> GridSettings:
-        if self.plan is not None or self.count != 1:
-            raise ValueError("a grid varies one shot: it has no plan and no count; seeds can be an axis")
-        return self
 
-
-class GridInputs(GenerateInputs):
+class GridInputs(DrawingInputs):
     """What is drawn with, and what the axes `checkpoint` and `vae` choose from."""
 
     checkpoints: dict[str, Path] = Field(default={})
     """Name -> checkpoint: more for the axis `checkpoint`, which knows the first by its file's name."""
     vaes: dict[str, Path] = Field(default={})
     """Name -> VAE: more for the axis `vae`, which knows the checkpoint's own as `own`."""
-
-    @model_validator(mode="after")
-    def _one_shot(self) -> GridInputs:
-        if self.shots is not None or self.dataset is not None:
-            raise ValueError("a grid varies one shot: it takes no list of shots and no dataset")
-        return self

@@ -23,11 +23,17 @@ UNICODE, ASCII = b"UNICODE\x00", b"ASCII\x00\x00\x00"
 
 @dataclass(frozen=True)
 class PictureText:
-    """`summary` such as `PNG, 512x768`; `parameters` is A1111's infotext, `texts` all others by name."""
+    """`parameters` is A1111's infotext, `texts` all others by name; `size` is width and height."""
 
-    summary: str
+    format: str
+    size: tuple[int, int]
     parameters: str
     texts: dict[str, str]
+
+    @property
+    def summary(self) -> str:
+        """Such as `PNG, 512x768`."""
+        return f"{self.format}, {self.size[0]}x{self.size[1]}"
 
 
 def is_picture(path: Path) -> bool:
@@ -49,11 +55,11 @@ def picture_text(path: Path) -> PictureText:
             }
             if lineage := lineage_text(picture.info):
                 texts[LINEAGE_KEY] = lineage
-            summary = f"{picture.format}, {picture.width}x{picture.height}"
+            format, size = str(picture.format), picture.size
             comment = None if KEY in texts else _comment(picture)
     except Exception as error:  # a reader fed with hostile bytes may fail in any way
         raise PictureError(f"{path} is not a readable picture ({error})", "a whole picture") from error
-    return PictureText(summary, texts.pop(KEY, "") or _decoded(comment), texts)
+    return PictureText(format, size, texts.pop(KEY, "") or _decoded(comment), texts)
 
 
 def _comment(picture: Image.Image) -> object:
