@@ -4,7 +4,6 @@ ask for it. AID's own is the package data `data/aid.toml`; every release writes 
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from aid.core.files import write_text
 from aid.core.spelling import fold, mistakes
-from aid.core.toml import toml
+from aid.core.toml import parse_toml, toml
 from aid.errors import FileError, SettingsError
 
 Match = Literal["listed", "same", "old name", "part", "near"]
@@ -194,7 +193,7 @@ class Catalogue(Noun):
     def parse(cls, content: bytes, name: str) -> Catalogue:
         """The catalogue in a TOML document; `name` is what an error calls it."""
         try:
-            return cls.model_validate(tomllib.loads(content.decode()))
+            return cls.model_validate(parse_toml(content.decode()))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the catalogue"

@@ -13,17 +13,36 @@ from typing import Any
 from aid.errors import FileError, SettingsError
 
 LINE = 100  # characters; a longer array is written one item a line
+STRING = re.compile(
+    r'"""(?:[^"\\]|\\.|"(?!""))*+(?:"""|\Z)|' r"'''(?:[^']|'(?!''))*+(?:'''|\Z)|"
+    r'"(?:[^"\\\n]|\\[^\n])*+"?|' r"'[^'\n]*+'?|#[^\n]*+",
+    re.DOTALL,
+)  # fmt: skip
+DEEP_KEY = re.compile(r"(?<![A-Za-z0-9_-])(?:[A-Za-z0-9_-]++[ \t]*+\.[ \t]*+){64}")
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """A TOML file; `what` says in an error what it should have been. Raises FileError for a file that can't
     be read as text, SettingsError for text that isn't TOML."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return parse_toml(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"{path} could not be read ({error})", what) from error
     except (ValueError, RecursionError) as error:  # also numbers of very many digits, and very deep arrays
         raise SettingsError(f"{path} is not TOML: {error}") from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """A TOML document. Raises ValueError for text that isn't, or that has a key of 64 dots, `a.a.a...`: the
+    parser's time and memory for one grow with the square of its length; RecursionError for deep nesting."""
+    if has_endless_key(text):
+        raise ValueError("it has a key of 64 dots or more")
+    return tomllib.loads(text)
+
+
+def has_endless_key(text: str) -> bool:
+    """Strings and comments, which may hold as many dots as they like, are taken for one letter each."""
+    return DEEP_KEY.search(STRING.sub("s", text)) is not None
 
 
 def toml(value: Mapping[str, Any]) -> str:

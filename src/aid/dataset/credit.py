@@ -9,11 +9,11 @@ style = "big-smile"            # instead of the folder's name; "" for no style
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from aid.core.toml import parse_toml
 from aid.errors import FileError
 
 CREDIT_FILE = "credit.toml"
@@ -74,7 +74,7 @@ def read_credit(path: Path, root: Path) -> Credit:
             raise ValueError("a link that leaves its folder")
         if path.stat().st_size > MAXIMUM_CREDIT_BYTES:
             raise ValueError("over 1 MiB")
-        return Credit.model_validate(tomllib.loads(path.read_text("utf-8")))
+        return Credit.model_validate(parse_toml(path.read_text("utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
