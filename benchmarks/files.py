@@ -1,10 +1,11 @@
 """Opening and converting real-size single files, beside plain copying and safetensors' own functions.
 
-    python benchmarks/files.py [--family sd1 --family sdxl] [--folder FOLDER] [--json FILE]
+    python benchmarks/files.py [--family sd1 --family sdxl] [--folder FOLDER] [--runs 2] [--json FILE]
 
 Each file is made here, of random fp16 values (2.1 GB for SD1.5, 6.9 GB for SDXL), and FOLDER must hold it
-twice. Whatever is timed has the file in the page cache and ends with its result on the disk; each job is a
-process of its own, so that its peak memory is its own.
+three times. Each job is a process of its own: its memory is what it takes at its highest beyond what the
+imports took, and its time ends when the result is on the disk. What is timed finds the file in the page
+cache, as far as that reaches. Whatever comes out is compared with the file, bit for bit.
 """
 
 from __future__ import annotations
@@ -13,22 +14,28 @@ import argparse
 import filecmp
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from reporting import Row, report
 
 MIB = 1 << 20
-SPARE_MIB, TIMES_LARGEST = 300.0, 1.2  # what a conversion may use beyond an empty process
+SPARE_MIB, TIMES_LARGEST = 300.0, 1.2  # what a conversion may use beyond its imports
+ONE = 0x3C00  # in fp16
+TITLE = {"modelspec.title": "random"}
 
 
 def make_file(family: str, path: Path) -> None:
-    """The keys and shapes of a released file, in small random values, and its position ids."""
+    """The keys and shapes of a released file, in random fp16 values from 0 to 1 (every bit pattern, the
+    smallest included), and its position ids; one tensor at a time."""
     import torch
 
     from aid.sd.file.tensorfile import Stored, write_stored
@@ -42,7 +49,8 @@ def make_file(family: str, path: Path) -> None:
 
     def random(shape: tuple[int, ...]) -> Stored:
         def read() -> torch.Tensor:
-            return torch.empty(shape).normal_(0, 0.02, generator=generator).half()
+            bits = torch.empty(shape, dtype=torch.int16).random_(0, ONE, generator=generator)
+            return bits.view(torch.float16)
 
         return Stored(torch.float16, shape, read)
 
@@ -53,20 +61,35 @@ def make_file(family: str, path: Path) -> None:
         for key, tensor in module.state_dict().items():
             place = PLACES[part](key, architecture.family)
             tensors[place.key] = random(place.shape(tuple(tensor.shape)))
-    metadata = {"modelspec.title": "random"}
-    write_stored(path, Weights(path, architecture, tensors, metadata).whole(), metadata)
+    write_stored(path, Weights(path, architecture, tensors, TITLE).whole(), TITLE)
 
 
-def nothing(source: Path, target: Path) -> None:
-    """Only the imports."""
-    import aid.sd.model.convert  # noqa: F401
+# The jobs, each in a process of its own
 
 
-def convert(source: Path, target: Path) -> None:
-    from aid.sd.model.convert import Conversion
-    from aid.sd.model.convert import convert as run
+def make(family: Path, target: Path) -> None:
+    make_file(family.name, target)
 
-    run(source, target, Conversion())
+
+def look(source: Path, target: Path) -> None:
+    from aid.sd.inspection import inspect
+
+    inspect(source, hashes=False)
+
+
+def convert(source: Path, target: Path, *options: str) -> None:
+    """As a person does."""
+    from aid.cli import root
+
+    root.main(["convert", str(source), str(target), *options], prog_name="aid", standalone_mode=False)
+
+
+def convert_to_fp32(source: Path, target: Path) -> None:
+    convert(source, target, "--dtype", "fp32")
+
+
+def convert_to_bf16(source: Path, target: Path) -> None:
+    convert(source, target, "--dtype", "bf16")
 
 
 def copy(source: Path, target: Path) -> None:
@@ -86,35 +109,60 @@ def safetensors_copy(source: Path, target: Path) -> None:
 
 
 JOBS: dict[str, Callable[[Path, Path], None]] = {
-    job.__name__: job for job in (nothing, convert, copy, safetensors_copy)
+    job.__name__: job
+    for job in (make, look, convert, convert_to_fp32, convert_to_bf16, copy, safetensors_copy)
 }
 
 
-def run_job(name: str, source: Path, target: Path) -> tuple[float, float]:
-    """Seconds that the job itself took, and MiB at its process's peak; the better of two runs."""
-    seconds, peaks = [], []
-    for _ in range(1 if name == "nothing" else 2):
-        target.unlink(missing_ok=True)
+@dataclass(frozen=True)
+class Cost:
+    seconds: float
+    memory_mib: float
+    """At its highest, beyond the imports."""
+    process_mib: float
+    """At its highest, all in all."""
+
+
+def run_job(name: str, source: Path, target: Path, runs: int = 1) -> Cost:
+    """What the job itself took; the least of some runs."""
+    costs = []
+    for _ in range(runs):
+        remove(target)
         words = [sys.executable, __file__, "--job", name, str(source), str(target)]
-        told = subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout.split()
-        seconds.append(float(told[0]))
-        peaks.append(float(told[1]))
-    return min(seconds), min(peaks)
+        told = subprocess.run(words, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1]
+        costs.append(Cost(*map(float, told.split())))
+    best = Cost(*(min(getattr(one, field) for one in costs) for field in Cost.__dataclass_fields__))
+    print(f"{name} {source.name}: {best}", file=sys.stderr, flush=True)
+    return best
 
 
 def do_job(name: str, source: Path, target: Path) -> None:
-    nothing(source, target)
     import safetensors.torch  # noqa: F401
 
-    began = time.monotonic()
+    import aid.cli.converting
+    import aid.sd.inspection
+    import aid.sd.model.checkpoint
+    import aid.sd.model.convert  # noqa: F401
+
+    with suppress(OSError):  # where the peak can't be set back, what the imports took for a moment counts
+        Path("/proc/self/clear_refs").write_text("5")
+    before, began = memory_mib("VmRSS"), time.monotonic()
     JOBS[name](source, target)
-    print(time.monotonic() - began, _peak_mib())
+    seconds, peak = time.monotonic() - began, memory_mib("VmHWM")
+    print(seconds, peak - before, peak)
 
 
-def _peak_mib() -> float:
-    """Of this process since it began; what wait4 tells counts its parent in."""
+def memory_mib(field: str) -> float:
+    """Of this process; what wait4 tells counts its parent in."""
     status = Path("/proc/self/status").read_text()
-    return next(float(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+    return next(float(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1024
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+# What is told
 
 
 def median_seconds(action: Callable[[], object], runs: int = 15) -> float:
@@ -126,7 +174,7 @@ def median_seconds(action: Callable[[], object], runs: int = 15) -> float:
     return statistics.median(times)
 
 
-def opening(family: str, path: Path) -> list[Row]:
+def opening(family: str, path: Path, target: Path) -> list[Row]:
     from safetensors import safe_open
 
     from aid.sd.file.tensorfile import read_header
@@ -143,43 +191,86 @@ def opening(family: str, path: Path) -> list[Row]:
     limit, peers = median_seconds(bare) * 1e3, {"safe_open": median_seconds(theirs) * 1e3}
     header = median_seconds(lambda: read_header(path)) * 1e3
     blocks = median_seconds(lambda: inspect(path, hashes=False)) * 1e3
+    cost = run_job("look", path, target)
     return [
-        Row(f"{family}, header of {path.stat().st_size / 1e9:.1f} GB", header, "ms", limit, peers),
+        Row(f"{family}, header of {path.stat().st_size / 1e9:.2f} GB", header, "ms", limit, peers),
         Row(f"{family}, architecture, blocks, metadata", blocks, "ms", limit, peers),
+        memory_row(family, "the same", cost, SPARE_MIB),
     ]
 
 
-def measure(family: str, folder: Path) -> list[Row]:
+def memory_row(family: str, name: str, cost: Cost, allowed_mib: float, peer: Cost | None = None) -> Row:
+    peers = {"whole process": cost.process_mib}
+    if peer is not None:
+        peers["load_file + save_file"] = peer.memory_mib
+    return Row(f"{family}, {name}, memory", cost.memory_mib, "MiB", allowed_mib, peers)
+
+
+def require_same(path: Path, source: Path) -> None:
+    if not filecmp.cmp(path, source, shallow=False):
+        raise SystemExit(f"{path} differs from {source}")
+
+
+def require_cast(path: Path, source: Path, dtype: str) -> None:
+    """Every tensor is the source's in another precision, bit for bit."""
+    import torch
+
+    from aid.sd.file.precision import PRECISIONS
+    from aid.sd.file.tensorfile import read_header
+
+    made, given = read_header(path), read_header(source)
+    for name, info in given.tensors.items():
+        kept = info.dtype == torch.int64
+        wanted = given.read(name) if kept else given.read(name).to(PRECISIONS[dtype])
+        if made.tensors[name].dtype != wanted.dtype or not torch.equal(made.read(name), wanted):
+            raise SystemExit(f"{name} differs in {path}")
+    if made.tensors.keys() != given.tensors.keys():
+        raise SystemExit(f"{path} has other tensors than {source}")
+
+
+def measure(family: str, folder: Path, runs: int) -> list[Row]:
     from aid.sd.file.tensorfile import read_header
 
     source, target = folder / f"{family}.safetensors", folder / "out.safetensors"
-    make_file(family, source)
+    made = run_job("make", Path(family), source)
     largest = max(info.end - info.start for info in read_header(source).tensors.values()) / MIB
-    try:
-        rows = opening(family, source)
-        found = {name: run_job(name, source, target) for name in JOBS if name != "convert"}
-        found["convert"] = run_job("convert", source, target)
-        if not filecmp.cmp(source, target, shallow=False):
-            raise SystemExit("the converted file differs")
-    finally:
-        source.unlink(missing_ok=True)
-        target.unlink(missing_ok=True)
-    empty = found["nothing"][1]
-    name = "load_file + save_file"
-    seconds, memory = found["convert"][0], found["convert"][1] - empty
-    peer_seconds, peer_memory = found["safetensors_copy"][0], found["safetensors_copy"][1] - empty
     allowed = TIMES_LARGEST * largest + SPARE_MIB
-    return [
-        *rows,
-        Row(f"{family}, convert", seconds, "s", found["copy"][0], {name: peer_seconds}),
-        Row(f"{family}, convert, memory beyond imports", memory, "MiB", allowed, {name: peer_memory}),
-    ]
+    rows = [*opening(family, source, target), memory_row(family, "random file made", made, allowed)]
+    plain = run_job("copy", source, target, runs)
+    peer = run_job("safetensors_copy", source, target, runs)
+
+    def row(name: str, cost: Cost, times_bytes: float = 1.0) -> None:
+        rows.append(
+            Row(
+                f"{family}, {name}",
+                cost.seconds,
+                "s",
+                plain.seconds * times_bytes,
+                {"load_file + save_file": peer.seconds} if times_bytes == 1 else {},
+            )
+        )
+        rows.append(memory_row(family, name, cost, allowed, peer))
+
+    row("convert, file to file", run_job("convert", source, target, runs))
+    require_same(target, source)
+    remove(target)
+    row("file to folder", run_job("convert", source, folder / "folder", runs))
+    row("folder to file", run_job("convert", folder / "folder", target, runs))
+    require_same(target, source)
+    remove(folder / "folder")
+    for dtype, times_bytes in (("bf16", 1.0), ("fp32", 2.0)):
+        row(f"to {dtype}", run_job(f"convert_to_{dtype}", source, target, runs), times_bytes)
+        require_cast(target, source, dtype)
+    remove(target)
+    remove(source)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", action="append", choices=["sd1", "sdxl"])
     parser.add_argument("--folder", type=Path, help="where the files go, and are removed again")
+    parser.add_argument("--runs", type=int, default=2, help="of each conversion; the fastest counts")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -187,9 +278,14 @@ def main() -> None:
         name, source, target = chosen.job
         do_job(name, Path(source), Path(target))
         return
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-        rows = [row for family in chosen.family or ["sd1", "sdxl"] for row in measure(family, Path(folder))]
+        for family in chosen.family or ["sd1", "sdxl"]:
+            rows += measure(family, Path(folder), chosen.runs)
     report(rows, chosen.json)
+    over = [row for row in rows if row.unit == "MiB" and row.limit and row.ours > row.limit]
+    if over:
+        raise SystemExit(f"too much memory: {', '.join(row.name for row in over)}")
 
 
 if __name__ == "__main__":
