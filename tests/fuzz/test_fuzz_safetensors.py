@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -51,8 +52,13 @@ def read(folder: Path) -> None:
     whole = "model.diffusion_model.input_blocks.0.0.weight" in read_tensors(path)
     readers = [inspect, lineage_of, read_all]
     if whole:
-        readers += [open_weights, open_vae, lambda one: open_parent("a", one)]
+        readers += [open_weights, open_vae, open_as_parent]
     each(*readers)(path)
+
+
+def open_as_parent(path: Path) -> None:
+    with ExitStack() as open_files:
+        open_parent("a", path, open_files)
 
 
 def read_all(path: Path) -> None:

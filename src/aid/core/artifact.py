@@ -13,7 +13,7 @@ import fcntl
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -59,6 +59,9 @@ S = TypeVar("S", bound=Settings, contravariant=True)
 I = TypeVar("I", bound=Inputs, contravariant=True)  # noqa: E741
 
 
+Hashes = Mapping[str, str] | None
+
+
 class Verb(Protocol[S, I]):
     """A stage: makes (or finds already made) the artifact `out` and returns its folder."""
 
@@ -70,15 +73,16 @@ class Verb(Protocol[S, I]):
 
 def verb(
     name: str, *, resumable: bool = False
-) -> Callable[[Callable[[S, I, Path, Workbench], None]], Verb[S, I]]:
+) -> Callable[[Callable[[S, I, Path, Workbench], Hashes]], Verb[S, I]]:
     """Turn a story `(settings, inputs, folder, bench)` that fills `folder` into a verb.
 
     The verb makes nothing if `out` is already what settings and inputs ask for; otherwise it builds
     beside `out` and renames. With `resumable`, the folder of an interrupted run with the same
-    settings and inputs is handed back as it was left; `folder / SCRATCH` is removed at the end.
+    settings and inputs is handed back as it was left; `folder / SCRATCH` is removed at the end. A story
+    that hashed large files while it wrote them returns their sha256 by name, and they aren't read again.
     """
 
-    def decorate(story: Callable[[S, I, Path, Workbench], None]) -> Verb[S, I]:
+    def decorate(story: Callable[[S, I, Path, Workbench], Hashes]) -> Verb[S, I]:
         @functools.wraps(story)
         def run(settings: S, inputs: I, out: Path, bench: Workbench | None = None) -> Path:
             lineage = asked(name, settings, inputs)
@@ -90,8 +94,8 @@ def verb(
                 if not _is_whole(folder, lineage):
                     with _tidied(folder, resumable):
                         _begin(folder, lineage, resumable)
-                        story(settings, inputs, folder, bench or Workbench())
-                        _seal(folder, lineage)
+                        known = story(settings, inputs, folder, bench or Workbench())
+                        _seal(folder, lineage, known or {})
                 _release(folder, out)
             return out
 
@@ -244,9 +248,9 @@ def _begin(folder: Path, lineage: Lineage, resumable: bool) -> None:
     write_text(folder / LINEAGE_FILE, lineage.model_dump_json())
 
 
-def _seal(folder: Path, lineage: Lineage) -> None:
+def _seal(folder: Path, lineage: Lineage, known: Mapping[str, str]) -> None:
     """Write down the files' hashes: from here on the folder is whole."""
-    files = {name: sha256_file(folder / name) for name in _made_files(folder)}
+    files = {name: known.get(name) or sha256_file(folder / name) for name in _made_files(folder)}
     whole = lineage.model_copy(update={"files": files})
     write_text(folder / LINEAGE_FILE, whole.model_dump_json(indent=1))
 

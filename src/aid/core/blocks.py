@@ -1,29 +1,39 @@
-"""The 26 weights of a block merge: BASE, IN00-IN11, M00, OUT00-OUT11."""
+"""The blocks of a U-Net by their numbers: BASE, IN00-IN11, M00, OUT00-OUT11, and nine of each for SDXL."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from itertools import groupby
 
 from aid.errors import SettingsError
 
-SD1_BLOCKS = (
-    "BASE",
-    *(f"IN{i:02d}" for i in range(12)),
-    "M00",
-    *(f"OUT{i:02d}" for i in range(12)),
-)
+
+def _blocks(each_way: int) -> tuple[str, ...]:
+    ways = [[f"{way}{number:02d}" for number in range(each_way)] for way in ("IN", "OUT")]
+    return ("BASE", *ways[0], "M00", *ways[1])
 
 
-def expand(weights: Mapping[str, float | list[float]], default: float = 0.0) -> dict[str, float]:
+SD1_BLOCKS = _blocks(12)
+BLOCKS = {"sd1": SD1_BLOCKS, "sd2": SD1_BLOCKS, "sdxl": _blocks(9)}
+VAE_BLOCK = "VAE"  # of its own under some conventions
+
+
+def expand(
+    weights: Mapping[str, float | list[float]],
+    default: float = 0.0,
+    family: str = "sd1",
+    extra: tuple[str, ...] = (),
+) -> dict[str, float]:
     """Write every block out. Keys are blocks or ranges: `OUT`, `IN00-05`, `IN06-IN11`; a list gives a
-    range one value a block. Later keys win. Blocks not named get `default`.
+    range one value a block. Later keys win. Blocks not named get `default`; `extra` are blocks beyond the
+    family's own.
 
     Raises SettingsError for an unknown block or a list of the wrong length.
     """
-    every = dict.fromkeys(SD1_BLOCKS, default)
+    every = dict.fromkeys((*BLOCKS[family], *extra), default)
     for name, value in weights.items():
-        blocks = block_range(name)
+        blocks = block_range(name, family, extra)
         values = value if isinstance(value, list) else [value] * len(blocks)
         if len(values) != len(blocks):
             raise SettingsError(f"{name} has {len(values)} weights", f"{len(blocks)}, one a block")
@@ -31,25 +41,35 @@ def expand(weights: Mapping[str, float | list[float]], default: float = 0.0) -> 
     return every
 
 
-def block_range(name: str) -> list[str]:
+def block_range(name: str, family: str = "sd1", extra: tuple[str, ...] = ()) -> list[str]:
     """`IN` -> all IN blocks; `IN03-05` -> three; `M00` -> itself."""
+    every = (*BLOCKS[family], *extra)
     head = name.upper().strip()
-    family = [block for block in SD1_BLOCKS if block.rstrip("0123456789") == head]
-    if family:
-        return family
+    kind = [block for block in every if _way(block) == head]
+    if kind:
+        return kind
     first, _, last = head.partition("-")
     letters = first.rstrip("0123456789")
     last = last if not last or last[0].isalpha() else letters + last
     for block in (first, last) if last else (first,):
-        if block not in SD1_BLOCKS:
-            near = difflib.get_close_matches(block, SD1_BLOCKS, 1)
+        if block not in every:
+            near = difflib.get_close_matches(block, every, 1)
             raise SettingsError(
-                f"{block or repr(name)} is not a block of sd1",
-                "BASE, IN00-IN11, M00, OUT00-OUT11",
+                f"{block or repr(name)} is not a block of {family}",
+                _runs(every),
                 f"Did you mean {near[0]}?" if near else "",
             )
-    start = SD1_BLOCKS.index(first)
-    stop = SD1_BLOCKS.index(last or first) + 1
+    start, stop = every.index(first), every.index(last or first) + 1
     if stop <= start:
         raise SettingsError(f"{name} runs backwards", f"{last}-{first}")
-    return list(SD1_BLOCKS[start:stop])
+    return list(every[start:stop])
+
+
+def _way(block: str) -> str:
+    return block.rstrip("0123456789")
+
+
+def _runs(blocks: tuple[str, ...]) -> str:
+    """`BASE, IN00-IN11, M00, OUT00-OUT11`."""
+    runs = [list(run) for _, run in groupby(blocks, _way)]
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -16,12 +16,15 @@ CHUNK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary neighbour for writing; fsync and rename it over `path` only if all went well."""
+def replacing(path: Path, size: int = 0) -> Iterator[IO[bytes]]:
+    """Open a temporary neighbour for writing; fsync and rename it over `path` only if all went well. A `size`
+    in bytes is reserved beforehand, so that a disk too small is told of at once."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(part, "wb") as stream:
+            if size:
+                os.posix_fallocate(stream.fileno(), 0, size)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

@@ -21,6 +21,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from aid.core.files import sha256_file, sha256_of
+from aid.core.known_hash import known_sha256
 from aid.core.xmp import read_xmp
 from aid.errors import ArtifactError, FileError
 
@@ -150,7 +151,7 @@ def content_sha256(path: Path) -> str:
 
 @functools.lru_cache(maxsize=1_000_000)
 def _remembered(path: Path, size: int, changed_ns: int, renewed_ns: int, inode: int) -> str:
-    return sha256_file(path)
+    return known_sha256(path, (size, changed_ns, renewed_ns, inode))
 
 
 def lineage_of(path: Path) -> Lineage:

@@ -1,21 +1,14 @@
 """Tensor files: safetensors written with reproducible bytes and read with a checked header, one tensor at
 a time; pickles only through torch's weights-only loader, told by content and not by extension.
-
-Format: u64 little-endian header length, JSON header padded with spaces to 8 bytes, then the tensors
-one after another (huggingface/safetensors).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from operator import attrgetter, le
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +17,10 @@ from torch import Tensor
 
 from aid.core.files import replacing
 from aid.errors import FileError
+from aid.sd.file.header import Format, layout_bytes, malformed, read_layout
+from aid.sd.file.header import is_pickle as is_pickle
 from aid.sd.file.pickled import read_pickle
 
-MAX_TENSOR_BYTES = 1 << 62  # beyond it no product of sizes is computed
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
     "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
@@ -84,7 +77,7 @@ class Header:
         info = self.tensors[name]
         values = torch.empty(info.shape, dtype=info.dtype)
         if values.numel() and self._read_into(_bytes_of(values), info.start) != info.end - info.start:
-            raise _malformed(self.path, f"it ends inside {name[:80]!r}")
+            raise malformed(self.path, f"it ends inside {name[:80]!r}")
         return values
 
     def _read_into(self, values: memoryview, start: int) -> int:
@@ -104,46 +97,12 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """The header alone, in milliseconds whatever the file's size. Raises FileError if it is malformed."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as stream:
-            prefix = stream.read(8)
-            if len(prefix) < 8:
-                raise _malformed(path, f"it has only {size} bytes")
-            length = struct.unpack("<Q", prefix)[0]
-            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise _malformed(path, f"its header claims {length} bytes of a {size}-byte file")
-            entries = _parsed(stream.read(length))
-    except OSError as error:
-        raise FileError(
-            f"{path} could not be read ({error.strerror or error})", "a safetensors file"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise _malformed(path, "its header is not JSON") from error
-    if not isinstance(entries, dict):
-        raise _malformed(path, "its header is not a JSON object")
-    metadata = _checked_metadata(path, entries.pop("__metadata__", {}))
-    tensors = {name: _checked_entry(path, name, entry, 8 + length) for name, entry in entries.items()}
-    ordered = _in_file_order(tensors)
-    _check_layout(path, ordered, 8 + length, size)
-    return Header(path, ordered, metadata, 8 + length)
-
-
-def _parsed(header: bytes) -> Any:
-    """Raises ValueError for what is no JSON in UTF-8, or holds half a character, which can't be written."""
-    text = header.decode()
-    entries = json.loads(text)
-    if "\\u" in text:
-        json.dumps(entries, ensure_ascii=False).encode()
-    return entries
-
-
-def _in_file_order(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """As most files list them, so that sorting is mostly looking."""
-    ends = list(map(attrgetter("start", "end"), tensors.values()))
-    if all(map(le, ends, islice(ends, 1, None))):
-        return tensors
-    return dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+    layout = read_layout(path)
+    tensors = {
+        name: TensorInfo(DTYPES[format], shape, start, end)
+        for name, (format, shape, start, end) in layout.entries.items()
+    }
+    return Header(path, tensors, layout.metadata, layout.data_start)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -187,16 +146,6 @@ def require_plain(tensor: Tensor, name: str) -> None:
         raise FileError(f"{name} is no plain tensor ({kind})", "as many values as it claims")
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether the content is a torch zip archive or a bare pickle, whatever the file is called."""
-    try:
-        with open(path, "rb") as stream:
-            head = stream.read(9)
-    except OSError as error:
-        raise FileError(f"{path} could not be read ({error.strerror or error})", "a weights file") from error
-    return head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:9] != b"{")
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file atomically; the same tensors and metadata give the same bytes.
 
@@ -221,23 +170,9 @@ def write_stored(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[st
 
 
 def header_bytes(tensors: Mapping[str, Stored], metadata: Mapping[str, str], always: bool = False) -> bytes:
-    """All that stands before the tensors: the header's length, and the header, padded. The official writer
-    lists even no metadata where it is given none (`always`)."""
-    listed = {"__metadata__": dict(sorted(metadata.items()))}
-    entries: dict[str, Any] = listed if metadata or always else {}
-    offset = 0
-    for name in file_order(tensors):
-        stored = tensors[name]
-        end = offset + stored.size
-        entries[name] = {
-            "dtype": NAMES[stored.dtype],
-            "shape": list(stored.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    header += b" " * (-len(header) % 8)
-    return struct.pack("<Q", len(header)) + header
+    """All that stands before the tensors, as `layout_bytes` writes it."""
+    formats = {name: Format(NAMES[stored.dtype], stored.shape) for name, stored in tensors.items()}
+    return layout_bytes(formats, metadata, always)
 
 
 def file_order(tensors: Mapping[str, Tensor] | Mapping[str, Stored]) -> list[str]:
@@ -271,41 +206,3 @@ def is_finite(tensor: Tensor) -> bool:
     values = tensor.float() if tensor.element_size() == 1 else tensor  # torch can't compare eight-bit floats
     lowest, highest = torch.aminmax(values.detach())
     return bool(torch.isfinite(lowest) & torch.isfinite(highest))
-
-
-def _malformed(path: Path, reason: str) -> FileError:
-    return FileError(
-        f"{path} is not a whole safetensors file: {reason}", next_step="Download it or make it again."
-    )
-
-
-def _checked_metadata(path: Path, metadata: Any) -> dict[str, str]:
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _malformed(path, "its metadata is not text")
-    return metadata
-
-
-def _checked_entry(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
-    try:
-        dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        size: float = dtype.itemsize
-        sound = type(shape) is list and type(start) is int and type(end) is int and start >= 0
-        for number in shape if sound else ():
-            size *= number if type(number) is int and number >= 0 else math.inf
-            if size > MAX_TENSOR_BYTES:
-                break
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound or end - start != size:
-        raise _malformed(path, f"the entry of {name[:80]!r} is inconsistent")
-    return TensorInfo(dtype, tuple(shape), data_start + start, data_start + end)
-
-
-def _check_layout(path: Path, ordered: dict[str, TensorInfo], data_start: int, size: int) -> None:
-    at = data_start
-    for name, info in ordered.items():
-        if info.start != at:
-            raise _malformed(path, f"{name[:80]!r} overlaps its neighbour or leaves a gap")
-        at = info.end
-    if at != size:
-        raise _malformed(path, f"its tensors end at byte {at}, the file at {size}")

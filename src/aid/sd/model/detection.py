@@ -9,9 +9,9 @@ supported_models for markers and spread; A1111's sd_models for the order of fami
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
-from torch import Tensor
 
 from aid.errors import ModelError
 from aid.sd.model.architecture import (
@@ -25,6 +25,9 @@ from aid.sd.model.architecture import (
     Prediction,
 )
 from aid.sd.model.layouts import TEXT_2, TEXT_PREFIX, UNET, VAE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
 TOKENS: dict[Family, str] = {
@@ -49,7 +52,7 @@ KNOWN_INPUTS = (4, 9)
 SD2_BIAS = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
 SD2_SPREAD = 0.09  # of that bias: 768-v models lie above it
 Shapes = Mapping[str, Sequence[int]]
-Read = Callable[[str], Tensor]
+Read = Callable[[str], "Tensor"]
 
 
 def detect(

@@ -18,8 +18,8 @@ from aid.sd.file.tensorfile import Stored, open_tensors
 from aid.sd.model.architecture import Architecture, Family
 from aid.sd.model.detection import check_widths, first_fault, require_known_inputs
 from aid.sd.model.layouts import PLACES, Place, join
+from aid.sd.model.location import MODEL_INDEX as MODEL_INDEX
 
-MODEL_INDEX = "model_index.json"
 FILES = {  # the usual name of each part's weights, without its ending
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",

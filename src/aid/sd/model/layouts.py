@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from aid.sd.model.architecture import Family
+
+if TYPE_CHECKING:  # names alone need no torch, and who merges waits for none
+    from torch import Tensor
 
 UNET = "model.diffusion_model."
 TEXT = "cond_stage_model.transformer.text_model."
@@ -178,6 +178,8 @@ PLACES: dict[str, Callable[[str, Family], Place]] = {
 
 def join(parts: Sequence[tuple[Place, Tensor]]) -> Tensor:
     """The file's tensor, of all the modules' tensors that lie under its key."""
+    import torch
+
     in_order = [tensor for _, tensor in sorted(parts, key=lambda part: part[0].third or 0)]
     place = parts[0][0]
     joined = torch.cat(in_order) if place.third is not None else in_order[0]

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aid.errors import FileError, ModelError
+from aid.errors import ModelError
 from aid.sd.file.tensorfile import Stored, in_memory, is_finite, open_tensors
 from aid.sd.model.architecture import METADATA_KEY, SD1, SDXL, Architecture, Prediction
 from aid.sd.model.detection import V_MARKER, ZERO_MARKER, detect
-from aid.sd.model.folder import MODEL_INDEX, open_folder
+from aid.sd.model.folder import open_folder
 from aid.sd.model.layouts import (
     POSITIONS,
     PROJECTION,
@@ -25,6 +25,7 @@ from aid.sd.model.layouts import (
     average_key,
     modern_keys,
 )
+from aid.sd.model.location import resolve_checkpoint as resolve_checkpoint
 from aid.sd.model.sibling import sibling_prediction
 
 WINDOW = 77  # positions of a text encoder
@@ -98,16 +99,6 @@ def require_floating(tensors: Mapping[str, Stored], path: Path) -> None:
         if not (one.dtype.is_floating_point or key.endswith("position_ids")):
             kind = str(one.dtype).removeprefix("torch.")
             raise ModelError(f"{path}: {key} holds whole numbers ({kind})", "fp32, fp16, bf16 or fp8")
-
-
-def resolve_checkpoint(path: Path) -> Path:
-    """What `path` names: a single file, that of an artifact folder, or a diffusers folder."""
-    if (path / MODEL_INDEX).is_file():
-        return path
-    found = path / "model.safetensors" if path.is_dir() else path
-    if not found.is_file():
-        raise FileError(f"{found} does not exist", "a checkpoint file or a folder that holds one")
-    return found
 
 
 def describe(architecture: Architecture) -> dict[str, str]:
