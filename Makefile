@@ -2,7 +2,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-BENCHMARKS := startup stages files data prompts samplers drawing training
+BENCHMARKS := startup stages files data prompts samplers drawing training merging
 
 .PHONY: demo test fuzz check bench format clean
 
@@ -23,8 +23,8 @@ fuzz: $(VENV)/ready
 	OMP_NUM_THREADS=1 AID_FUZZ_SECONDS=$(SECONDS_EACH) AID_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -n 2 tests/fuzz
 
 check: $(VENV)/ready
-	$(BIN)/ruff format --check src tests starter benchmarks
-	$(BIN)/ruff check src tests starter benchmarks
+	$(BIN)/ruff format --check src tests starter benchmarks hatch_build.py
+	$(BIN)/ruff check src tests starter benchmarks hatch_build.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell src tests docs starter recipes benchmarks README.md CONTRIBUTING.md
@@ -42,7 +42,7 @@ format: $(VENV)/ready
 clean:
 	rm -rf runs build dist
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py src/aid/merge/kernel.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

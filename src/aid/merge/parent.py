@@ -1,93 +1,163 @@
-"""A model to merge from: its names and shapes at once, its tensors one at a time."""
+"""A model to merge from: its names, formats and shapes at once, its values when they are asked for."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from aid.errors import FileError, ModelError
+from aid.merge.combination import models_in
+from aid.merge.recipe import Recipe
+from aid.sd.file.header import Format, is_pickle, read_layout
+from aid.sd.model.architecture import FAMILY_NAMES, Family
+from aid.sd.model.detection import CONV_IN, family_of
+from aid.sd.model.layouts import VAE, modern_key, modern_keys
+from aid.sd.model.location import resolve_checkpoint
 
-from aid.errors import ModelError
-from aid.sd.file.tensorfile import is_finite, open_tensors
-from aid.sd.model.blocks import block_of
-from aid.sd.model.detection import detect
-from aid.sd.model.layouts import modern_keys
-from aid.sd.model.weights import describe, open_weights, resolve_checkpoint
+if TYPE_CHECKING:
+    from aid.sd.file.tensorfile import Stored
+
+ARTIFACT_FILE = "model.safetensors"
+DIFFUSERS_KEY = "encoder.down_blocks.0.resnets.0.conv1.weight"
+ReadInto = Callable[[str, int, memoryview], None]
 
 
 @dataclass(frozen=True)
 class Parent:
-    """Shapes and dtypes in file order, under modern LDM names; `fetch` reads one tensor by that name."""
+    """Formats in file order, under modern LDM names; `read_into` fills a buffer with a tensor's bytes from a
+    given one on, and may be called by several threads."""
 
     name: str
     path: Path
-    shapes: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, torch.dtype]
+    formats: Mapping[str, Format]
     metadata: Mapping[str, str]
-    fetch: Callable[[str], Tensor]
+    read_into: ReadInto
 
-    def read(self, key: str) -> Tensor:
-        """One tensor, as it is in the file. Raises ModelError if it holds NaN or infinity."""
-        return require_finite(f"{self.name} ({self.path}): {key}", self.fetch(key))
+    def __str__(self) -> str:
+        return f"{self.name} ({self.path})"
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: one.shape for key, one in self.formats.items()}
+
+    def read(self, key: str) -> memoryview:
+        """All bytes of a tensor."""
+        values = memoryview(bytearray(self.formats[key].size))
+        self.read_into(key, 0, values)
+        return values
 
 
-def require_finite(what: str, tensor: Tensor) -> Tensor:
-    """Raises ModelError, naming `what`, if the tensor holds NaN or infinity."""
-    if not is_finite(tensor):
-        raise ModelError(
-            f"{what} holds NaN or infinity", "finite weights", "Use an undamaged copy of this model."
-        )
-    return tensor
+def open_parent(name: str, path: Path, open_files: ExitStack) -> Parent:
+    """An artifact, file or diffusers folder, the tensors of which stay where they are until they are read,
+    which `open_files` allows. A file may hold parts of a model only; pickles and folders need torch.
 
-
-def open_parent(name: str, path: Path) -> Parent:
-    """Open an artifact, file or diffusers folder, the tensors of which stay where they are until they are
-    read. A file may hold parts of a model only."""
+    Raises FileError for an unreadable or malformed file."""
     file = resolve_checkpoint(path)
-    if file.is_dir():
-        weights = open_weights(file)
+    if file.is_dir() or is_pickle(file):
+        return _unpacked(name, file)
+    layout = read_layout(file)
+    stream = open_files.enter_context(file.open("rb", buffering=0))
+    entries = {modern_key(key): entry for key, entry in layout.entries.items()}
+
+    def read_into(key: str, start: int, values: memoryview) -> None:
+        if os.preadv(stream.fileno(), [values], entries[key].start + start) != len(values):
+            raise FileError(f"{file} ends inside {key}", "a file that stays as it is while it is read")
+
+    formats = {key: Format(entry.format, entry.shape) for key, entry in entries.items()}
+    return Parent(name, file, formats, layout.metadata, read_into)
+
+
+def _unpacked(name: str, path: Path) -> Parent:
+    """A pickle or a diffusers folder."""
+    from aid.sd.file.tensorfile import open_tensors
+    from aid.sd.model.weights import describe, open_weights
+
+    tensors: Mapping[str, Stored]
+    if path.is_dir():
+        weights = open_weights(path)
         tensors, metadata = weights.whole(), {**weights.metadata, **describe(weights.architecture)}
     else:
-        stored, metadata = open_tensors(file)
+        stored, metadata = open_tensors(path)
         tensors = modern_keys(stored)
-    return Parent(
-        name,
-        file,
-        shapes={key: one.shape for key, one in tensors.items()},
-        dtypes={key: one.dtype for key, one in tensors.items()},
-        metadata=metadata,
-        fetch=lambda key: tensors[key].read(),
+    return _of_stored(name, path, tensors, metadata)
+
+
+def _of_stored(name: str, path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> Parent:
+    from aid.sd.file.tensorfile import NAMES, raw_bytes
+
+    @lru_cache(maxsize=2)  # the pieces of a tensor are asked for one after another
+    def values_of(key: str) -> memoryview:
+        return raw_bytes(tensors[key].read())
+
+    def read_into(key: str, start: int, values: memoryview) -> None:
+        values[:] = values_of(key)[start : start + len(values)]
+
+    formats = {key: Format(NAMES[one.dtype], one.shape) for key, one in tensors.items()}
+    return Parent(name, path, formats, metadata, read_into)
+
+
+def open_vae_parent(path: Path, family: Family, open_files: ExitStack) -> Parent:
+    """A VAE under its LDM names, out of a file of its own, a checkpoint or a diffusers folder.
+
+    Raises ModelError for a file without one, or for a checkpoint of another family."""
+    file = path / ARTIFACT_FILE if (path / ARTIFACT_FILE).is_file() else path
+    if file.is_file() and not is_pickle(file):
+        found = open_parent("the VAE", file, open_files)
+        own = {key: key for key in found.formats if key.startswith(VAE)}
+        names = own or {VAE + key: key for key in found.formats}
+        if f"{VAE}{DIFFUSERS_KEY}" not in names:
+            _require_family(found, family)
+            return _renamed(found, names)
+    return _unpacked_vae(path, family)
+
+
+def _require_family(found: Parent, family: Family) -> None:
+    """Latents of another family's VAE are scaled otherwise; a VAE alone doesn't tell its family."""
+    if CONV_IN in found.formats and family_of(found.shapes(), str(found.path)) != family:
+        raise ModelError(f"{found.path} is of another family", f"a VAE of {FAMILY_NAMES[family]}")
+
+
+def _renamed(found: Parent, names: Mapping[str, str]) -> Parent:
+    formats = {key: found.formats[own] for key, own in names.items()}
+    return replace(
+        found,
+        formats=formats,
+        read_into=lambda key, start, values: found.read_into(names[key], start, values),
     )
+
+
+def _unpacked_vae(path: Path, family: Family) -> Parent:
+    from aid.sd.model.vae_file import open_vae
+
+    return _of_stored("the VAE", path, *open_vae(path, family))
 
 
 def require_one_architecture(primary: Parent, others: Sequence[Parent]) -> None:
     """Raises ModelError naming the first tensor that differs, and both its shapes."""
-    detect(primary.shapes, primary.metadata, f"{primary.name} ({primary.path})")
     for other in others:
-        shared = [key for key in primary.shapes if key in other.shapes]
+        shared = [key for key in primary.formats if key in other.formats]
         if not shared:
-            raise ModelError(
-                f"{other.name} ({other.path}) shares no tensor with {primary.name}", "an SD1 checkpoint"
-            )
+            raise ModelError(f"{other} shares no tensor with {primary.name}", "an SD1 checkpoint")
         for key in shared:
-            if other.shapes[key] != primary.shapes[key]:
+            own, theirs = primary.formats[key].shape, other.formats[key].shape
+            if own != theirs:
                 raise ModelError(
-                    f"{key} is {list(primary.shapes[key])} in {primary.name} "
-                    f"and {list(other.shapes[key])} in {other.name}",
+                    f"{key} is {list(own)} in {primary.name} and {list(theirs)} in {other.name}",
                     "models of one architecture",
                 )
 
 
-def require_blocks(shares: Mapping[str, Mapping[str, float]], parents: Mapping[str, Parent]) -> None:
+def require_blocks(recipe: Recipe, parents: Mapping[str, Parent]) -> None:
     """Raises ModelError if a model is to give a block of which its file holds nothing."""
-    held = {name: {block_of(key) for key in parent.shapes} for name, parent in parents.items()}
+    held = {name: {recipe.block(key) for key in parent.formats} for name, parent in parents.items()}
     present = set[str]().union(*held.values())
-    for block, row in shares.items():
-        for name in row:
+    for block in recipe.blocks:
+        for name in models_in(recipe.nominal(block)):
             if block in present and block not in held[name]:
                 raise ModelError(
-                    f"{name} ({parents[name].path}) holds no tensor of {block}",
-                    "a model that has the blocks it gives",
+                    f"{parents[name]} holds no tensor of {block}", "a model that has the blocks it gives"
                 )

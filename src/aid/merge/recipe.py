@@ -1,24 +1,29 @@
-"""Weights, as a person writes them -> each block's shares, which add up to 1.
+"""A merge's settings -> for each tensor, what it is the sum of.
 
-With one pass a block is `sum(share_m * theta_m)`; the primary's share is what the others leave. A
-series of two-model merges, `(1 - w) * so_far + w * model`, is the same sum: a model's share is its
-weight times what the later steps leave of it.
+With one pass a block is `sum(share_m * theta_m)`; the primary's share is what the others leave. A series of
+two-model merges, `(1 - w) * so_far + w * model`, is a chain of weighted sums, and a chain may hold any mode.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from aid.core.blocks import SD1_BLOCKS, expand
+from aid.core.blocks import BLOCKS, block_range, expand
 from aid.errors import SettingsError
-from aid.merge.settings import MergeSettings
+from aid.merge.combination import ROUNDING, Combination, Link, Numbers, chained, shared
+from aid.merge.curve import Element, element, numbers_of
+from aid.merge.linear import LINEAR
+from aid.merge.settings import MergeSettings, MergeStep
+from aid.sd.model.architecture import Family
+from aid.sd.model.blocks import Convention, block_of, extra_blocks
 
 Weights = Mapping[str, Mapping[str, float | list[float]]]
+ByModel = dict[str, dict[str, float]]
 DEFAULT_PRIMARY = "base"
-ROUNDING = 1e-9  # a share this small is what decimal weights such as 0.1 + 0.2 + 0.7 leave over
 
 
 @dataclass(frozen=True)
@@ -37,28 +42,100 @@ PRESETS = {
 }
 
 
+MANY = 64
+MODES = {name: (len(mode(0.5, 0.5)),) * 2 for name, mode in LINEAR.items()}
+"""How many models a mode takes: at least, at most."""
+
+
+class Rule(Protocol):
+    """How the models of a block are put together."""
+
+    def combination(self, key: str, block: str, held: tuple[str, ...]) -> Combination:
+        """For one tensor; `held` are the models that have it. An empty key stands for the block at large."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shares:
+    """One pass: `shares[block][model]` add up to 1."""
+
+    order: tuple[str, ...]
+    shares: Mapping[str, Mapping[str, float]]
+
+    def combination(self, key: str, block: str, held: tuple[str, ...]) -> Combination:
+        return shared(self.order, self.shares[block], held)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Steps with their numbers by block, None where a block is frozen, and rules for elements."""
+
+    links: tuple[Link, ...]
+    numbers: tuple[Mapping[str, Numbers | None], ...]
+    elements: tuple[tuple[Element, ...], ...]
+
+    def combination(self, key: str, block: str, held: tuple[str, ...]) -> Combination:
+        rows = zip(self.numbers, self.elements, strict=True)
+        return chained(
+            self.links, tuple(_numbers(row[block], rules, key, block) for row, rules in rows), held
+        )
+
+
+def _numbers(numbers: Numbers | None, rules: Sequence[Element], key: str, block: str) -> Numbers | None:
+    fitting = [rule.alpha for rule in rules if key and rule.fits(key, block)]
+    return numbers if numbers is None or not fitting else (fitting[-1], *numbers[1:])
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """`shares[block][model]`: only models that give the block something; each block's add up to 1."""
+    """What is to be done, for models of one family."""
 
     primary: str
-    shares: Mapping[str, Mapping[str, float]]
-    order: tuple[str, ...] = field(default=())
+    order: tuple[str, ...]
     """Every model: the primary, then the others in the order of their steps, or by name."""
+    family: Family
+    convention: Convention
+    rule: Rule = field(repr=False)
+
+    def terms(self, key: str, held: tuple[str, ...]) -> Combination:
+        """What a tensor is the sum of; `held` are the models that have it, in this recipe's order."""
+        return self.rule.combination(key, self.block(key), held)
+
+    def nominal(self, block: str) -> Combination:
+        """A block's sum where every model has its tensors and no rule for elements fits."""
+        return self.rule.combination("", block, self.order)
+
+    def block(self, key: str) -> str:
+        return block_of(key, self.family, self.convention)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        return (*BLOCKS[self.family], *extra_blocks(self.family, self.convention))
+
+    def shares(self, block: str) -> dict[str, float]:
+        """A block's weights by model, or by mode where that isn't a weighing."""
+        return {leaf if isinstance(leaf, str) else leaf.mode: weight for leaf, weight in self.nominal(block)}
 
     def by_model(self) -> dict[str, dict[str, float]]:
-        """Model -> block -> share."""
+        """Model -> block -> weight."""
+        rows = {block: self.shares(block) for block in self.blocks}
         return {
-            model: {block: row[model] for block, row in self.shares.items() if model in row}
-            for model in self.order
+            model: {block: row[model] for block, row in rows.items() if model in row} for model in self.order
         }
 
 
-def plan(settings: MergeSettings, models: Collection[str]) -> Recipe:
+def primary_of(settings: MergeSettings) -> str:
+    """The model that the others are added to: the preset's, the one named, or a chain's first."""
+    return settings.chain[0].models[0] if settings.chain else _resolve(settings)[0]
+
+
+def plan(settings: MergeSettings, models: Collection[str], family: Family = "sd1") -> Recipe:
     """The recipe that `settings` mean for these models.
 
-    Raises SettingsError for unknown models, blocks or presets and for shares outside 0 to 1.
+    Raises SettingsError for unknown models, modes, blocks, curves or presets, and for shares outside 0 to 1.
     """
+    if settings.chain:
+        return _chain(settings, models, family)
     primary, weights = _resolve(settings)
     _require(primary, models, "primary")
     for name in (*weights, *settings.steps):
@@ -69,15 +146,14 @@ def plan(settings: MergeSettings, models: Collection[str]) -> Recipe:
             "weights for the other models only",
             "The primary takes what the others leave.",
         )
-    by_model = {name: _checked(name, expand(dict(blocks))) for name, blocks in weights.items()}
+    extra = extra_blocks(family, settings.convention)
+    by_model = {name: _checked(name, expand(dict(row), 0.0, family, extra)) for name, row in weights.items()}
     others = _order(settings.steps, by_model, models, primary)
-    shares = {
-        block: _successive(block, primary, others, by_model)
-        if settings.steps
-        else _shares(block, primary, others, by_model)
-        for block in SD1_BLOCKS
-    }
-    return Recipe(primary, shares, (primary, *others))
+    if settings.steps:
+        rule: Rule = _series(primary, settings.steps, by_model)
+    else:
+        rule = Shares((primary, *others), _shares(primary, by_model, (*BLOCKS[family], *extra)))
+    return Recipe(primary, (primary, *others), family, settings.convention, rule)
 
 
 def _resolve(settings: MergeSettings) -> tuple[str, Weights]:
@@ -118,25 +194,72 @@ def _order(
     return (*steps, *sorted(set(models) - {primary, *steps}))
 
 
-def _shares(
-    block: str, primary: str, others: tuple[str, ...], weights: Mapping[str, Mapping[str, float]]
-) -> dict[str, float]:
-    given = {name: weights[name][block] for name in others if name in weights}
-    left = 1.0 - math.fsum(given.values())
-    if left < -ROUNDING:
-        raise SettingsError(f"the weights of {block} add up to {1 - left:g}", "at most 1")
-    return _nonzero({primary: left, **given})
+def _shares(primary: str, weights: ByModel, blocks: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Block -> model -> share; the primary's is what the others leave."""
+    shares = {}
+    for block in blocks:
+        given = {name: row[block] for name, row in weights.items()}
+        left = 1.0 - math.fsum(given.values())
+        if left < -ROUNDING:
+            raise SettingsError(f"the weights of {block} add up to {1 - left:g}", "at most 1")
+        shares[block] = {name: share for name, share in {primary: left, **given}.items() if share > ROUNDING}
+    return shares
 
 
-def _successive(
-    block: str, primary: str, others: tuple[str, ...], weights: Mapping[str, Mapping[str, float]]
-) -> dict[str, float]:
-    shares, left = {}, 1.0
-    for name in reversed([name for name in others if name in weights]):
-        shares[name] = left * weights[name][block]
-        left *= 1.0 - weights[name][block]
-    return _nonzero({primary: left, **dict(reversed(shares.items()))})
+def _series(primary: str, steps: tuple[str, ...], weights: ByModel) -> Chain:
+    """Weighted sums one after another; a step's name can't be a model's."""
+    names = [f"{number}:" for number in range(len(steps))]
+    links = [
+        Link(name, "weighted_sum", (so_far, model))
+        for name, so_far, model in zip(names, (primary, *names), steps, strict=False)
+    ]
+    numbers = tuple({block: (share, 0.0, 0.0) for block, share in weights[model].items()} for model in steps)
+    return Chain(tuple(links), numbers, ((),) * len(steps))
 
 
-def _nonzero(shares: dict[str, float]) -> dict[str, float]:
-    return {name: share for name, share in shares.items() if share > ROUNDING}
+def _chain(settings: MergeSettings, models: Collection[str], family: Family) -> Recipe:
+    if settings.preset or settings.primary or settings.weights or settings.steps:
+        raise SettingsError("a chain is given beside preset, primary, weights or steps", "one of the two")
+    extra = extra_blocks(family, settings.convention)
+    known, order = list(models), dict[str, None]()
+    for number, step in enumerate(settings.chain):
+        _check_step(step, number, known, models)
+        known.append(_name(step, number))
+        order.update(dict.fromkeys(name for name in step.models if name in models))
+    links = tuple(
+        Link(_name(step, number), step.mode, step.models, step.seed)
+        for number, step in enumerate(settings.chain)
+    )
+    numbers = tuple(_step_numbers(step, family, extra) for step in settings.chain)
+    elements = tuple(tuple(element(rule, family, extra) for rule in step.elements) for step in settings.chain)
+    every = (*order, *sorted(set(models) - set(order)))
+    return Recipe(every[0], every, family, settings.convention, Chain(links, numbers, elements))
+
+
+def _name(step: MergeStep, number: int) -> str:
+    return step.name or f"{number}:"
+
+
+def _check_step(step: MergeStep, number: int, known: Sequence[str], models: Collection[str]) -> None:
+    where = f"step {step.name or number + 1} of the chain"
+    if step.mode not in MODES:
+        near = difflib.get_close_matches(step.mode, MODES, 1)
+        hint = f"Did you mean {near[0]}?" if near else ""
+        raise SettingsError(f"{step.mode} is not a mode", ", ".join(sorted(MODES)), hint)
+    for name in step.models:
+        _require(name, known, where)
+    fewest, most = MODES[step.mode]
+    if not fewest <= len(step.models) <= most:
+        wanted = f"{fewest}" if fewest == most else f"{fewest} or more"
+        raise SettingsError(f"{where} gives {step.mode} {len(step.models)} models", wanted)
+    if step.name in known or ":" in step.name:
+        raise SettingsError(f"{where} has a name that is taken or holds a colon", "a new name")
+
+
+def _step_numbers(step: MergeStep, family: Family, extra: tuple[str, ...]) -> dict[str, Numbers | None]:
+    frozen = {block for name in step.freeze for block in block_range(name, family, extra)}
+    alpha, beta, gamma = (
+        numbers_of(weight, name, family, extra)
+        for name, weight in (("alpha", step.alpha), ("beta", step.beta), ("gamma", step.gamma))
+    )
+    return {block: None if block in frozen else (alpha[block], beta[block], gamma[block]) for block in alpha}

@@ -5,13 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from aid.core.artifact import Inputs, Settings
 
+Weight = float | str | dict[str, float | list[float]]
+
+
+class MergeStep(BaseModel):
+    """One step of a chain: a mode, the models that it takes, and its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str = ""
+    """By which later steps take the result; the last step's is the merge."""
+    mode: str = "weighted_sum"
+    """How the models are put together: see docs/how-it-works.md for the list."""
+    models: tuple[str, ...] = Field(min_length=1)
+    """A, B and, where the mode takes one, C: names of models or of earlier steps."""
+    alpha: Weight = 0.5
+    """One number for all blocks; or block or range (`BASE`, `IN00-05`, `OUT`) -> number, blocks not named
+    being 0; or the name of a curve that the community knows, such as `GRAD_V`."""
+    beta: Weight = 0.0
+    """The mode's second weight, if it has one: C's share, a kept fraction, a probability."""
+    gamma: Weight = 1.0
+    """The mode's third, if it has one."""
+    elements: tuple[str, ...] = ()
+    """Rules `BLOCKS:ELEMENTS:alpha` for what alpha alone can't say, as supermerger has them:
+    `IN00-IN11:attn2 ff:0.3`. Words are parts of tensors' names; `NOT` before them turns them round; empty
+    means all. Of several rules that fit the last counts."""
+    freeze: tuple[str, ...] = ()
+    """Blocks or ranges that stay as in A."""
+    seed: int = 0
+    """Of what a mode draws by chance (DARE)."""
+
 
 class MergeSettings(Settings):
-    """Merge Block Weighted of any number of models, in one pass."""
+    """Any number of models put together block by block, in one pass."""
 
     preset: str = ""
     """A named recipe, such as `aid-v1`; `weights` given beside it override it model by model."""
@@ -23,8 +53,16 @@ class MergeSettings(Settings):
     steps: tuple[str, ...] = ()
     """Empty, weights are shares of the result. Else they are those of successive merges of two models
     (result so far, then the model named), as the Merge Block Weighted extension is used, in this order."""
+    chain: tuple[MergeStep, ...] = ()
+    """In place of all that: steps of any mode. However many there are, each value is computed once."""
+    convention: Literal["mbw", "supermerger", "mecha"] = "mbw"
+    """Whose blocks the weights mean: tools differ about the tensors between the blocks. The card's weights
+    are those of Merge Block Weighted."""
     precision: Literal["keep", "fp16", "bf16", "fp32"] = "keep"
     """Of the floating tensors written; `keep` is each tensor's own precision in the primary."""
+    broken: Literal["error", "keep"] = "error"
+    """What becomes of tensors with NaN or infinity: an error that names the first, or they are written as
+    they come out, and `broken.json` names them all."""
 
 
 class MergeInputs(Inputs):

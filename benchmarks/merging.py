@@ -1,0 +1,294 @@
+"""Merging real-size files, beside the limit (their bytes read and written) and what people merge with.
+
+    python benchmarks/merging.py [--case NAME ...] [--folder FOLDER] [--runs 3] [--json FILE]
+
+Files of random values are made here, in their real formats and shapes (2.1 GB for SD1.5 in fp16, 6.9 GB for
+SDXL), and removed again. Each job is a process of its own with the page cache warm; a case's jobs take turns,
+and the median counts. `limit` reads what the merge needs and writes its result in pieces of 256 KiB into a
+preallocated file, synced to the disk as AID's is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reporting import Row, report
+
+PIECE = 256 << 10
+MIB = 1 << 20
+ITEM = {"F16": 2, "BF16": 2, "F32": 4, "I64": 8}
+
+
+def shapes(family: str) -> dict[str, tuple[int, ...]]:
+    """A released file's keys and shapes, position ids last."""
+    import torch
+
+    from aid.sd.model.architecture import REAL
+    from aid.sd.model.checkpoint import _assemble
+    from aid.sd.model.layouts import PLACES, POSITIONS
+
+    with torch.device("meta"):
+        model = _assemble(REAL[family])
+    found = {}
+    for part, module in model.parts().items():
+        for key, tensor in module.state_dict().items():
+            if not key.endswith("position_ids"):
+                place = PLACES[part](key, family)
+                found[place.key] = place.shape(tuple(tensor.shape))
+    return found | {POSITIONS[family]: (1, 77)}
+
+
+def make_file(path: Path, layout: Mapping[str, Any], format: str, seed: int) -> None:
+    """Normal values of spread .02, from a pool of 4 million taken from a random place each time."""
+    import torch
+
+    chance = random.Random(seed)
+    dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[format]
+    pool = torch.empty(1 << 22).normal_(0, 0.02, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    raw = memoryview(pool.view(torch.uint8).numpy())
+    names = {name: "I64" if name.endswith("position_ids") else format for name in layout}
+    entries: dict[str, Any] = {}
+    at = 0
+    for name in sorted(layout, key=lambda name: (-ITEM[names[name]], name)):
+        count = 1
+        for edge in layout[name]:
+            count *= edge
+        end = at + count * ITEM[names[name]]
+        entries[name] = {"dtype": names[name], "shape": list(layout[name]), "data_offsets": [at, end]}
+        at = end
+    head = json.dumps(entries, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with open(path, "wb") as stream:
+        stream.write(len(head).to_bytes(8, "little") + head)
+        for name, entry in entries.items():
+            if names[name] == "I64":
+                stream.write(b"".join(i.to_bytes(8, "little") for i in range(77)))
+                continue
+            left = entry["data_offsets"][1] - entry["data_offsets"][0]
+            while left:
+                start = chance.randrange(len(raw) // 8) * 8
+                left -= stream.write(raw[start : start + min(left, len(raw) - start)])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A merge: the parents' family and formats, and the settings, as `aid merge --settings` reads them."""
+
+    family: str
+    formats: tuple[str, ...]
+    settings: str
+    peers: tuple[str, ...] = ()
+    output: str = ""
+    """The result's format, if it isn't the first parent's."""
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    def models(self, folder: Path) -> dict[str, Path]:
+        return {
+            name: folder / f"{self.family}-{format}-{name}.safetensors"
+            for name, format in zip(NAMES, self.formats, strict=False)
+        }
+
+
+NAMES = ("style", "detail", "composition", "fourth", "fifth")
+MBW = """
+primary = "style"
+steps = ["detail", "composition"]
+[weights.detail]
+BASE = 0.3
+IN = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.8, 0.7, 0.6]
+M00 = 0.5
+OUT = [0.4, 0.3, 0.2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+[weights.composition]
+BASE = 0.65
+IN = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.2, 0.3, 0.4]
+M00 = 0.25
+OUT = [0.5, 0.6, 0.7, 0.8, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
+"""
+
+
+def chain(mode: str, models: tuple[str, ...], **numbers: float) -> str:
+    lines = "".join(f"{name} = {value}\n" for name, value in numbers.items())
+    return f"[[chain]]\nmode = {mode!r}\nmodels = {list(models)!r}\n{lines}"
+
+
+CASES = {
+    "mbw of three": Case("sd1", ("F16",) * 3, MBW, ("loop", "mecha")),
+    "card's (0/1)": Case("sd1", ("F16",) * 3, 'preset = "aid-v1"\n'),
+    "mbw of three, fp32": Case("sd1", ("F32",) * 3, MBW),
+    "mbw of three, bf16": Case("sd1", ("BF16",) * 3, MBW),
+    "mbw of three, mixed": Case("sd1", ("F16", "F32", "BF16"), MBW),
+    "add difference": Case("sd1", ("F16",) * 3, chain("add_difference", NAMES[:3], alpha=0.7)),
+    "sdxl, two": Case("sdxl", ("F16",) * 2, chain("weighted_sum", NAMES[:2], alpha=0.4), ("loop",)),
+    "sdxl, three": Case("sdxl", ("F16",) * 3, chain("triple_sum", NAMES[:3], alpha=0.3, beta=0.3)),
+}
+
+
+def limit(models: Mapping[str, Path], target: Path, share: float = 1.0) -> None:
+    """Read all of every model and write as much as the first, times `share`, holds."""
+    files = [os.open(path, os.O_RDONLY) for path in models.values()]
+    sizes = [os.fstat(file).st_size for file in files]
+    total = int(sizes[0] * share)
+    rows = [memoryview(bytearray(PIECE * 4)) for _ in files]
+    with open(target, "wb", buffering=0) as stream:
+        os.posix_fallocate(stream.fileno(), 0, total)
+        for at in range(0, total, PIECE):
+            count = min(PIECE, total - at)
+            for file, row, size in zip(files, rows, sizes, strict=True):
+                os.preadv(file, [row[: count * size // total]], at * size // total)
+            os.pwrite(stream.fileno(), rows[0][:count], at)
+        os.fsync(stream.fileno())
+
+
+def loop(models: Mapping[str, Path], target: Path) -> None:
+    """What a person writes: everything loaded, a loop in torch, everything saved."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    first, *others = [load_file(path) for path in models.values()]
+    for key, tensor in first.items():
+        if tensor.is_floating_point():
+            share = 1 / (len(others) + 1)
+            total = tensor.float() * share
+            for other in others:
+                total += other[key].float() * share
+            first[key] = total.to(tensor.dtype)
+    save_file(first, target)
+    with open(target, "rb") as stream:
+        os.fsync(stream.fileno())
+    assert torch
+
+
+def mecha(models: Mapping[str, Path], target: Path) -> None:
+    """sd-mecha, from PyPI."""
+    import sd_mecha
+    import torch
+
+    first, *others = [sd_mecha.model(str(path)) for path in models.values()]
+    for number, other in enumerate(others, 2):
+        first = sd_mecha.weighted_sum(first, other, alpha=1 / number)
+    sd_mecha.merge(first, output=target, output_dtype=torch.float16, merge_device="cpu", threads=1)
+
+
+PEERS: dict[str, Callable[[Mapping[str, Path], Path], None]] = {"loop": loop, "mecha": mecha}
+
+
+START = """
+import sys
+from aid.cli import main
+sys.path.insert(0, sys.argv.pop(1))
+from merging import tell_peak
+try:
+    main()
+finally:
+    tell_peak()
+"""
+
+
+def tell_peak() -> None:
+    """Of this process since it began; what wait4 tells counts its parent in."""
+    status = Path("/proc/self/status").read_text()
+    print(next(line for line in status.splitlines() if line.startswith("VmHWM")), file=sys.stderr)
+
+
+def timed(words: list[str]) -> tuple[float, float]:
+    """Wall seconds of a process, and MiB at its peak."""
+    began = time.monotonic()
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, text=True)
+    seconds = time.monotonic() - began
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}\n{done.stderr[-2000:]}")
+    return seconds, int(done.stderr.rsplit("VmHWM:", 1)[1].split()[0]) / 1024
+
+
+def commands(name: str, case: Case, folder: Path) -> dict[str, list[str]]:
+    models = case.models(folder)
+    settings = folder / "settings.toml"
+    settings.write_text(case.settings)
+    given = [word for model, path in models.items() for word in ("--models", f"{model}={path}")]
+    aid = [sys.executable, "-c", START, str(Path(__file__).parent), "merge", "--settings", str(settings)]
+    jobs = {"aid": [*aid, *given, "--out", str(folder / "out")]}
+    for peer in ("limit", *case.peers):
+        jobs[peer] = [sys.executable, __file__, "--job", peer, name, str(folder)]
+    return jobs
+
+
+def measure(name: str, case: Case, folder: Path, runs: int) -> list[Row]:
+    times: dict[str, list[float]] = {}
+    peaks: dict[str, float] = {}
+    jobs = commands(name, case, folder)
+    for turn in range(runs + 1):  # the first fills the page cache and the memory of hashes
+        for job, words in jobs.items():
+            if turn > (1 if job in case.peers else runs):
+                continue
+            seconds, peak = timed(words)
+            clean(folder)
+            if turn or job in case.peers:
+                times.setdefault(job, []).append(seconds)
+            peaks[job] = peak
+    found = {job: statistics.median(seconds) for job, seconds in times.items()}
+    beside = {job: value for job, value in found.items() if job in case.peers}
+    memory = {job: value for job, value in peaks.items() if job in case.peers}
+    return [
+        Row(name, found["aid"], "s", found["limit"], beside),
+        Row(f"{name}, memory", peaks["aid"], "MiB", 64.0, memory),
+    ]
+
+
+def clean(folder: Path) -> None:
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    (folder / "peer.safetensors").unlink(missing_ok=True)
+
+
+def prepare(case: Case, folder: Path) -> None:
+    """Make the case's files, unless the last case had them, and remove all others."""
+    wanted = case.models(folder)
+    for stale in set(folder.glob("*.safetensors")) - set(wanted.values()):
+        stale.unlink()
+    layout = shapes(case.family)
+    for number, (path, format) in enumerate(zip(wanted.values(), case.formats, strict=True)):
+        if not path.exists():
+            make_file(path, layout, format, number)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", action="append", choices=list(CASES))
+    parser.add_argument("--folder", type=Path, help="where the files go, and are removed again")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--keep", action="store_true", help="leave the files for another run")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.job:
+        job, name, folder = chosen.job
+        run = limit if job == "limit" else PEERS[job]
+        run(CASES[name].models(Path(folder)), Path(folder) / "peer.safetensors")
+        tell_peak()
+        return
+    rows = []
+    place = Path(tempfile.mkdtemp(dir=chosen.folder)) if not chosen.keep else chosen.folder
+    try:
+        for name in chosen.case or CASES:
+            prepare(CASES[name], place)
+            rows += measure(name, CASES[name], place, chosen.runs)
+    finally:
+        if not chosen.keep:
+            shutil.rmtree(place)
+    report(rows, chosen.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""A step's weights, as a person writes them -> one number a block."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from aid.core.blocks import BLOCKS, SD1_BLOCKS, block_range, expand
+from aid.core.toml import read_toml
+from aid.errors import SettingsError
+from aid.merge.settings import Weight
+
+CURVES = Path(__file__).parent / "data" / "curves.toml"
+
+
+def numbers_of(weight: Weight, where: str, family: str, extra: tuple[str, ...]) -> dict[str, float]:
+    """Every block's number. Raises SettingsError for an unknown block or curve, and for NaN and infinity."""
+    if isinstance(weight, str):
+        numbers = _curve(weight, family)
+    elif isinstance(weight, Mapping):
+        numbers = expand(weight, 0.0, family, extra)
+    else:
+        numbers = dict.fromkeys((*BLOCKS[family], *extra), float(weight))
+    for block, number in numbers.items():
+        if not math.isfinite(number):
+            raise SettingsError(f"{where} is {number:g} in {block}", "a finite number")
+    return numbers | {block: numbers["BASE"] for block in extra if block not in numbers}
+
+
+def _curve(name: str, family: str) -> dict[str, float]:
+    curves = _curves()
+    if name not in curves:
+        near = difflib.get_close_matches(name.upper(), curves, 1)
+        hint = f"Did you mean {near[0]}?" if near else ""
+        raise SettingsError(f"{name} is no curve of weights", ", ".join(sorted(curves)), hint)
+    numbers = dict(zip(SD1_BLOCKS, curves[name], strict=True))
+    return {block: numbers[block] for block in BLOCKS[family]}
+
+
+@cache
+def _curves() -> dict[str, list[float]]:
+    return read_toml(CURVES, "the curves that ship with AID")
+
+
+@dataclass(frozen=True)
+class Element:
+    """A rule for alpha by block and by words of a tensor's name."""
+
+    blocks: frozenset[str]
+    words: tuple[str, ...]
+    other_words: bool
+    """Whether it is for names that hold none of the words."""
+    alpha: float
+
+    def fits(self, key: str, block: str) -> bool:
+        return block in self.blocks and any(word in key for word in self.words) != self.other_words
+
+
+def element(rule: str, family: str, extra: tuple[str, ...]) -> Element:
+    """Read `BLOCKS:ELEMENTS:alpha`. Raises SettingsError."""
+    parts = rule.split(":")
+    try:
+        blocks, words, alpha = parts[0].split(), parts[1].split(), float(parts[2])
+    except (IndexError, ValueError):
+        alpha = math.nan
+    if len(parts) != 3 or not math.isfinite(alpha):
+        raise SettingsError(f"{rule!r} is no rule for elements", "BLOCKS:ELEMENTS:alpha", "IN00-05:attn2:0.3")
+    every = frozenset((*BLOCKS[family], *extra))
+    turned, blocks = _turned(blocks)
+    named = {block for word in blocks for block in block_range(word, family, extra)} if blocks else every
+    other, words = _turned(words)
+    return Element(frozenset(every - named if turned else named), tuple(words or [""]), other, alpha)
+
+
+def _turned(words: list[str]) -> tuple[bool, list[str]]:
+    return (True, words[1:]) if words[:1] == ["NOT"] else (False, words)

@@ -1,0 +1,186 @@
+"""A safetensors file written while its parents are read, piece by piece: memory doesn't grow with the models.
+
+Pieces are computed by threads, each in buffers of its own, and looked at in the file's order. So the bytes,
+the hash and what was measured are the same for any number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from aid.core.files import replacing
+from aid.merge.arithmetic import Found, Operand, arithmetic
+from aid.merge.parent import Parent
+from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, layout_bytes, written_order
+
+PIECE_BYTES = 256 << 10  # of the widest format at work: small enough for a processor's cache
+SPARE = 2  # pieces that are done and wait for their turn to be hashed
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Parents' tensors, each times its weight. One alone with weight 1, in its own format, is copied."""
+
+    terms: tuple[tuple[Parent, float], ...]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A tensor that is made at once: all its bytes."""
+
+    make: Callable[[], memoryview]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor of the file to be written."""
+
+    format: Format
+    source: Sum | Whole
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`count` values of a tensor from value `start` on; `at` is their place in the file."""
+
+    key: str
+    output: Output
+    start: int
+    count: int
+    at: int
+
+
+Seen = Callable[[Piece, Found], None]
+"""Told what was found in each piece, in the file's order."""
+
+
+class Desk:
+    """One thread's buffers: a piece of each parent, and of the result."""
+
+    def __init__(self, parents: int) -> None:
+        self.rows = [memoryview(bytearray(PIECE_BYTES)) for _ in range(parents)]
+        self.result = memoryview(bytearray(PIECE_BYTES))
+
+
+def write_stream(
+    path: Path, outputs: Mapping[str, Output], metadata: Mapping[str, str], threads: int, seen: Seen
+) -> str:
+    """Write the file atomically, its room reserved beforehand; returns its sha256.
+
+    `seen` may raise, which ends the work and leaves no file. Raises FileError if the disk is full.
+    """
+    head = layout_bytes({key: one.format for key, one in outputs.items()}, metadata)
+    size = len(head) + sum(one.format.size for one in outputs.values())
+    digest = hashlib.sha256(head)
+    with replacing(path, size) as stream:
+        stream.write(head)
+        stream.flush()
+        for piece, written, found in _results(stream.fileno(), _pieces(outputs, len(head)), threads):
+            digest.update(written)
+            seen(piece, found)
+    return digest.hexdigest()
+
+
+Result = tuple[Piece, memoryview, Found]
+NOTHING = Found((), 0.0, 0)
+
+
+def _results(file: int, pieces: Sequence[Piece], threads: int) -> Iterator[Result]:
+    """Each piece as it was written, in order."""
+    sums = (one.output.source for one in pieces)
+    widest = max((len(one.terms) for one in sums if isinstance(one, Sum)), default=0)
+    desks: queue.SimpleQueue[Desk] = queue.SimpleQueue()
+    for _ in range(threads + SPARE):
+        desks.put(Desk(widest))
+    pending: deque[tuple[Piece, Desk, Future[tuple[memoryview, Found]]]] = deque()
+    with ThreadPoolExecutor(threads, "merge") as pool:
+        try:
+            for piece in pieces:
+                if isinstance(piece.output.source, Whole):
+                    yield from _finished(pending, desks, 0)
+                    yield piece, _written(file, piece, piece.output.source.make()), NOTHING
+                    continue
+                yield from _finished(pending, desks, threads + SPARE - 1)
+                desk = desks.get()
+                pending.append((piece, desk, pool.submit(_compute, file, piece, piece.output.source, desk)))
+            yield from _finished(pending, desks, 0)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _finished(
+    pending: deque[tuple[Piece, Desk, Future[tuple[memoryview, Found]]]],
+    desks: queue.SimpleQueue[Desk],
+    most: int,
+) -> Iterator[Result]:
+    """The oldest results, until at most `most` pieces are under way."""
+    while len(pending) > most:
+        piece, desk, future = pending.popleft()
+        written, found = future.result()
+        yield piece, written, found
+        desks.put(desk)
+
+
+def _compute(file: int, piece: Piece, source: Sum, desk: Desk) -> tuple[memoryview, Found]:
+    operands = []
+    for (parent, weight), row in zip(source.terms, desk.rows, strict=False):
+        name = parent.formats[piece.key].name
+        values = row[: piece.count * ITEM_BYTES[name]]
+        parent.read_into(piece.key, piece.start * ITEM_BYTES[name], values)
+        operands.append(Operand(values, name, weight))
+    result, found = _blended(operands, piece.count, piece.output.format.name, desk.result)
+    return _written(file, piece, result), found
+
+
+def _blended(
+    operands: Sequence[Operand], count: int, format: str, room: memoryview
+) -> tuple[memoryview, Found]:
+    first = operands[0]
+    if len(operands) == 1 and first.weight == 1.0 and first.format == format:
+        seen = arithmetic([format]).look(first, count) if format in FLOATING else NOTHING
+        return first.values, seen
+    result = room[: count * ITEM_BYTES[format]]
+    way = arithmetic([*(one.format for one in operands), format])
+    return result, way.blend(operands, count, format, result)
+
+
+def _written(file: int, piece: Piece, values: memoryview) -> memoryview:
+    done = 0
+    while done < len(values):
+        done += os.pwrite(file, values[done:], piece.at + done)
+    return values
+
+
+def _pieces(outputs: Mapping[str, Output], data_start: int) -> list[Piece]:
+    """Every piece in the file's order."""
+    names = written_order({key: one.format for key, one in outputs.items()})
+    ends = accumulate((outputs[key].format.size for key in names), initial=data_start)
+    return [
+        piece
+        for key, start in zip(names, ends, strict=False)
+        for piece in _pieces_of(key, outputs[key], start)
+    ]
+
+
+def _pieces_of(key: str, output: Output, at: int) -> Iterator[Piece]:
+    item = ITEM_BYTES[output.format.name]
+    total = output.format.size // item
+    step = _step(key, output, item)
+    for start in range(0, total, step):
+        yield Piece(key, output, start, min(step, total - start), at + start * item)
+
+
+def _step(key: str, output: Output, item: int) -> int:
+    """Values in a piece."""
+    if isinstance(output.source, Whole):
+        return max(1, output.format.size // item)
+    terms = output.source.terms
+    return PIECE_BYTES // max(item, *(ITEM_BYTES[parent.formats[key].name] for parent, _ in terms))

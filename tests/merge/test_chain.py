@@ -1,0 +1,275 @@
+"""Chains of steps, conventions and the stream: as a person meets them, and against sd-mecha (PyPI)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import aid.merge.stream as stream
+from aid.core.workbench import Workbench
+from aid.errors import ModelError, SettingsError
+from aid.merge.arithmetic import kernel
+from aid.merge.portable import TORCH
+from aid.merge.recipe import plan
+from aid.merge.run import merge
+from aid.merge.settings import MergeInputs, MergeSettings
+from aid.sd.model.architecture import TINY_SD2, TINY_SDXL, Architecture
+from aid.sd.model.blocks import block_of
+from aid.sd.model.checkpoint import create_checkpoint, save_checkpoint
+
+FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"
+TIME = "model.diffusion_model.time_embed.0.weight"
+LABEL = "model.diffusion_model.label_emb.0.0.weight"
+HEAD = "model.diffusion_model.out.2.weight"
+VAE = "first_stage_model.decoder.conv_out.weight"
+Tensors = dict[str, torch.Tensor]
+
+
+def family_of_three(base: Path, folder: Path) -> dict[str, Path]:
+    """Three fp16 models, no two tensors of which are equal."""
+    with safe_open(base, "pt") as file:
+        metadata = file.metadata()
+    for seed, name in enumerate("abc"):
+        chance = torch.Generator().manual_seed(seed)
+        tensors = {
+            key: tensor
+            if key.endswith("position_ids")
+            else (tensor.float() + 0.1 * torch.randn(tensor.shape, generator=chance)).half()
+            for key, tensor in load_file(base).items()
+        }
+        save_file(tensors, folder / f"{name}.safetensors", metadata)
+    return {name: folder / f"{name}.safetensors" for name in "abc"}
+
+
+@pytest.fixture(scope="session")
+def trio(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return family_of_three(tiny_checkpoint, tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return narrow(TINY_SDXL, tmp_path_factory.mktemp("sdxl"))
+
+
+def narrow(architecture: Architecture, folder: Path) -> dict[str, Path]:
+    save_checkpoint(create_checkpoint(architecture, seed=3), folder / "base.safetensors", {})
+    return family_of_three(folder / "base.safetensors", folder)
+
+
+def merged(models: dict[str, Path], out: Path, **settings: object) -> Tensors:
+    merge(MergeSettings.model_validate(settings), MergeInputs(models=models), out, Workbench(threads=2))
+    return load_file(out / "model.safetensors")
+
+
+def doubles(models: dict[str, Path]) -> list[dict[str, np.ndarray]]:
+    return [{key: t.double().numpy() for key, t in load_file(path).items()} for path in models.values()]
+
+
+def assert_rounded_once(result: Tensors, exact: dict[str, np.ndarray]) -> None:
+    for key, tensor in result.items():
+        if not key.endswith("position_ids"):
+            spacing = np.spacing(np.abs(exact[key]).astype(np.float16)).astype(np.float64)
+            error = np.abs(tensor.double().numpy() - exact[key]) / spacing
+            assert np.max(error, initial=0) <= 0.50001, key
+
+
+LINEAR = {
+    "weighted_sum": lambda a, b, c: 0.7 * a + 0.3 * b,
+    "add_difference": lambda a, b, c: a + 0.3 * (b - c),
+    "subtract": lambda a, b, c: a - 0.3 * (b - c),
+    "sum_twice": lambda a, b, c: 0.6 * (0.7 * a + 0.3 * b) + 0.4 * c,
+    "triple_sum": lambda a, b, c: 0.3 * a + 0.3 * b + 0.4 * c,
+}
+
+
+@pytest.mark.parametrize("mode", LINEAR)
+def test_a_mode_is_its_formula_rounded_once(trio: dict[str, Path], tmp_path: Path, mode: str) -> None:
+    models = list("ab" if mode == "weighted_sum" else "abc")
+    chain = [{"mode": mode, "models": models, "alpha": 0.3, "beta": 0.4}]
+    a, b, c = doubles(trio)
+    exact = {key: LINEAR[mode](a[key], b[key], c[key]) for key in a}
+    assert_rounded_once(merged(trio, tmp_path / "out", chain=chain), exact)
+
+
+def test_a_chain_of_any_depth_is_one_sum(trio: dict[str, Path], tmp_path: Path) -> None:
+    chain = [
+        {
+            "name": "x",
+            "mode": "add_difference",
+            "models": ["a", "b", "c"],
+            "alpha": {"IN": 0.5, "BASE": 0.25},
+        },
+        {"name": "y", "models": ["x", "c"], "alpha": {"OUT": 0.3}, "elements": ["OUT03-05:attn:1.0"]},
+        {"name": "z", "mode": "subtract", "models": ["y", "x", "a"], "alpha": 0.125, "freeze": ["M00"]},
+    ]
+    a, b, c = doubles(trio)
+    exact = {}
+    for key in a:
+        block = block_of(key)
+        first = {"IN": 0.5, "BA": 0.25}.get(block[:2], 0.0)
+        second = 0.3 if block.startswith("OUT") else 0.0
+        second = 1.0 if block in ("OUT03", "OUT04", "OUT05") and "attn" in key else second
+        x = a[key] + first * (b[key] - c[key])
+        y = (1 - second) * x + second * c[key]
+        exact[key] = y if block == "M00" else y - 0.125 * (x - a[key])
+    out = tmp_path / "out"
+    assert_rounded_once(merged(trio, out, chain=chain), exact)
+    blocks = json.loads((out / "blocks.json").read_bytes())
+    assert blocks["IN00"]["shares"] == pytest.approx({"a": 1.0, "b": 0.4375, "c": -0.4375})
+    assert blocks["M00"]["distance"] == {"a": 0.0, "b": None, "c": None}
+
+
+def test_what_cancels_out_is_not_read(trio: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(trio["c"])
+    tensors = {
+        key: torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else tensor
+        for key, tensor in tensors.items()
+    }
+    with safe_open(trio["c"], "pt") as file:
+        save_file(tensors, tmp_path / "c.safetensors", file.metadata())
+    models = {**trio, "c": tmp_path / "c.safetensors"}
+    chain = [
+        {"name": "sum", "mode": "add_difference", "models": ["a", "c", "b"], "alpha": 1.0},
+        {"mode": "subtract", "models": ["sum", "c", "b"], "alpha": 1.0},
+    ]
+    result, own = merged(models, tmp_path / "out", chain=chain), load_file(trio["a"])
+    assert all(torch.equal(result[key], own[key]) for key in own)
+
+
+def test_torch_writes_the_kernel_s_bytes_and_threads_change_nothing(
+    trio: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = MergeSettings(
+        preset="aid-v1", weights={"b": {"IN": 0.3}, "c": {"BASE": 0.1, "OUT": 0.9}}, primary="a"
+    )
+    settings = settings.model_copy(update={"preset": ""})
+    inputs, written = MergeInputs(models=trio), []
+    for name, threads in (("one", 1), ("three", 3), ("torch", 2)):
+        if name == "torch":
+            monkeypatch.setattr(stream, "arithmetic", lambda formats: TORCH)
+        out = merge(settings, inputs, tmp_path / name, Workbench(threads=threads))
+        written.append({file.name: file.read_bytes() for file in out.iterdir()})
+    assert kernel() is None or written[0] == written[2]
+    assert written[0] == written[1]
+
+
+def test_merging_imports_no_torch_and_little_memory(trio: dict[str, Path], tmp_path: Path) -> None:
+    if kernel() is None:
+        pytest.skip("the kernel isn't built: python hatch_build.py")
+    script = """
+import sys
+from aid.cli import main
+main()
+status = open("/proc/self/status").read()
+peak = int(status.partition("VmHWM:")[2].split()[0])
+print(peak, *sorted({"torch", "numpy"} & set(sys.modules)))
+"""
+    words = [word for name, path in trio.items() for word in ("--models", f"{name}={path}")]
+    words += ["--set", "chain=[{models = ['a', 'b']}]", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "merge", *words], capture_output=True, text=True, check=True
+    )
+    peak, *loaded = done.stdout.splitlines()[-1].split()
+    assert loaded == []
+    assert int(peak) < 64 << 10
+
+
+def test_broken_tensors_can_be_kept_and_are_named(trio: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(trio["b"])
+    tensors[FIRST_CONV].view(-1)[5] = torch.inf
+    with safe_open(trio["b"], "pt") as file:
+        save_file(tensors, tmp_path / "b.safetensors", file.metadata())
+    models = {**trio, "b": tmp_path / "b.safetensors"}
+    chain = [{"models": ["a", "b"]}]
+    with pytest.raises(
+        ModelError, match=rf"b \(.*b.safetensors\): {re.escape(FIRST_CONV)} holds NaN or infinity"
+    ):
+        merged(models, tmp_path / "out", chain=chain)
+    result = merged(models, tmp_path / "out", chain=chain, broken="keep")
+    assert torch.isinf(result[FIRST_CONV]).sum() == 1
+    assert list(json.loads((tmp_path / "out/broken.json").read_bytes())) == [FIRST_CONV]
+
+
+GIVERS = {  # of A's and B's tensors under each convention, when IN00 alone is 1
+    "mbw": {TIME: "b", LABEL: "a", HEAD: "a", VAE: "a"},
+    "supermerger": {TIME: "b", LABEL: "b", HEAD: "a", VAE: "a"},
+    "mecha": {TIME: "a", LABEL: "a", HEAD: "a", VAE: "a"},
+}
+
+
+@pytest.mark.parametrize("convention", GIVERS)
+def test_the_same_numbers_mean_what_each_tool_means(
+    sdxl: dict[str, Path], tmp_path: Path, convention: str
+) -> None:
+    chain = [{"models": ["a", "b"], "alpha": {"IN00": 1.0}}]
+    result = merged(sdxl, tmp_path / "out", chain=chain, convention=convention)
+    parents = {name: load_file(path) for name, path in sdxl.items()}
+    for key, giver in {**GIVERS[convention], FIRST_CONV: "b"}.items():
+        assert torch.equal(result[key], parents[giver][key]), key
+
+
+def test_conventions_place_vae_head_and_projection(sdxl: dict[str, Path], tmp_path: Path) -> None:
+    parents = {name: load_file(path) for name, path in sdxl.items()}
+    projection = "conditioner.embedders.1.model.text_projection"
+    for convention, alpha, givers in (
+        ("mecha", {"VAE": 1.0, "OUT08": 1.0}, {VAE: "b", HEAD: "b", projection: "a"}),
+        ("mecha", {"BASE": 1.0}, {VAE: "a", TIME: "b", LABEL: "b", projection: "b"}),
+        ("supermerger", {"BASE": 1.0}, {VAE: "b", TIME: "a", projection: "a"}),
+        ("mbw", {"BASE": 1.0}, {VAE: "b", LABEL: "b", projection: "b"}),
+    ):
+        out = tmp_path / f"{convention}-{'-'.join(alpha)}"
+        result = merged(sdxl, out, chain=[{"models": ["a", "b"], "alpha": alpha}], convention=convention)
+        for key, giver in givers.items():
+            assert torch.equal(result[key], parents[giver][key]), (convention, key)
+    with pytest.raises(SettingsError, match="VAE is not a block of sdxl"):
+        merged(sdxl, tmp_path / "bad", chain=[{"models": ["a", "b"], "alpha": {"VAE": 1.0}}])
+
+
+def test_curves_and_families() -> None:
+    settings = MergeSettings.model_validate({"chain": [{"models": ["a", "b"], "alpha": "GRAD_V"}]})
+    sd1, sdxl = (plan(settings, ["a", "b"], family) for family in ("sd1", "sdxl"))
+    assert sd1.shares("OUT11") == {"b": 1.0}
+    assert sd1.shares("M00") == {"a": 1.0}
+    assert sd1.shares("IN06") == {"a": 0.5, "b": 0.5}
+    assert sdxl.shares("IN08") == pytest.approx(sd1.shares("IN08"))
+    assert "IN09" not in sdxl.blocks
+    with pytest.raises(SettingsError, match=r"GRAD_W is no curve of weights.*Did you mean GRAD_V\?"):
+        plan(MergeSettings.model_validate({"chain": [{"models": ["a", "b"], "alpha": "GRAD_W"}]}), ["a", "b"])
+
+
+def test_sd2_is_merged_too(tmp_path: Path) -> None:
+    models = narrow(TINY_SD2, tmp_path)
+    result = merged(models, tmp_path / "out", chain=[{"models": ["a", "b"], "alpha": 0.5}])
+    a, b, _ = doubles(models)
+    assert_rounded_once(result, {key: 0.5 * a[key] + 0.5 * b[key] for key in a})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"chain": [{"models": ["a", "b"], "mode": "weighted_sun"}]}, "Did you mean weighted_sum"),
+        ({"chain": [{"models": ["a"]}]}, "step 1 of the chain gives weighted_sum 1 models; expected 2"),
+        ({"chain": [{"models": ["a", "d"]}]}, "step 1 of the chain names d"),
+        ({"chain": [{"name": "a", "models": ["a", "b"]}]}, "a name that is taken"),
+        ({"chain": [{"models": ["a", "b"]}], "primary": "a"}, "given beside preset"),
+        ({"chain": [{"models": ["a", "b"], "alpha": {"IN12": 1}}]}, "IN12 is not a block of sd1"),
+        ({"chain": [{"models": ["a", "b"], "alpha": float("inf")}]}, "alpha is inf"),
+        ({"chain": [{"models": ["a", "b"], "elements": ["IN:attn"]}]}, "no rule for elements"),
+        ({"chain": [{"models": ["a", "b"], "freeze": ["OUT12"]}]}, "OUT12 is not a block"),
+    ],
+)
+def test_steps_that_cannot_be_meant_are_named(
+    trio: dict[str, Path], tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        merged(trio, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
