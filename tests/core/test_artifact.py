@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
 
-from aid.core import lineage
+from aid.core import known_hash, lineage
 from aid.core.artifact import SCRATCH, Inputs, Settings, is_current, sweep, under_construction, verb
 from aid.core.files import write_text
 from aid.core.lineage import LINEAGE_FILE, METADATA_KEY, describe, lineage_of
@@ -425,8 +425,8 @@ def test_a_settled_file_is_read_once_and_again_when_it_changes(
     text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    real = lineage.sha256_file
-    monkeypatch.setattr(lineage, "sha256_file", lambda path: read.append(path) or real(path))
+    real = known_hash.sha256_file
+    monkeypatch.setattr(known_hash, "sha256_file", lambda path: read.append(path) or real(path))
     monkeypatch.setattr(lineage, "SETTLED_NS", 0)
     before = lineage_of(text).sha256
     assert lineage_of(text).sha256 == before and len(read) == 1
