@@ -30,6 +30,7 @@ from reporting import Row, report
 MIB = 1 << 20
 SPARE_MIB, TIMES_LARGEST = 300.0, 1.2  # what a conversion may use beyond its imports
 ONE = 0x3C00  # in fp16
+PEER = "load_file + save_file"
 TITLE = {"modelspec.title": "random"}
 
 
@@ -158,6 +159,15 @@ def memory_mib(field: str) -> float:
     return next(float(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1024
 
 
+def holds_twice(path: Path) -> bool:
+    """Whether there is memory enough for a file as it is read and as it is written, and as much to spare."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    return free > 3 * path.stat().st_size
+
+
 def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -202,7 +212,7 @@ def opening(family: str, path: Path, target: Path) -> list[Row]:
 def memory_row(family: str, name: str, cost: Cost, allowed_mib: float, peer: Cost | None = None) -> Row:
     peers = {"whole process": cost.process_mib}
     if peer is not None:
-        peers["load_file + save_file"] = peer.memory_mib
+        peers[PEER] = peer.memory_mib
     return Row(f"{family}, {name}, memory", cost.memory_mib, "MiB", allowed_mib, peers)
 
 
@@ -237,7 +247,7 @@ def measure(family: str, folder: Path, runs: int) -> list[Row]:
     allowed = TIMES_LARGEST * largest + SPARE_MIB
     rows = [*opening(family, source, target), memory_row(family, "random file made", made, allowed)]
     plain = run_job("copy", source, target, runs)
-    peer = run_job("safetensors_copy", source, target, runs)
+    peer = run_job("safetensors_copy", source, target, runs) if holds_twice(source) else None
 
     def row(name: str, cost: Cost, times_bytes: float = 1.0) -> None:
         rows.append(
@@ -246,7 +256,7 @@ def measure(family: str, folder: Path, runs: int) -> list[Row]:
                 cost.seconds,
                 "s",
                 plain.seconds * times_bytes,
-                {"load_file + save_file": peer.seconds} if times_bytes == 1 else {},
+                {PEER: peer.seconds} if peer is not None and times_bytes == 1 else {},
             )
         )
         rows.append(memory_row(family, name, cost, allowed, peer))
