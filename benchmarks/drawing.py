@@ -1,72 +1,164 @@
-"""Pictures a second, ours beside diffusers' StableDiffusionPipeline: the starter, one prompt with different
-seeds, 32 steps Euler a, guidance 7, in runs of at least four pictures. Both take turns, so that what else the
-machine does meets them alike; the figure is the median of their ratios. And what a picture costs beside the
-calls of the U-Net and the VAE.
+"""Pictures a second, ours beside diffusers' StableDiffusionPipeline and beside the bare calls of the U-Net
+and the VAE: the starter, one prompt with different seeds, 32 steps Euler a, guidance 7, to PNGs on the disk.
+The three take turns, so that what else the machine does meets them alike; figures are medians of their
+ratios. Then where a picture's time goes, each part without the parts that it calls.
 
     python benchmarks/drawing.py [--json FILE] [--rounds N] [--device cuda] [--checkpoint FILE]
                                  [--edge PX ...] [--batch N ...]
 
-The goals: 1.3 times diffusers, and at most 3 % beside the calls.
+The goals: 1.3 times diffusers, and at most 3 % beyond the bare calls. The parts are told on a CPU only: a
+GPU's calls return before they are done.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+from part_clock import PartClock
 from reporting import Row, report
 
 from aid import starter
+from aid.core.artifact import asked
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
-from aid.generate.material import load_model
-from aid.sd.drawing.pipeline import draw
+from aid.generate import run
+from aid.generate.gallery import picture_name
+from aid.generate.material import Material, load_material
+from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.sd.drawing import pipeline as drawing
+from aid.sd.drawing.denoiser import Denoiser, text_kept
+from aid.sd.drawing.shot_text import Texts
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
-from aid.sd.picture.file import picture_bytes
-from aid.sd.picture.infotext import write_infotext
+from aid.sd.sampling.random import PictureNoise
 
 STEPS = 32
 PROMPT, NEGATIVE = "by lorelei, blue hair, smile", "blurry"
-GOAL, OVERHEAD = 1.3, 0.03
+GOAL, OVERHEAD = 1.3, 1.03
 FEWEST = 4  # pictures of a run
+PEER = "diffusers"
 
 
-def shots(edge: int, batch: int, first: int) -> list[Shot]:
-    return [
-        Shot(
-            prompt=PROMPT, negative_prompt=NEGATIVE, seed=first + index, width=edge, height=edge, steps=STEPS
-        )
-        for index in range(batch)
-    ]
+class Bench:
+    """One size and one batch: the same pictures by three ways, each a run of `count`."""
+
+    def __init__(self, material: Material, peer: Any, edge: int, batch: int, folder: Path) -> None:
+        self.material, self.peer, self.edge, self.batch, self.folder = material, peer, edge, batch, folder
+        self.count = max(batch, FEWEST // batch * batch)
+        self.model, self.settings = material.model, GenerateSettings(batch_size=batch)
+        inputs = GenerateInputs(checkpoint=material.model.path or starter.BASE)
+        self.lineage = asked("generate", self.settings, inputs).embedded(ancestors=False)
+
+    def ours(self) -> None:
+        """What `aid generate` does once the model is loaded."""
+        shots = [
+            Shot(
+                prompt=PROMPT, negative_prompt=NEGATIVE, seed=seed,
+                width=self.edge, height=self.edge, steps=STEPS,
+            )
+            for seed in range(self.count)
+        ]  # fmt: skip
+        files = [self.folder / picture_name(index, shot, ".png") for index, shot in enumerate(shots)]
+        run.draw_missing(self.material, shots, files, self.settings, self.lineage, Workbench())
+        for file in files:
+            file.unlink()
+
+    def theirs(self) -> None:
+        for start in range(0, self.count, self.batch):
+            pictures = self.peer(
+                [PROMPT] * self.batch, negative_prompt=[NEGATIVE] * self.batch, num_inference_steps=STEPS,
+                guidance_scale=7.0, width=self.edge, height=self.edge,
+                generator=[torch.Generator().manual_seed(start + index) for index in range(self.batch)],
+            ).images  # fmt: skip
+            for index, picture in enumerate(pictures):
+                picture.save(self.folder / f"theirs-{start + index}.png")
+
+    @torch.inference_mode()
+    def bare(self) -> None:
+        """As many calls of the U-Net and the VAE, of the same shapes, and nothing else."""
+        model, edge = self.model, self.edge // 8
+        latent = torch.randn(self.batch, 4, edge, edge, device=model.device, dtype=model.dtype)
+        x = torch.cat([latent] * 2).to(memory_format=torch.channels_last)
+        context = torch.randn(len(x), 77, model.architecture.text_width).to(x)
+        time_step = torch.tensor(500.0, device=model.device)
+        for _ in range(0, self.count, self.batch):
+            with text_kept(model):
+                for _ in range(STEPS):
+                    model.unet(x, time_step, context, return_dict=False)
+            model.vae.decode(latent, return_dict=False)
+
+    def seconds(self, action: Callable[[], None]) -> float:
+        """Of one picture."""
+        started = time.perf_counter()
+        action()
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / self.count
+
+    def rows(self, rounds: int) -> list[Row]:
+        ways = (self.ours, self.theirs, self.bare)
+        for way in ways:
+            way()
+        clock = PartClock()
+        taken: dict[str, list[float]] = {way.__name__: [] for way in ways}
+        for number in range(rounds):
+            for way in (*ways[number % 3 :], *ways[: number % 3]):
+                with clock.parts(parts_of(self.model) if way == self.ours else {}):
+                    taken[way.__name__].append(self.seconds(way))
+        return [*self._compared(**taken), *self._parts(clock, taken["ours"])]
+
+    def _compared(self, ours: list[float], theirs: list[float], bare: list[float]) -> list[Row]:
+        rate, peer, best = (1 / statistics.median(one) for one in (ours, theirs, bare))
+        times = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
+        beyond = statistics.median(our / least for our, least in zip(ours, bare, strict=True))
+        return [
+            Row(f"{self.name}, pictures a second", rate, "1/s", limit=best, peers={PEER: peer}),
+            Row(f"{self.name}, times diffusers", times, "1", limit=GOAL),
+            Row(f"{self.name}, times the bare calls", beyond, "1", limit=OVERHEAD),
+        ]
+
+    def _parts(self, clock: PartClock, ours: list[float]) -> list[Row]:
+        """Of the runs together; what no part has is the rest."""
+        if self.model.device.type == "cuda":
+            return []
+        pictures, whole = len(ours) * self.count, sum(ours) / len(ours)
+        parts = {part: spent / pictures for part, spent in clock.spent.items()}
+        parts["the rest"] = whole - sum(spent for part, spent in parts.items() if part != SAVING)
+        return [
+            Row(f"{self.name}, {part}", 1e3 * spent, "ms", peers={"share": spent / whole})
+            for part, spent in parts.items()
+        ]
+
+    @property
+    def name(self) -> str:
+        return f"{self.edge} px, batch {self.batch}"
 
 
-def ours(model: StableDiffusion, edge: int, batch: int, first: int) -> None:
-    """From shots to the bytes of PNGs with their texts."""
-    asked = shots(edge, batch, first)
-    for picture, shot in zip(draw(model, asked, batch_size=batch), asked, strict=True):
-        picture_bytes(picture, write_infotext(shot))
+SAVING = "PNG and lineage, while the next is drawn"
 
 
-def theirs(pipeline: Any, edge: int, batch: int, count: int) -> None:
-    """The same without texts, which diffusers doesn't write."""
-    for start in range(0, count, batch):
-        generators = [torch.Generator().manual_seed(start + index) for index in range(batch)]
-        pictures = pipeline(
-            [PROMPT] * batch, negative_prompt=[NEGATIVE] * batch, num_inference_steps=STEPS,
-            guidance_scale=7.0, width=edge, height=edge, generator=generators,
-        ).images  # fmt: skip
-        for picture in pictures:
-            picture_bytes(picture, "")
+def parts_of(model: StableDiffusion) -> dict[str, list[tuple[Any, str]]]:
+    """The functions that do each part of a picture."""
+    return {
+        "U-Net": [(model.unet, "forward")],
+        "VAE": [(model.vae, "decode")],
+        "text": [(drawing, "_denoiser"), (run, "plan_batches"), (Material, "infotext"), (Texts, "guide")],
+        "noise": [(PictureNoise, "__call__"), (PictureNoise, "__init__")],
+        "guidance": [(Denoiser, "__call__")],
+        "sampler's arithmetic": [(drawing, "_sample")],
+        "to 8 bits": [(drawing, "to_pictures")],
+        SAVING: [(run, "picture_bytes"), (run, "write_bytes")],
+    }
 
 
-def peer(checkpoint: Path, device: str) -> Any:
+def load_peer(checkpoint: Path, device: str) -> Any:
     model = load_checkpoint(checkpoint, device)
     scheduler = EulerAncestralDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="linspace",
@@ -80,70 +172,12 @@ def peer(checkpoint: Path, device: str) -> Any:
     return pipeline
 
 
-@contextmanager
-def clocked(*owners: tuple[Any, str]) -> Iterator[list[float]]:
-    """Seconds that each call of a method takes."""
-    spent: list[float] = []
-    kept = [(owner, name, getattr(owner, name)) for owner, name in owners]
-
-    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **named: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return call(*arguments, **named)
-            finally:
-                spent.append(time.perf_counter() - started)
-
-        return run
-
-    for owner, name, call in kept:
-        setattr(owner, name, timed(call))
-    try:
-        yield spent
-    finally:
-        for owner, name, _ in kept:
-            delattr(owner, name)
-
-
-def seconds(action: Callable[[], None], device: str) -> float:
-    started = time.perf_counter()
-    action()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def measure(checkpoint: Path, edges: list[int], batches: list[int], rounds: int, device: str) -> list[Row]:
-    model = load_model(checkpoint, None, "fp32", Workbench(device))
-    pipeline = peer(checkpoint, device)
-    return [
-        row
-        for edge in edges
-        for batch in batches
-        for row in compare(model, pipeline, edge, batch, rounds, device)
-    ]
-
-
-def compare(
-    model: StableDiffusion, pipeline: Any, edge: int, batch: int, rounds: int, device: str
-) -> list[Row]:
-    count = max(batch, FEWEST // batch * batch)
-    ours(model, edge, batch, batch)
-    theirs(pipeline, edge, batch, batch)
-    own, other, beside = [], [], []
-    for _ in range(rounds):
-        with clocked((model.unet, "forward"), (model.vae, "decode")) as spent:
-            own.append(seconds(lambda: ours(model, edge, batch, count), device))
-        beside.append((own[-1] - sum(spent)) / sum(spent))
-        other.append(seconds(lambda: theirs(pipeline, edge, batch, count), device))
-    times = statistics.median(theirs / ours for ours, theirs in zip(own, other, strict=True))
-    rate, peers = (count / statistics.median(taken) for taken in (own, other))
-    name = f"{edge} px, batch {batch}"
-    return [
-        Row(f"{name}, pictures a second", rate, "1/s", peers={"diffusers": peers}),
-        Row(f"{name}, times diffusers", times, "1", limit=GOAL),
-        Row(f"{name}, beside U-Net and VAE", statistics.median(beside), "1", limit=OVERHEAD),
-    ]
+    material = load_material(GenerateSettings(), GenerateInputs(checkpoint=checkpoint), Workbench(device))
+    peer = load_peer(checkpoint, device)
+    with tempfile.TemporaryDirectory() as folder:
+        benches = [Bench(material, peer, edge, batch, Path(folder)) for edge in edges for batch in batches]
+        return [row for bench in benches for row in bench.rows(rounds)]
 
 
 def main() -> None:
@@ -152,7 +186,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint", type=Path, default=starter.BASE)
-    parser.add_argument("--edge", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--edge", type=int, nargs="+", default=[128])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     given = parser.parse_args()
     report(measure(given.checkpoint, given.edge, given.batch, given.rounds, given.device), given.json)

@@ -30,8 +30,8 @@ def decode(model: StableDiffusion, latents: Tensor) -> Tensor:
     A half-precision VAE that overflows, as SDXL's first one does, is asked again in float32.
     """
     pixels = _decode(model, latents)
-    if model.vae.dtype != torch.float32 and not torch.isfinite(pixels).all():
-        dtype = model.vae.dtype
+    dtype = model.vae_dtype
+    if dtype != torch.float32 and not torch.isfinite(pixels).all():
         try:
             model.vae.float()
             pixels = _decode(model, latents)
@@ -45,7 +45,7 @@ def encode(model: StableDiffusion, pixels: Tensor) -> Tensor:
     A1111 draws from it (its spread is next to nothing)."""
 
     def one(part: Tensor) -> Tensor:
-        posterior = model.vae.encode(part.to(model.device, model.vae.dtype), return_dict=False)[0]
+        posterior = model.vae.encode(part.to(model.device, model.vae_dtype), return_dict=False)[0]
         mean: Tensor = posterior.mean.float()
         return mean
 
@@ -94,7 +94,7 @@ def _ramp(length: int, overlap: int) -> Tensor:
 
 
 def _decode(model: StableDiffusion, latents: Tensor) -> Tensor:
-    scaled = (latents / model.architecture.vae_scale).to(model.vae.dtype)
+    scaled = (latents / model.architecture.vae_scale).to(model.vae_dtype)
     pixels = FACTOR * FACTOR * latents.shape[-1] * latents.shape[-2]
 
     def some(part: Tensor) -> Tensor:

@@ -194,11 +194,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 @contextmanager
 def text_kept(model: StableDiffusion) -> Iterator[None]:
     """The U-Net with attention that remembers its text; it is as it was at the end."""
-    blocks: list[Any] = [
-        module
-        for name, module in model.unet.named_modules()
-        if name.endswith((".attn1", ".attn2")) and _is_plain(module)
-    ]
+    blocks: list[Any] = [block for block in model.attention if _is_plain(block)]
     try:
         for block in blocks:
             block.forward = TextAttention(block)
@@ -209,6 +205,7 @@ def text_kept(model: StableDiffusion) -> Iterator[None]:
 
 
 def _is_plain(block: Any) -> bool:
+    """Whether `TextAttention` does all that the block does."""
     norms = (block.spatial_norm, block.group_norm, block.norm_q, block.norm_k, block.norm_cross)
     scaled = block.rescale_output_factor != 1
     return not any(norms) and not block.residual_connection and not scaled and "forward" not in vars(block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +60,16 @@ class StableDiffusion:
     def dtype(self) -> torch.dtype:
         dtype: torch.dtype = next(self.unet.parameters()).dtype
         return dtype
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = next(self.vae.parameters()).dtype
+        return dtype
+
+    @cached_property
+    def attention(self) -> list[torch.nn.Module]:
+        """The U-Net's attention to itself and to the text: walking through all its modules takes 10 ms."""
+        return [block for name, block in self.unet.named_modules() if name.endswith((".attn1", ".attn2"))]
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
         return tuple(self.parts().values())
