@@ -13,6 +13,8 @@ from aid.cli import main
 from aid.core.workbench import Workbench
 from aid.errors import FileError, PictureError, SettingsError
 from aid.generate.again import again
+from aid.generate.grid.run import grid
+from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.run import generate, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings
 from aid.sd.adapter.file import save_adapter
@@ -87,6 +89,22 @@ def test_other_formats_carry_their_lineage_too(
     for command in ("lineage", "inspect"):
         main([command, str(first)])
         assert "cfg_rescale=0.5" in capsys.readouterr().out
+
+
+def test_a_grids_picture_is_drawn_as_the_grid_was_told(lively_checkpoint: Path, tmp_path: Path) -> None:
+    told = GridSettings.model_validate(
+        {
+            **FAST,
+            "prompt": "red hair",
+            "x": "seed=1-2",
+            "y": "cfg_scale=3,7",
+            "format": "webp",
+            "batch_size": 1,
+        }
+    )
+    out = grid(told, GridInputs(checkpoint=lively_checkpoint), tmp_path / "grid", BENCH)
+    file = again(out / "00003-2.webp", places(lively_checkpoint), tmp_path / "again", BENCH)
+    assert file.read_bytes() == (out / "00003-2.webp").read_bytes()
 
 
 def test_pictures_from_pictures_too(

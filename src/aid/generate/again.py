@@ -29,6 +29,7 @@ from aid.sd.picture.text import picture_text
 from aid.sd.prompt.adapter_call import extract_loras
 from aid.sd.prompt.sugar import read_wildcards
 
+DRAWING = ("generate", "grid")  # verbs
 OLD_DIGITS = 8  # of A1111's first hash
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -206,12 +207,13 @@ def _called(shot: Shot) -> list[str]:
 
 def _settings_of(lineage: Lineage | None) -> GenerateSettings:
     """The settings of the run that drew it; the defaults of one picture for any other tool's."""
-    if lineage is None or lineage.node.verb != "generate":
+    if lineage is None or lineage.node.verb not in DRAWING:
         return GenerateSettings(batch_size=1)
     known = set(GenerateSettings.model_fields)
     given = {name: value for name, value in lineage.node.settings.items() if name in known}
+    alone = {"batch_size": 1} if lineage.node.verb == "grid" else {}  # its neighbours have other settings
     try:
-        return GenerateSettings.model_validate(given)
+        return GenerateSettings.model_validate({**given, **alone})
     except ValueError:
         return GenerateSettings(batch_size=1)
 

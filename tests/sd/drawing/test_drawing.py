@@ -190,6 +190,23 @@ def test_prompts_change_at_their_steps(model: StableDiffusion) -> None:
         assert not same(half, red) and not same(half, blue)
 
 
+def test_prompts_change_at_their_steps_in_the_second_pass_too(model: StableDiffusion) -> None:
+    """From 1.0, or the first pass's steps, on, `when` counts in the second; by the old rule in each pass."""
+
+    def made(prompt: str, second: str = "", **more: object) -> Image.Image:
+        hires = {"scale": 1.5, "steps": 4, "prompt": second}
+        return draw(model, [shot(prompt, steps=6, hires=hires, **more)])[0]
+
+    red_then_blue = made("red hair", "blue hair")
+    assert same(red_then_blue, made("[red:blue:1.0] hair"), made("[red:blue:6] hair"))
+    halves = made("red hair", "[red:blue:1] hair", old_editing=True)
+    assert same(halves, made("[red:blue:1.25] hair"), made("[red:blue:7] hair"))
+    assert same(made("red hair"), made("[red:blue:2.0] hair"), made("[red:blue:99] hair"))
+    assert not same(red_then_blue, halves) and not same(halves, made("red hair"))
+    old = made("[red:blue:0.5] hair", old_editing=True)
+    assert same(old, made("[red:blue:0.5] hair", "[red:blue:3] hair", old_editing=True))
+
+
 def test_and_of_one_prompt_twice_is_that_prompt(model: StableDiffusion) -> None:
     one, twice = draw(model, [shot("red hair"), shot("red hair:0.5 AND red hair:0.5")])
     assert difference(one, twice) <= 1
