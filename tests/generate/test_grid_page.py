@@ -97,6 +97,22 @@ def test_a_large_grid_is_made_smaller_and_then_split(tmp_path: Path) -> None:
     assert seen == 6
 
 
+def test_a_palette_goes_on_in_further_rows(tmp_path: Path) -> None:
+    """40 styles are 8 by 5 on one sheet, each under its own label; where that is too much, on the next."""
+    plan = painted(tmp_path, (40, 1, 1), 64)
+    plan = Grid((plan.axes[0], Axis(), Axis()), plan.cells)
+    [sheet] = save_sheets(plan, tmp_path, 2000)
+    page = np.asarray(Image.open(sheet))
+    places = [centre(page, (255 * (x + 1) // 41, 255 // 2, 0)) for x in range(40)]
+    assert len({x for x, _, _ in places}) == 8 and len({y for _, y, _ in places}) == 5
+    assert places == sorted(places, key=lambda place: (place[1], place[0]))
+    for x, y, count in places:
+        assert count == 64 * 64 and page[y - 52 : y - 34, x - 32 : x + 32].min() < 100  # its label
+    files = save_sheets(plan, tmp_path, 800)
+    assert [file.name for file in files] == ["grid.png", "grid-2.png", "grid-3.png"]
+    assert all(max(Image.open(file).size) <= 800 for file in files)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=200), st.integers(20, 300))
 def test_labels_fit_their_place(text: str, width_px: int) -> None:
