@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from aid.core.script import script_data
 from aid.core.shot import Shot
 from aid.generate.grid.axis import Axis
 from aid.generate.grid.cell import Cell
 from aid.generate.grid.layout import Grid
 from aid.generate.grid.lettering import Lettering
-from aid.generate.grid.page import page, script_data, write_small
+from aid.generate.grid.page import page, write_small
 from aid.generate.grid.sheet import SMALLEST_CELL_PX, save_sheets
 from aid.sd.picture.infotext import png_bytes, write_infotext
 

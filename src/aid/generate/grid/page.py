@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import html
-import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from aid.core.files import replacing
 from aid.core.picture import open_small
+from aid.core.script import script_data
 from aid.generate.grid.layout import Grid
 from aid.sd.picture.text import picture_text
 
@@ -56,11 +55,3 @@ def page(plan: Grid, folder: Path, small: list[str]) -> str:
     source = (resources.files("aid.generate.grid") / "page.html").read_text("utf-8")
     title = " × ".join(axis.title for axis in plan.axes if axis.kind)
     return source.replace("{{title}}", html.escape(title)).replace("{{data}}", script_data(data))
-
-
-def script_data(data: Any) -> str:
-    """JSON that can stand in a `<script>`: nothing in it ends one, or begins a comment."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for mark in "<>&\u2028\u2029":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return text
