@@ -20,14 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aid.evaluate.layout import layout, nearest
 from aid.evaluate.picture import Views
 from aid.evaluate.texture import LEAST_SPREAD
+from aid.sd.picture.layout import copy_distance, layout, nearest
 
 NEIGHBOURS = 4
 LEAST_UNIT = 0.05  # of a log distance
 ENOUGH = 4  # held-out pictures, for a style to set its own zero
-COPY_QUANTILE = 0.01
 NEAREST = 1e-6
 
 
@@ -111,7 +110,7 @@ class Reference:
             artefact=parts.sum(0) / self.unit[2],
             texture=parts[0],
             form=parts[1],
-            near_copy=nearest(self.train.layouts, traces.layouts) < self.copy_distance,
+            near_copy=nearest(self.train.layouts, traces.layouts)[0] < self.copy_distance,
         )
 
 
@@ -126,8 +125,8 @@ def fit(train: Traces, held: Traces, styles: int) -> Reference:
     parts = logs - zero[:, held.styles]
     unit = _deviation(parts.T).clamp(min=LEAST_UNIT)
     whole = _deviation((parts / unit[:, None]).sum(0)[:, None]).clamp(min=LEAST_UNIT)
-    copy_distance = float(torch.quantile(nearest(train.layouts, held.layouts).double(), COPY_QUANTILE))
-    return Reference(train, texture_scale, feature_scale, zero, torch.cat([unit, whole]), copy_distance)
+    distance = copy_distance(train.layouts, held.layouts)
+    return Reference(train, texture_scale, feature_scale, zero, torch.cat([unit, whole]), distance)
 
 
 def _spread(train: Traces, row: int) -> Tensor:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from aid.core.picture import open_picture
@@ -17,6 +16,7 @@ from aid.core.workbench import Workbench
 from aid.errors import PictureError
 from aid.evaluate.network import EDGE_PX
 from aid.evaluate.texture import SIZE, texture
+from aid.sd.picture.layout import thumbnail
 
 LEAST_EDGE_PX = 16
 
@@ -48,9 +48,3 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
     if min(pixels.shape[:2]) < LEAST_EDGE_PX:
         raise PictureError(f"{path} is {pixels.shape[1]}x{pixels.shape[0]}", f"at least {LEAST_EDGE_PX} px")
     return pixels
-
-
-def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [3, 64, 64], by area; other aspects are squeezed, so that nothing is cut off."""
-    small = Image.fromarray(pixels).resize((EDGE_PX, EDGE_PX), Image.Resampling.BOX)
-    return np.ascontiguousarray(np.moveaxis(np.asarray(small), 2, 0))
