@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AidError": "aid.errors",
     "ArtifactError": "aid.errors",
+    "BalanceSettings": "aid.train.settings",
     "CaptionSettings": "aid.train.settings",
     "Catalogue": "aid.core.catalogue",
     "Dataset": "aid.core.dataset",

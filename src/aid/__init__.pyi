@@ -56,6 +56,7 @@ from aid.starter import shipped as shipped
 from aid.train.embedding import embedding as embedding
 from aid.train.lora import lora as lora
 from aid.train.run import finetune as finetune
+from aid.train.settings import BalanceSettings as BalanceSettings
 from aid.train.settings import CaptionSettings as CaptionSettings
 from aid.train.settings import EmbeddingInputs as EmbeddingInputs
 from aid.train.settings import EmbeddingSettings as EmbeddingSettings

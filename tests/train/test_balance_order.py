@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aid.core.dataset import Record
 from aid.errors import SettingsError
 from aid.train.order import Order
-from aid.train.plan import order_styles
+from aid.train.plan import order_styles as order_by
 from aid.train.settings import BalanceSettings, FinetuneSettings
 from aid.train.share import author_repeats, repeated, shares_of
 
@@ -64,6 +64,10 @@ def test_a_style_uses_all_its_pictures_before_any_again(counts: dict[str, int], 
         assert max(own) - min(own) <= cut
 
 
+def order_styles(made: list[Record], chosen: FinetuneSettings, size: int) -> Order:
+    return order_by(made, chosen, size, 0)
+
+
 def settings(rule: str, seed: int = 0) -> FinetuneSettings:
     balance = BalanceSettings.model_validate({"rule": rule})
     return FinetuneSettings(steps=9, batch_size=3, seed=seed, balance=balance)
@@ -113,7 +117,7 @@ def test_the_authors_repeats_of_artists(artist: str, count: int, repeats: int) -
     [
         (("miku",), 49, 2),  # 100 / 49 of the artist; too few of the character
         (("miku",), 50, 10),  # 2 * 20, clamped
-        (("miku", "rin"), 400, 6),  # 2.5 * 2.5, cut off
+        (("miku", "luka"), 400, 6),  # 2.5 * 2.5, cut off
         (("miku", "amazing quality"), 2000, 5),
         (("miku", "high quality"), 2000, 1),
         (("miku", "best quality"), 500, 5),  # 2 * 2.5

@@ -36,6 +36,7 @@ from aid.train.settings import (
     LoraSettings,
     TrainingSettings,
 )
+from aid.train.tables import ALL_STYLES, BalanceSettings, SampleSettings
 
 TRAINED_BYTES = 16  # a trained parameter, beside its weight
 STATE_BYTES = 16  # a trained parameter in a saved state: weight, two moments, average
@@ -196,7 +197,9 @@ def _style(
     steps = settings.steps or max(1, round(settings.epochs * -(-pictures.trained // (batch - replays))))
     alive, passes = (RECOMPUTED, 4) if settings.checkpointing else (TRAINED, 3)
     samples = settings.samples
-    drawn = steps // samples.every * len(samples.prompts) * samples.steps * 2 if samples.every else 0
+    sheet = len(samples.prompts) + samples.per_style * _drawn_styles(samples, pictures)
+    drawn = steps // samples.every * sheet * samples.steps * 2 if samples.every else 0
+    measured = _measured(settings.balance, pictures, steps)
     kept = cost.unet_numbers(alive, cells) * settings.noise_draws + cost.text_numbers()
     unet = passes * settings.noise_draws * cost.unet_flops(cells)
     return Work(
@@ -204,15 +207,29 @@ def _style(
         f"{trained / 1e6:,.1f} of {cost.parameters / 1e6:,.1f} M parameters trained",
         cost,
         flops=steps * batch * (unet + 3 * cost.text_flops() * settings.caption.windows)
-        + drawn * cost.unet_flops(samples.width * samples.height // 64),
+        + drawn * cost.unet_flops(samples.width * samples.height // 64)
+        + measured * cost.unet_flops(cells),
         number_bytes=2 if half else 4,
         memory=cost.parameters * 4
         + trained * (TRAINED_BYTES + (COPY_BYTES if half else 0))
         + min(settings.part_size or batch, batch) * kept * (AUTOCAST_BYTES if half else 4),
         disk=saved * (2 if settings.output == "fp16" else 4),
-        scratch=trained * STATE_BYTES * min(steps // settings.save_every, settings.keep_states + 1),
+        scratch=trained * STATE_BYTES * min(steps // settings.save_every, settings.keep_states + 1)
+        + (4 * trained if settings.balance.stop_at != "never" else 0),
         notes=(cost.note, pictures.note, _copied(trained * STATE_BYTES * settings.save_behind)),
     )
+
+
+def _drawn_styles(samples: SampleSettings, pictures: Pictures) -> int:
+    """Styles on a sheet."""
+    return len(pictures.styles) if ALL_STYLES in samples.styles else len(samples.styles)
+
+
+def _measured(balance: BalanceSettings, pictures: Pictures, steps: int) -> int:
+    """Predictions that the styles' measurements make: of held-out and of trained pictures."""
+    every = balance.interval(steps)
+    once = 2 * balance.pictures * balance.timesteps * max(1, len(pictures.styles))
+    return once * (1 + -(-steps // every)) if every else 0
 
 
 def _copied(state: float) -> str:

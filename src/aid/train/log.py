@@ -9,8 +9,8 @@ from typing import Any
 
 from aid.core.files import write_text
 
-LOG_FILE = "log.jsonl"
-Row = dict[str, Any]
+LOG_FILE, CURVE_FILE, SAMPLE_FOLDER = "log.jsonl", "curve.png", "samples"
+LogRow = dict[str, Any]
 
 
 class Log:
@@ -19,7 +19,7 @@ class Log:
 
     def __init__(self, folder: Path, done: int) -> None:
         self.path = folder / LOG_FILE
-        self.rows: list[Row] = [row for row in read_log(folder) if row["step"] <= done]
+        self.rows: list[LogRow] = [row for row in read_log(folder) if row["step"] <= done]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.stream = self.path.open("a")
 
@@ -41,7 +41,7 @@ class Log:
         self.stream.close()
 
 
-def read_log(folder: Path) -> list[Row]:
+def read_log(folder: Path) -> list[LogRow]:
     """The rows that were written whole."""
     path = folder / LOG_FILE
     rows = []
@@ -53,7 +53,7 @@ def read_log(folder: Path) -> list[Row]:
     return rows
 
 
-def draw_curve(rows: list[Row], path: Path, title: str) -> None:
+def draw_curve(rows: list[LogRow], path: Path, title: str) -> None:
     """The loss of every step, its running mean, and the learning rate below, as a PNG."""
     import matplotlib
 

@@ -7,29 +7,24 @@ to the byte as if nothing had happened.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from aid.core.dataset import Record
-from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.errors import AidError
 from aid.sd.file.state import load_state
-from aid.sd.model.checkpoint import StableDiffusion
-from aid.train.log import Log, draw_curve
+from aid.train.display import Display, Draw
+from aid.train.log import Log
 from aid.train.plan import Ahead, Plan, Step
 from aid.train.saving import Saver
 from aid.train.settings import CommonSettings
 from aid.train.training import Training
+from aid.train.watch import Watch, watching
 
 MOST_TROUBLE = 10  # steps left out, after which a run ends
 SPIKE_MEMORY, SPIKE_LEAST = 100, 20  # steps whose losses a spike is told by
-CURVE_SECONDS = 60  # between curves while training
 NAMED = 8  # pictures in a message
-
-Draw = Callable[[StableDiffusion, list[Shot]], Sequence[object]]
 
 
 def train(
@@ -41,13 +36,15 @@ def train(
     title: str,
     draw: Draw | None = None,
 ) -> None:
-    """Run a plan to its end in the folder under construction `out`: log.jsonl, curve.png, samples/.
+    """Run a plan to its end in the folder under construction `out`: log.jsonl, balance.jsonl, and what a
+    person sees (`Display`).
 
     `draw` makes pictures of shots; left out, the pipeline does.
     """
-    settings = training.settings
-    done = resume(training, out)
-    log, drawn = Log(out, done), time.monotonic()
+    settings, watch = training.settings, watching(training, plan, out)
+    done = resume(training, out, watch)
+    log = Log(out, done)
+    display = Display(training, plan, out, title, log, watch, draw)
     bench.progress.say(f"  {title}; curve and sample sheets meanwhile: {out}")
     with (
         Saver(out, settings.keep_states, settings.save_behind) as saver,
@@ -56,35 +53,45 @@ def train(
     ):
         if settings.trouble == "roll_back" and not done:
             saver.save(0, training.tensors())
-        for index in range(done, plan.steps):
+        over = watch is not None and measured(watch, done, bench)
+        for index in range(done, done if over else plan.steps):
             note = take(training, ahead.step(index), log, saver)
             if note:
                 bench.progress.say(f"  {note}")
             tick(1, f"loss {log.recent('loss'):.4f}")
-            if due(index + 1, settings.samples.every):
-                draw_samples(training, out, index + 1, draw)
-            if due(index + 1, settings.save_every) and index + 1 < plan.steps:
+            over = watch is not None and measured(watch, index + 1, bench)
+            display.step(index + 1)
+            if over:
+                break
+            if (index + 1) % settings.save_every == 0 and index + 1 < plan.steps:
                 log.sync()
-                curve = partial(draw_curve, list(log.rows), out / "curve.png", title)
-                old = time.monotonic() > drawn + CURVE_SECONDS
-                drawn = time.monotonic() if old else drawn
-                saver.save(index + 1, training.tensors(), curve if old else None)
+                saver.save(index + 1, training.tensors(), display.curve())
     log.close()
-    draw_curve(log.rows, out / "curve.png", title)
+    if watch is not None and (note := watch.adopt_best()):
+        bench.progress.say(f"  {note}")
+    display.finish(label)
 
 
-def resume(training: Training, out: Path) -> int:
+def resume(training: Training, out: Path, watch: Watch | None = None) -> int:
     """Continue from the newest whole state; the number of steps already done."""
     state = load_state(out)
     if state is None:
         return 0
     done, saved = state
     training.restore(saved)
+    if watch is not None:
+        watch.restore(saved)
     return done
 
 
-def due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def measured(watch: Watch, done: int, bench: Workbench) -> bool:
+    """Measure the styles if it is time to; whether all of them have learnt enough."""
+    if not watch.due(done):
+        return False
+    if not watch.rows and (missing := watch.missing()):
+        bench.progress.say(f"  {missing}")
+    bench.progress.say(f"  {watch.measure(done)}")
+    return watch.over
 
 
 def take(training: Training, step: Step, log: Log, saver: Saver) -> str:
@@ -135,32 +142,3 @@ def trouble(loss: float, norm: float, log: Log, settings: CommonSettings) -> str
 def names(records: Sequence[Record]) -> str:
     rest = f" and {len(records) - NAMED} more" if len(records) > NAMED else ""
     return ", ".join(record.source for record in records[:NAMED]) + rest
-
-
-def draw_samples(training: Training, out: Path, step: int, draw: Draw | None) -> None:
-    """One sheet, a picture a prompt, seeds 0, 1, 2, ..."""
-    from aid.sd.drawing import pipeline
-    from aid.sd.picture.sheet import sheet
-
-    settings = training.settings
-    shots = [sample_shot(prompt, seed, settings) for seed, prompt in enumerate(settings.samples.prompts)]
-    if not shots:
-        return
-    with training.averaged() as averaged:
-        pictures = (draw or pipeline.draw)(averaged, shots)
-    (out / "samples").mkdir(exist_ok=True)
-    sheet(pictures).save(out / "samples" / f"step-{step:06d}.png")  # type: ignore[arg-type]
-
-
-def sample_shot(prompt: str, seed: int, settings: CommonSettings) -> Shot:
-    samples = settings.samples
-    return Shot(
-        prompt=prompt,
-        negative_prompt=samples.negative_prompt,
-        seed=seed,
-        steps=samples.steps,
-        cfg_scale=samples.cfg_scale,
-        width=samples.width,
-        height=samples.height,
-        clip_skip=settings.clip_skip,
-    )

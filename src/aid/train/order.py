@@ -107,8 +107,21 @@ class Order:
     def batch(self, step: int) -> Batch:
         while step >= self.end and not self.live:
             self.lay(self.shares)
-        index = bisect_right(self.rounds, step, key=lambda one: one.first) - 1
+        index = self._round(step)
         return self._batches(index)[step - self.rounds[index].first]
+
+    def seen_before(self, step: int) -> dict[str, int]:
+        """Pictures of each style in the steps before this one, all of which must be known."""
+        if not step:
+            return dict.fromkeys(self.decks, 0)
+        self.batch(step - 1)
+        index = self._round(step - 1)
+        done = self._batches(index)[: step - self.rounds[index].first]
+        seen = Counter(record.style for batch in done for record in batch)
+        return {style: count + seen[style] for style, count in self.rounds[index].before.items()}
+
+    def _round(self, step: int) -> int:
+        return bisect_right(self.rounds, step, key=lambda one: one.first) - 1
 
     def _draw_round(self, index: int) -> list[Batch]:
         """Batches as they fill up, and then what is left of each bucket."""
@@ -131,6 +144,16 @@ class Order:
             for number in range(count)
         ]
         return [self.decks[style].at(one.before[style] + number) for _, style, number in sorted(placed)]
+
+
+def pictures_of(records: Sequence[Record]) -> dict[tuple[int, int, int], Size]:
+    """Each picture's size, once however often it is repeated."""
+    return {(one.width, one.height, one.row): (one.width, one.height) for one in records}
+
+
+def steps_of(records: Sequence[Record], batch_size: int) -> int:
+    """The batches of an epoch that has every picture once."""
+    return sum(-(-count // batch_size) for count in Counter(pictures_of(records).values()).values())
 
 
 class Replay:

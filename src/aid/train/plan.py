@@ -16,7 +16,7 @@ from aid.errors import SettingsError
 from aid.train.batch import read_latents, read_masks, step_generator
 from aid.train.caption import Captions
 from aid.train.noising import Noised, draw_noise
-from aid.train.order import Order, Replay
+from aid.train.order import Order, Replay, steps_of
 from aid.train.settings import CommonSettings, TrainingSettings
 from aid.train.share import repeated, shares_of
 
@@ -57,6 +57,8 @@ class Plan:
     write: Write
     weight: float = 1.0
     """Of a replayed picture in the loss."""
+    measured_every: int = 0
+    """Steps from one measurement of the styles to the next; 0 measures nothing."""
 
     def step(self, index: int) -> Step:
         settings, records = self.settings, self.order.batch(index)
@@ -99,7 +101,10 @@ def plan_styles(dataset: Dataset, settings: TrainingSettings, scale: float) -> P
     replayed = [record for record in trained if record.regularisation]
     new = [record for record in trained if not record.regularisation]
     replays = min(round(settings.batch_size * settings.regularisation_share), settings.batch_size - 1)
-    order = order_styles(new, settings, settings.batch_size - replays)
+    batch_size = settings.batch_size - replays
+    steps = settings.steps or max(1, round(settings.epochs * steps_of(new, batch_size)))
+    every = settings.balance.interval(steps)
+    order = order_styles(new, settings, batch_size, every)
     check_replay(len(replayed), replays)
     replay = Replay(replayed, replays, settings.seed) if replays else None
     captions = Captions(settings.caption, count_tags(trained))
@@ -109,15 +114,15 @@ def plan_styles(dataset: Dataset, settings: TrainingSettings, scale: float) -> P
         epoch = index // order.steps_per_epoch
         return [captions.write(record, index, epoch, chance) for record in records]
 
-    steps = settings.steps or max(1, round(settings.epochs * order.steps_per_epoch))
-    return Plan(dataset, settings, scale, steps, order, replay, write, settings.regularisation_weight)
+    return Plan(dataset, settings, scale, steps, order, replay, write, settings.regularisation_weight, every)
 
 
-def order_styles(records: Sequence[Record], settings: TrainingSettings, batch_size: int) -> Order:
-    """The order by the rule of `settings.balance`."""
-    rule = settings.balance.rule
-    passed = repeated(records, rule)
-    return Order(passed, batch_size, settings.seed, shares_of(passed, rule), len(records))
+def order_styles(records: Sequence[Record], settings: TrainingSettings, batch_size: int, every: int) -> Order:
+    """The order by the rule of `settings.balance`: in epochs, or from measurement to measurement."""
+    balance = settings.balance
+    passed = repeated(records, balance.rule)
+    places = every * batch_size if balance.live else len(records)
+    return Order(passed, batch_size, settings.seed, shares_of(passed, balance.rule), places, balance.live)
 
 
 def check_replay(pictures: int, replays: int) -> None:
@@ -150,6 +155,6 @@ class Ahead:
 
     def step(self, index: int) -> Step:
         for wanted in (index, index + 1):
-            if wanted not in self.made and wanted < self.plan.steps:
+            if wanted not in self.made and wanted < self.plan.steps and self.plan.order.known(wanted):
                 self.made[wanted] = self.thread.submit(self.plan.step, wanted)
         return self.made.pop(index).result()

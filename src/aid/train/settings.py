@@ -63,6 +63,8 @@ class CommonSettings(LossSettings):
     clip_skip: int = Field(default=1, ge=1, le=12)
     """1 trains on the text encoder's last layer, as the card's later versions do. SD2 and SDXL have none."""
     samples: SampleSettings = SampleSettings()
+    tensorboard: bool = False
+    """Write events for TensorBoard, into the folder `tensorboard`; its library must be installed."""
     save_every: int = Field(default=500, ge=1)
     """Steps between saved states; an interrupted run loses at most these."""
     keep_states: int = Field(default=2, ge=1)

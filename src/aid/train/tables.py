@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from aid.core.artifact import Settings
 
+ALL_STYLES = "*"
+MEASUREMENTS = 20  # of a run, if the settings don't say
+
 
 class CaptionSettings(Settings):
     """How a record becomes the text of one training step. Rules apply in the order in which they stand."""
@@ -46,13 +49,57 @@ class CaptionSettings(Settings):
 
 
 class BalanceSettings(Settings):
-    """How often each style comes up. Regularisation pictures stand beside it, with their share of a batch."""
+    """How often each style comes up, what is measured of it, and when it has learnt enough. Regularisation
+    pictures stand beside all this, with their share of a batch."""
 
     rule: Literal["by_count", "equal", "author", "measured"] = "by_count"
     """`by_count`: each picture once an epoch. `equal`: each style alike. `author`: pictures of rare artists
     and characters, and good ones, up to 10 times, those of low quality never, as the author's scripts have
     it. `measured`: styles that are behind, by their held-out pictures, come up more often than those ahead.
-    An epoch has as many places as there are pictures, whatever the rule."""
+    `measured`: styles that are behind, by their held-out pictures, come up more often than those ahead. An
+    epoch has as many places as there are pictures, whatever the rule."""
+    measure: bool = False
+    """Measure every style even where nothing hangs on it, for the charts."""
+    every: int = Field(default=0, ge=0)
+    """Steps between two measurements; 0 makes 20 of them in a run."""
+    pictures: int = Field(default=4, ge=1)
+    """Held-out pictures of a style that are measured, and as many of those trained on."""
+    timesteps: int = Field(default=4, ge=1, le=100)
+    """Noise levels at which each is measured, spread evenly over the law's probability."""
+    strength: float = Field(default=3.0, ge=0)
+    """How strongly weights follow: a style with twice the mean's loss left comes up 2^`strength` times as
+    often. GradNorm's alpha."""
+    bound: float = Field(default=4.0, ge=1)
+    """No style comes up more often than this times its usual share, nor less often than one part in it, but
+    for what the others' weights do to the sum."""
+    smoothing: float = Field(default=0.5, ge=0, lt=1)
+    """How much of a weight stays from one measurement to the next."""
+    stop_at: Literal["never", "slightly overfit"] = "never"
+    """When a style has learnt enough: never, or when its trained pictures' loss has fallen further than that
+    of held-out ones by `overfit_gap`, and the latter falls no more. It then waits with weight `rest`; the run
+    ends when all styles wait, and saves the newest weights at which few are beyond their point."""
+    overfit_gap: float = Field(default=0.1, gt=0)
+    """How much further the trained loss has fallen, as a logarithm: 0.1 is about 10 %."""
+    overfit_rise: float = Field(default=0.02, ge=0)
+    """A style is beyond its point when its held-out loss is this share above its lowest."""
+    beyond_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of the styles that may be beyond their point in the weights that are saved."""
+    rest: float = Field(default=0.1, ge=0, le=1)
+    """Weight of a style at its point, so that it isn't forgotten; 0 leaves it out."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether anything is measured."""
+        return self.measure or self.live
+
+    def interval(self, steps: int) -> int:
+        """Steps between the measurements of a run; 0 if there are none."""
+        return (self.every or -(-steps // MEASUREMENTS)) if self.measures else 0
+
+    @property
+    def live(self) -> bool:
+        """Whether the order hangs on what is measured."""
+        return self.rule == "measured" or self.stop_at != "never"
 
 
 class SampleSettings(Settings):
@@ -62,6 +109,14 @@ class SampleSettings(Settings):
     """Steps between sheets; 0 draws none."""
     prompts: tuple[str, ...] = ()
     """One picture each."""
+    styles: tuple[str, ...] = ()
+    """Styles drawn after the prompts, by captions of their own pictures, held-out ones first; `*` is all."""
+    per_style: int = Field(default=2, ge=1)
+    """Pictures of each of these styles."""
+    near_copies: bool = False
+    """Whether each sheet is compared with every trained picture; a style at least half of whose pictures are
+    near copies is slightly overfit. A picture is one if its layout is nearer to a trained picture than that
+    of 99 % of the held-out ones."""
     negative_prompt: str = ""
     """The same for every picture; empty shows what the prompts alone give."""
     steps: int = Field(default=20, ge=1)

@@ -49,6 +49,8 @@ class Training:
         self.parameters = [parameter for group in groups for parameter in group.parameters]
         self.average = Average(self.parameters if ema else [], ema)
         self.at_work: list[bool] = []
+        self.adopted: Sequence[Tensor] = ()  # weights to be saved instead of the last, once training is over
+        self.beside: Callable[[], dict[str, Tensor]] = dict  # what a state holds that is no weight
 
     def gradients(self, step: Step) -> tuple[float, float]:
         """Fill the gradients of one step; its mean loss and the gradient's norm. No weight is changed. A
@@ -106,15 +108,23 @@ class Training:
     def averaged(self) -> Iterator[StableDiffusion]:
         """The whole model on the device with its averaged weights, or its own if averaging is off."""
         self.model.vae.to(self.device)
-        with at_rest(self.optimiser, self.parameters), self.average.applied():
+        with self.settled():
             yield self.model
         self.model.vae.to("cpu")
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """U-Net and text encoders with the weights that would be saved."""
+        with at_rest(self.optimiser, self.parameters), self.average.applied(), torch.no_grad():
+            for parameter, weight in zip(self.parameters, self.adopted, strict=False):
+                parameter.copy_(weight)
+            yield
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on."""
         weights = {f"weight.{index}": p.detach() for index, p in enumerate(self.parameters)}
         average = {f"average.{index}": value for index, value in enumerate(self.average.values)}
-        return {**weights, **average, **state_tensors(self.optimiser)}
+        return {**weights, **average, **state_tensors(self.optimiser), **self.beside()}
 
     @torch.no_grad()
     def restore(self, saved: Header) -> None:

@@ -1,0 +1,141 @@
+"""What a person sees of a run, while it goes on and at its end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from aid.core.dataset import Dataset
+from aid.core.shot import Shot
+from aid.errors import SettingsError
+from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.prompt.prompt import escape
+from aid.train.board import Board
+from aid.train.chart import CHART_FILE, draw_styles
+from aid.train.copies import Copies, write_copies
+from aid.train.log import CURVE_FILE, SAMPLE_FOLDER, Log, draw_curve
+from aid.train.page import style_data, write_report
+from aid.train.plan import Plan
+from aid.train.settings import CommonSettings
+from aid.train.tables import ALL_STYLES
+from aid.train.training import Training
+from aid.train.watch import Watch
+
+CURVE_SECONDS = 60  # between curves while training
+
+Draw = Callable[[StableDiffusion, list[Shot]], Sequence[object]]
+
+
+class Display:
+    """A run's curve.png, styles.png, samples/, events and report.html, in `out`. `draw` makes pictures of
+    shots; None is the pipeline."""
+
+    def __init__(
+        self,
+        training: Training,
+        plan: Plan,
+        out: Path,
+        title: str,
+        log: Log,
+        watch: Watch | None,
+        draw: Draw | None,
+    ) -> None:
+        self.training, self.plan, self.out, self.title = training, plan, out, title
+        self.log, self.watch, self.draw = log, watch, draw
+        self.settings, self.drawn = plan.settings, time.monotonic()
+        self.shots = sample_shots(plan.settings, plan.dataset) if plan.settings.samples.every else []
+        self.copies: Copies | None = None
+        self.board = self._board() if plan.settings.tensorboard else None
+
+    def step(self, done: int) -> None:
+        """After a step: what is due."""
+        every = self.settings.samples.every
+        if self.shots and done % every == 0:
+            self._draw_sheet(done)
+        if self.board is not None:
+            self.board.follow()
+
+    def curve(self) -> Callable[[], None] | None:
+        """What draws the curve as it now is, if the last one is old."""
+        if time.monotonic() < self.drawn + CURVE_SECONDS:
+            return None
+        self.drawn = time.monotonic()
+        return partial(draw_curve, list(self.log.rows), self.out / CURVE_FILE, self.title)
+
+    def finish(self, label: str) -> None:
+        """All of it for good, in an order that no interruption changes."""
+        draw_curve(self.log.rows, self.out / CURVE_FILE, self.title)
+        if self.board is not None:
+            self.board.close()
+            last = self._board()
+            last.follow()
+            last.close()
+        styles = {}
+        if self.watch is not None:
+            draw_styles(self.watch.rows, self.out / CHART_FILE, self.title)
+            settings, saved = self.watch.settings, self.watch.saved_step
+            styles = style_data(self.watch.rows, style_counts(self.plan.dataset), saved, settings)
+        tiles = [(f"{len(self.log.rows):,}", "steps"), (f"{self.plan.pictures:,}", "pictures trained on")]
+        prompts = [shot.prompt for shot in self.shots]
+        write_report(self.out, self.title, label, self.log.rows, styles, tiles, prompts)
+
+    def _board(self) -> Board:
+        return Board(self.out, self.log, self.watch.rows if self.watch is not None else [])
+
+    def _draw_sheet(self, done: int) -> None:
+        """One sheet, a picture a shot."""
+        from aid.sd.drawing import pipeline
+        from aid.sd.picture.sheet import sheet
+
+        with self.training.averaged() as averaged:
+            pictures = (self.draw or pipeline.draw)(averaged, self.shots)
+        folder = self.out / SAMPLE_FOLDER
+        folder.mkdir(exist_ok=True)
+        sheet(pictures).save(folder / f"step-{done:06d}.png")  # type: ignore[arg-type]
+        if self.settings.samples.near_copies:
+            self.copies = self.copies or Copies(self.plan.dataset)
+            write_copies(folder, done, self.shots, self.copies.sources(pictures))  # type: ignore[arg-type]
+
+
+def sample_shots(settings: CommonSettings, dataset: Dataset) -> list[Shot]:
+    """The sheets' shots, seeds 0, 1, 2, ...: the prompts given, then each chosen style's."""
+    asked = [*(("", prompt) for prompt in settings.samples.prompts), *style_prompts(settings, dataset)]
+    return [sample_shot(style, prompt, seed, settings) for seed, (style, prompt) in enumerate(asked)]
+
+
+def style_prompts(settings: CommonSettings, dataset: Dataset) -> list[tuple[str, str]]:
+    """Style and caption of some pictures of each chosen style, held-out ones first. Raises SettingsError for
+    a style that has no pictures."""
+    chosen, asked = settings.samples.styles, []
+    for style in dataset.styles() if ALL_STYLES in chosen else chosen:
+        own = [record for record in dataset.records if record.style == style]
+        if not own:
+            known = ", ".join(dataset.styles())
+            raise SettingsError(f"samples.styles names {style}, of which there are no pictures", known)
+        own.sort(key=lambda record: record.split != "held")
+        asked += [(style, escape(record.caption)) for record in own[: settings.samples.per_style]]
+    return asked
+
+
+def sample_shot(style: str, prompt: str, seed: int, settings: CommonSettings) -> Shot:
+    samples = settings.samples
+    return Shot(
+        prompt=prompt,
+        style=style,
+        negative_prompt=samples.negative_prompt,
+        seed=seed,
+        steps=samples.steps,
+        cfg_scale=samples.cfg_scale,
+        width=samples.width,
+        height=samples.height,
+        clip_skip=settings.clip_skip,
+    )
+
+
+def style_counts(dataset: Dataset) -> dict[str, tuple[int, int]]:
+    """Style -> new pictures trained on, and held out."""
+    found = Counter((one.style, one.split) for one in dataset.records if not one.regularisation)
+    return {style: (found[style, "train"], found[style, "held"]) for style in {style for style, _ in found}}

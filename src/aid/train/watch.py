@@ -1,0 +1,137 @@
+"""Measures a run's styles as it goes, and lets the order follow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aid.core.artifact import SCRATCH
+from aid.core.files import write_lines
+from aid.errors import SettingsError
+from aid.sd.file.tensorfile import Header, read_header, write_tensors
+from aid.train.balance import Row, at_point, best, gaps, held_shares, weigh
+from aid.train.copies import copied_styles
+from aid.train.log import SAMPLE_FOLDER
+from aid.train.measure import Meter
+from aid.train.plan import Plan
+from aid.train.settings import TrainingSettings
+from aid.train.training import Training
+
+BALANCE_FILE, BEST_FILE = "balance.jsonl", "best.safetensors"
+STATE = "balance"  # the rows so far, as JSON in bytes
+NAMED = 5  # styles in a message
+
+
+class Watch:
+    """The measurements of one run in `out`: balance.jsonl, a line each. All that it decides follows from
+    them, so its state is they."""
+
+    def __init__(self, training: Training, plan: Plan, meter: Meter, out: Path) -> None:
+        self.training, self.plan, self.meter, self.out = training, plan, meter, out
+        self.settings = meter.settings.balance
+        self.rows: list[Row] = []
+        training.beside = self.tensors
+
+    def due(self, done: int) -> bool:
+        """Whether to measure after so many steps: where the order must be laid out, or every so often."""
+        order = self.plan.order
+        regular = done == order.end if order.live else done % self.plan.measured_every == 0
+        fresh = not self.rows or self.rows[-1].step < done
+        return fresh and (regular or done == self.plan.steps)
+
+    def measure(self, done: int) -> str:
+        """Measure the averaged weights, and lay the order's next round out; what to tell of it."""
+        with self.training.settled():
+            held, trained = (self.meter.losses(self.training, split) for split in ("held", "train"))
+            self.rows.append(self._decided(Row(done, held, trained)))
+            if self._stops and best(self.rows, self.settings) == len(self.rows) - 1:
+                self._keep()
+        write_lines(self.out / BALANCE_FILE, [row.plain() for row in self.rows])
+        return self.tell()
+
+    def _decided(self, row: Row) -> Row:
+        rows, order = [*self.rows, row], self.plan.order
+        reached = at_point(rows, self.settings, copied_styles(self.out / SAMPLE_FOLDER, row.step))
+        before = self.rows[-1].weights if self.rows else dict.fromkeys(order.decks, 1.0)
+        weights = weigh(rows, before, reached, self.settings)
+        if order.live and row.step < self.plan.steps and any(weights.values()):
+            order.lay({style: order.shares[style] * weight for style, weight in weights.items()})
+        return Row(row.step, row.held, row.trained, weights, reached, order.seen_before(row.step))
+
+    @property
+    def _stops(self) -> bool:
+        return self.settings.stop_at != "never"
+
+    @property
+    def over(self) -> bool:
+        """Whether every style that is measured has reached its point."""
+        measured = self.meter.held_styles
+        return self._stops and bool(measured) and set(self.rows[-1].at_point) == measured
+
+    def tell(self) -> str:
+        """One line: how far the styles are."""
+        left = held_shares(self.rows[-1], self.rows[0])
+        gap = gaps(self.rows[-1], self.rows[0])
+        if not gap:
+            return "no style has held-out pictures"
+        slow, fast = max(left, key=lambda style: left[style]), min(left, key=lambda style: left[style])
+        wide = max(gap, key=lambda style: gap[style])
+        return (
+            f"step {self.rows[-1].step}: {left[slow]:.0%} of the start's held-out loss left of {slow}, "
+            f"{left[fast]:.0%} of {fast}; widest gap {gap[wide]:.1%} ({wide}); "
+            f"{len(self.rows[-1].at_point)} of {len(left)} styles slightly overfit"
+        )
+
+    def missing(self) -> str:
+        """What to say of styles without held-out pictures; empty if there are none."""
+        unmeasured = sorted(set(self.plan.order.decks) - self.meter.held_styles)
+        more = f" and {len(unmeasured) - NAMED} more" if len(unmeasured) > NAMED else ""
+        named = ", ".join(style or "(no style)" for style in unmeasured[:NAMED])
+        return f"{named}{more}: no held-out pictures, so the usual share" if unmeasured else ""
+
+    def _keep(self) -> None:
+        """The weights as they are: the best so far."""
+        tensors = {f"best.{index}": p.detach() for index, p in enumerate(self.training.parameters)}
+        step = {"step": str(self.rows[-1].step)}
+        write_tensors(self.out / SCRATCH / BEST_FILE, tensors, step)
+
+    @property
+    def saved_step(self) -> int:
+        """After which step the weights were as they are to be saved."""
+        return self.rows[best(self.rows, self.settings) if self._stops else -1].step
+
+    def adopt_best(self) -> str:
+        """Make the best weights the training's own, if those of the end are not; what to tell."""
+        step = self.saved_step
+        if step == self.rows[-1].step:
+            return ""
+        saved = read_header(self.out / SCRATCH / BEST_FILE)
+        if saved.metadata.get("step") != str(step):
+            raise SettingsError(f"{BEST_FILE} is of step {saved.metadata.get('step')}", f"step {step}")
+        self.training.adopted = [saved.read(f"best.{index}") for index in range(len(saved.tensors))]
+        return f"the weights are those of step {step}, the newest with few styles beyond their point"
+
+    def tensors(self) -> dict[str, Tensor]:
+        written = json.dumps([row.plain() for row in self.rows]).encode()
+        return {STATE: torch.frombuffer(bytearray(written), dtype=torch.uint8)}
+
+    def restore(self, saved: Header) -> None:
+        """Take up the rows of a saved state, and lay the order out as they had it."""
+        self.rows = [Row.read(plain) for plain in json.loads(bytes(saved.read(STATE).tolist()))]
+        order = self.plan.order
+        for row in self.rows if order.live else ():
+            if row.step < self.plan.steps:
+                order.lay({style: order.shares[style] * row.weights[style] for style in order.decks})
+        write_lines(self.out / BALANCE_FILE, [row.plain() for row in self.rows])
+
+
+def watching(training: Training, plan: Plan, out: Path) -> Watch | None:
+    """Who measures the styles of this run, if anything is to be measured."""
+    settings = plan.settings
+    if not plan.measured_every or not isinstance(settings, TrainingSettings):
+        return None
+    meter = Meter(plan.dataset, list(plan.order.decks), settings, plan.scale)
+    return Watch(training, plan, meter, out)
