@@ -23,7 +23,7 @@ from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.sd.file.tensorfile import read_tensors
 from aid.train.balance import Row, at_point, best, beyond, bounded, gaps, held_shares, remaining, weigh
 from aid.train.lora import lora
-from aid.train.measure import fixed_timesteps
+from aid.train.measure import Losses, Meter, fixed_timesteps
 from aid.train.plan import plan_styles
 from aid.train.run import finetune
 from aid.train.settings import (
@@ -35,6 +35,7 @@ from aid.train.settings import (
     SampleSettings,
 )
 from aid.train.tables import TimestepSettings
+from aid.train.training import Training
 
 MEASURED = BalanceSettings(rule="measured", every=4, pictures=2, timesteps=3)
 SHEETS = SampleSettings(every=10, styles=("*",), per_style=1, steps=2, width=64, height=64, near_copies=True)
@@ -111,7 +112,6 @@ def test_it_measures_what_diffusers_would(inputs: FinetuneInputs, straight: Path
 
     from aid.sd.model.checkpoint import load_checkpoint
     from aid.train.condition import encode_captions
-    from aid.train.measure import Meter
 
     model = load_checkpoint(inputs.checkpoint, "cpu")
     chosen = settings(MEASURED)
@@ -180,22 +180,28 @@ def test_a_lora_is_balanced_and_resumes_bitwise(inputs: FinetuneInputs, tmp_path
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_slightly_overfit_styles_wait_and_the_best_weights_are_saved(
-    inputs: FinetuneInputs, tmp_path: Path
+def test_the_run_ends_when_all_styles_are_overfit_and_saves_the_best_weights(
+    inputs: FinetuneInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight pictures of noise's own making are soon known by heart."""
-    balance = MEASURED.model_copy(
-        update={"stop_at": "slightly overfit", "overfit_gap": 0.05, "overfit_rise": 0.0, "beyond_share": 0.0}
-    )
-    telling = Telling()
-    chosen = settings(balance, steps=160, unet_rate=1e-2, ema=0.5, save_every=50)
-    out = finetune(chosen, inputs, tmp_path / "out", Workbench(threads=1, progress=telling))
-    rows = rows_of(out)
-    assert rows[-1].step < 160 and set(rows[-1].at_point) == {"alpha", "beta"}, "it ended by itself"
-    kept = rows[best(rows, balance)].step
-    assert (
-        any(f"the weights are those of step {kept}" in line for line in telling.said) or kept == rows[-1].step
-    )
+    """With curves as given: lowest after 8 steps, overfit after 12. What is saved is what 8 steps make."""
+    curves = {"held": [1.0, 0.6, 0.5, 0.55, 0.6, 0.6], "train": [1.0, 0.5, 0.4, 0.3, 0.2, 0.2]}
+    balance = MEASURED.model_copy(update={"stop_at": "slightly overfit"})
+    telling, models = Telling(), {}
+    for name, steps in (("long", 20), ("short", 8)):
+        left = {split: iter(curve) for split, curve in curves.items()}
+
+        def losses(self: Meter, training: Training, split: str, left: Any = left) -> Losses:
+            return dict.fromkeys(("alpha", "beta"), [next(left[split])] * 3)
+
+        monkeypatch.setattr(Meter, "losses", losses)
+        out = finetune(
+            settings(balance, steps=steps), inputs, tmp_path / name, Workbench(threads=1, progress=telling)
+        )
+        models[name] = read_tensors(out / "model.safetensors")
+    rows = rows_of(tmp_path / "long")
+    assert [row.step for row in rows] == [0, 4, 8, 12] and rows[-1].at_point == ("alpha", "beta")
+    assert any("the weights are those of step 8" in line for line in telling.said)
+    assert all(torch.equal(models["long"][key], models["short"][key]) for key in models["short"])
 
 
 @given(st.lists(LEVELS, min_size=2, max_size=2), st.lists(st.floats(0.1, 10), min_size=3, max_size=3))
