@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 import aid.merge.stream as stream
 from aid.core.workbench import Workbench
-from aid.errors import ModelError, SettingsError
+from aid.errors import FileError, ModelError, SettingsError
 from aid.merge.arithmetic import kernel
 from aid.merge.portable import TORCH
 from aid.merge.recipe import plan
+from aid.merge.replay import recorded
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.sd.model.architecture import TINY_SD2, TINY_SDXL, Architecture
@@ -273,3 +274,57 @@ def test_steps_that_cannot_be_meant_are_named(
     with pytest.raises(SettingsError, match=message):
         merged(trio, tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_adapters_are_baked_by_block_and_negative_ones_take_away(
+    trio: dict[str, Path], tmp_path: Path
+) -> None:
+    name, key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", "attn1.to_q.weight"
+    chance = torch.Generator().manual_seed(5)
+    up, down = torch.randn(8, 2, generator=chance), torch.randn(2, 8, generator=chance)
+    lora = {
+        f"{name}.lora_up.weight": up,
+        f"{name}.lora_down.weight": down,
+        f"{name}.alpha": torch.tensor(1.0),
+    }
+    save_file(lora, tmp_path / "l.safetensors")
+    inputs = MergeInputs(models=trio, loras={"l": tmp_path / "l.safetensors"})
+    for number, (weight, expected) in enumerate([({"IN01": -0.5}, -0.5), ({"IN02": 3}, 0.0), (0.25, 0.25)]):
+        chain = [{"models": ["a", "b"], "alpha": 0.5}]
+        settings = MergeSettings.model_validate({"chain": chain, "loras": {"l": weight}})
+        result = load_file(merge(settings, inputs, tmp_path / f"out{number}") / "model.safetensors")
+        changed = f"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.{key}"
+        a, b = (load_file(trio[model])[changed].float() for model in "ab")
+        exact = 0.5 * a + 0.5 * b + expected * 0.5 * (up @ down)
+        torch.testing.assert_close(result[changed], exact.half(), rtol=1e-3, atol=1e-5)
+    with pytest.raises(SettingsError, match="loras names k"):
+        merge(settings.model_copy(update={"loras": {"k": 1.0}}), inputs, tmp_path / "bad")
+
+
+def test_pruning_leaves_the_model_alone(trio: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(trio["a"])
+    extra = {"betas": torch.ones(4), "model_ema.diffusion_modelout2weight": torch.ones(4)}
+    with safe_open(trio["a"], "pt") as file:
+        save_file(tensors | extra, tmp_path / "a.safetensors", file.metadata())
+    models, chain = {**trio, "a": tmp_path / "a.safetensors"}, [{"models": ["a", "b"]}]
+    assert merged(models, tmp_path / "whole", chain=chain).keys() == tensors.keys() | extra.keys()
+    assert merged(models, tmp_path / "pruned", chain=chain, prune=True).keys() == tensors.keys()
+
+
+def test_a_merge_is_done_again_from_its_result(trio: dict[str, Path], tmp_path: Path) -> None:
+    merged(
+        trio,
+        tmp_path / "out",
+        chain=[{"name": "x", "models": ["a", "b"], "alpha": 0.3}, {"models": ["x", "c"]}],
+    )
+    result = tmp_path / "copy.safetensors"
+    result.write_bytes((tmp_path / "out/model.safetensors").read_bytes())
+    with pytest.raises(FileError, match=r"needs models.a \(a.safetensors, sha256 [0-9a-f]{64}\)"):
+        recorded(result, {}, [])
+    with pytest.raises(FileError, match=r"b.safetensors is not what was merged; expected models.a \(a.saf"):
+        recorded(result, {"models.a": trio["b"]}, [])
+    settings, inputs = recorded(result, {"models.a": trio["a"]}, [trio["a"].parent])
+    again = merge(settings, inputs, tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == result.read_bytes()
+    with pytest.raises(FileError, match="was not made by merging"):
+        recorded(trio["a"], {}, [])

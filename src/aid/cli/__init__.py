@@ -75,6 +75,10 @@ class Lazy(click.Group):
             from aid.cli import gridding
 
             return gridding.command()
+        if full == "merge":
+            from aid.cli import merging
+
+            return merging.command()
         if full in VERBS:
             from aid.cli import verb_command
 

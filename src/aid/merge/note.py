@@ -54,23 +54,19 @@ class Notes:
         if piece.start == 0:
             self.tick()
         source = piece.output.source
-        if not isinstance(source, Sum):
-            return
+        terms = source.terms if isinstance(source, Sum) else ()
         if found.fault:
-            self._fault(piece, source, found.fault)
-        names = [parent.name for parent, _ in source.terms]
-        if is_merged(piece.key, self.recipe.convention) and set(names) <= set(self.recipe.order):
+            self._fault(piece, str(terms[found.fault - 1][0]) if terms and found.fault > 0 else "")
+        names = [parent.name for parent, _ in terms]
+        if terms and is_merged(piece.key, self.recipe.convention) and set(names) <= set(self.recipe.order):
             self.distances.add(self.recipe.block(piece.key), names, found)
 
-    def _fault(self, piece: Piece, source: Sum, fault: int) -> None:
+    def _fault(self, piece: Piece, parent: str) -> None:
+        """Raises ModelError for NaN and infinity, unless they are to be kept."""
         format = piece.output.format.name
-        where = (
-            f"{source.terms[fault - 1][0]}: {piece.key}"
-            if fault > 0
-            else f"{piece.key}, in {WORDS.get(format, format)},"
-        )
+        where = f"{parent}: {piece.key}" if parent else f"{piece.key}, in {WORDS.get(format, format)},"
         if not self.keeps_broken:
             raise ModelError(
                 f"{where} holds NaN or infinity", "finite weights", "Use an undamaged copy of this model."
             )
-        self.broken.setdefault(piece.key, str(source.terms[fault - 1][0]) if fault > 0 else "the sum")
+        self.broken.setdefault(piece.key, parent or "the sum")

@@ -20,6 +20,7 @@ from aid.merge.linear import LINEAR
 from aid.merge.settings import MergeSettings, MergeStep
 from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import Convention, block_of, extra_blocks
+from aid.sd.model.layouts import VAE
 
 Weights = Mapping[str, Mapping[str, float | list[float]]]
 ByModel = dict[str, dict[str, float]]
@@ -43,8 +44,16 @@ PRESETS = {
 
 
 MANY = 64
-MODES = {name: (len(mode(0.5, 0.5)),) * 2 for name, mode in LINEAR.items()}
-"""How many models a mode takes: at least, at most."""
+MODES = {
+    **{name: (len(mode(0.5, 0.5)),) * 2 for name, mode in LINEAR.items()},
+    **dict.fromkeys(("cosine_a", "cosine_b", "tensor", "tensor2", "slerp"), (2, 2)),
+    **dict.fromkeys(("train_difference", "smooth_add", "extract"), (3, 3)),
+    **dict.fromkeys(("ties", "ties_mass", "dare"), (2, MANY)),
+}
+"""How many models a mode takes: at least, at most. What isn't linear is in `whole`."""
+SHARES = {"ties": (1e-6, 1.0), "ties_mass": (1e-6, 1.0), "dare": (0.0, 1 - 1e-6)}
+"""Modes whose beta is a share, and what it may be."""
+SPARE_VAE = ("cosine_a", "cosine_b")  # as supermerger does, for better results
 
 
 class Rule(Protocol):
@@ -75,10 +84,16 @@ class Chain:
     elements: tuple[tuple[Element, ...], ...]
 
     def combination(self, key: str, block: str, held: tuple[str, ...]) -> Combination:
-        rows = zip(self.numbers, self.elements, strict=True)
-        return chained(
-            self.links, tuple(_numbers(row[block], rules, key, block) for row, rules in rows), held
+        rows = zip(self.links, self.numbers, self.elements, strict=True)
+        numbers = tuple(
+            None if _spared(link.mode, key) else _numbers(row[block], rules, key, block)
+            for link, row, rules in rows
         )
+        return chained(self.links, numbers, held)
+
+
+def _spared(mode: str, key: str) -> bool:
+    return mode in SPARE_VAE and key.startswith(VAE)
 
 
 def _numbers(numbers: Numbers | None, rules: Sequence[Element], key: str, block: str) -> Numbers | None:
@@ -116,6 +131,9 @@ class Recipe:
         """A block's weights by model, or by mode where that isn't a weighing."""
         return {leaf if isinstance(leaf, str) else leaf.mode: weight for leaf, weight in self.nominal(block)}
 
+    def is_linear(self, block: str) -> bool:
+        return all(isinstance(leaf, str) for leaf, _ in self.nominal(block))
+
     def by_model(self) -> dict[str, dict[str, float]]:
         """Model -> block -> weight."""
         rows = {block: self.shares(block) for block in self.blocks}
@@ -127,6 +145,16 @@ class Recipe:
 def primary_of(settings: MergeSettings) -> str:
     """The model that the others are added to: the preset's, the one named, or a chain's first."""
     return settings.chain[0].models[0] if settings.chain else _resolve(settings)[0]
+
+
+def adapter_weights(
+    settings: MergeSettings, adapters: Collection[str], recipe: Recipe
+) -> dict[str, dict[str, float]]:
+    """Adapter -> block -> weight, 1 where none is given. Raises SettingsError."""
+    for name in settings.loras:
+        _require(name, adapters, "loras")
+    extra = extra_blocks(recipe.family, recipe.convention)
+    return {name: numbers_of(settings.loras.get(name, 1.0), name, recipe.family, extra) for name in adapters}
 
 
 def plan(settings: MergeSettings, models: Collection[str], family: Family = "sd1") -> Recipe:
@@ -262,4 +290,7 @@ def _step_numbers(step: MergeStep, family: Family, extra: tuple[str, ...]) -> di
         numbers_of(weight, name, family, extra)
         for name, weight in (("alpha", step.alpha), ("beta", step.beta), ("gamma", step.gamma))
     )
+    least, most = SHARES.get(step.mode, (-math.inf, math.inf))
+    if unfit := [share for share in beta.values() if not least <= share <= most]:
+        raise SettingsError(f"beta is {unfit[0]:g}", f"for {step.mode}, a share of the values, 0 to 1")
     return {block: None if block in frozen else (alpha[block], beta[block], gamma[block]) for block in alpha}

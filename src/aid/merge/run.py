@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aid.core.artifact import Hashes, under_construction, verb
 from aid.core.files import write_json
@@ -15,13 +15,16 @@ from aid.core.lineage import METADATA_KEY
 from aid.core.workbench import Workbench
 from aid.merge.note import Distances, Notes
 from aid.merge.parent import Parent, open_parent, open_vae_parent, require_blocks, require_one_architecture
-from aid.merge.plan import planned
-from aid.merge.recipe import Recipe, plan, primary_of
+from aid.merge.plan import Wanted, planned
+from aid.merge.recipe import Recipe, adapter_weights, plan, primary_of
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.merge.stream import write_stream
 from aid.sd.model.architecture import METADATA_KEY as ARCHITECTURE_KEY
-from aid.sd.model.architecture import Family
+from aid.sd.model.architecture import SD1, Architecture
 from aid.sd.model.detection import detect
+
+if TYPE_CHECKING:
+    from aid.merge.evaluation import Bake
 
 FILE = "model.safetensors"
 STILL_TRUE = ("sai_model_spec", "architecture", "implementation", "prediction_type", "resolution")
@@ -40,12 +43,15 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
     """
     with ExitStack() as open_files:
         parents = {name: open_parent(name, path, open_files) for name, path in inputs.models.items()}
-        recipe = plan(settings, parents, _family(parents, settings))
+        architecture = _architecture(parents, settings)
+        recipe = plan(settings, parents, architecture.family)
         primary, *others = (parents[name] for name in recipe.order)
         require_one_architecture(primary, others)
         require_blocks(recipe, parents)
         vae = open_vae_parent(inputs.vae, recipe.family, open_files) if inputs.vae else None
-        outputs = planned(recipe, parents, vae, FORMATS.get(settings.precision))
+        bakes = _bakes(settings, inputs, recipe, architecture)
+        wanted = Wanted(FORMATS.get(settings.precision), vae, settings.prune, bakes)
+        outputs = planned(recipe, parents, wanted)
         metadata = _metadata(recipe, parents, inputs, out)
         with bench.progress.task("merge", total=len(outputs), unit="tensor") as tick:
             notes = Notes(recipe, settings.broken == "keep", tick)
@@ -56,12 +62,21 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
     return {FILE: sha256}
 
 
-def _family(parents: Mapping[str, Parent], settings: MergeSettings) -> Family:
+def _architecture(parents: Mapping[str, Parent], settings: MergeSettings) -> Architecture:
     """That of the primary, which must be a whole checkpoint; `plan` says if there is none."""
     primary = parents.get(primary_of(settings))
-    if primary is None:
-        return "sd1"
-    return detect(primary.shapes(), primary.metadata, str(primary)).family
+    return detect(primary.shapes(), primary.metadata, str(primary)) if primary else SD1
+
+
+def _bakes(
+    settings: MergeSettings, inputs: MergeInputs, recipe: Recipe, architecture: Architecture
+) -> Mapping[str, Bake]:
+    weights = adapter_weights(settings, inputs.loras, recipe)
+    if not inputs.loras:
+        return {}
+    from aid.merge.adapter import plan_adapters  # torch and diffusers are needed for these alone
+
+    return plan_adapters(inputs.loras, weights, architecture, recipe.block)
 
 
 def _threads(bench: Workbench) -> int:
@@ -80,6 +95,7 @@ def _metadata(
         "primary": recipe.primary,
         "shares": recipe.by_model(),
         "vae": inputs.vae is not None,
+        "loras": sorted(inputs.loras),
     }
     return {
         **{name: kept[name] for name in names if name in kept},
@@ -98,5 +114,5 @@ def _blocks(recipe: Recipe, distances: Distances) -> dict[str, Any]:
             "distance": {**unread, **distances.relative(block)},
         }
         for block in recipe.blocks
-        if block in distances.norms
+        if block in distances.norms or not recipe.is_linear(block)
     }

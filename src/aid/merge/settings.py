@@ -60,6 +60,10 @@ class MergeSettings(Settings):
     are those of Merge Block Weighted."""
     precision: Literal["keep", "fp16", "bf16", "fp32"] = "keep"
     """Of the floating tensors written; `keep` is each tensor's own precision in the primary."""
+    loras: dict[str, Weight] = Field(default_factory=dict)
+    """Adapter -> weight, written as a step's alpha is; 1 for those not named. Negative takes away."""
+    prune: bool = False
+    """Leave out what no picture needs: averages (EMA), schedules, the state of a training."""
     broken: Literal["error", "keep"] = "error"
     """What becomes of tensors with NaN or infinity: an error that names the first, or they are written as
     they come out, and `broken.json` names them all."""
@@ -70,5 +74,7 @@ class MergeInputs(Inputs):
 
     models: dict[str, Path]
     """Name -> checkpoint artifact or file. The names are those used in `weights` and `primary`."""
+    loras: dict[str, Path] = Field(default_factory=dict)
+    """Name -> adapter to bake into the result."""
     vae: Path | None = None
     """A VAE file, or a checkpoint that holds one, to put in place of the merged VAE."""

@@ -34,9 +34,9 @@ class Sum:
 
 @dataclass(frozen=True)
 class Whole:
-    """A tensor that is made at once: all its bytes."""
+    """A tensor that is made at once: all its bytes, and what was found."""
 
-    make: Callable[[], memoryview]
+    make: Callable[[], tuple[memoryview, Found]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def _results(file: int, pieces: Sequence[Piece], threads: int) -> Iterator[Resul
             for piece in pieces:
                 if isinstance(piece.output.source, Whole):
                     yield from _finished(pending, desks, 0)
-                    yield piece, _written(file, piece, piece.output.source.make()), NOTHING
+                    values, found = piece.output.source.make()
+                    yield piece, _written(file, piece, values), found
                     continue
                 yield from _finished(pending, desks, threads + SPARE - 1)
                 desk = desks.get()
