@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,13 @@ def test_a_misspelled_style_is_found(capsys: pytest.CaptureFixture[str]) -> None
     assert "by wlop" in Ran(capsys, "styles", "wlpo").out
 
 
+def test_a_release_lists_its_own_styles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(Ran(capsys, "styles", "lorelay", "--checkpoint", "aid:release", "--json").out)
+    assert [(row["trigger"], row["match"]) for row in found] == [("by lorelei", "near: lorelei")]
+    ran = Ran(capsys, "styles", "--checkpoint", tmp_path)
+    assert ran.code == 1 and ran.is_one_line() and "aid release" in ran.err
+
+
 def test_json_is_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(Ran(capsys, "styles", "fuzichico", "--json").out)
     assert found[0]["trigger"] == "by fuzichoco" and found[0]["since"] == "v2.5"
@@ -176,8 +184,22 @@ def test_results_go_to_standard_output_and_progress_does_not(
     ran = Ran(capsys, *words)
     assert ran.code == 0 and ran.out.replace("\n", "") == str(out)
     assert "crop" in ran.err
+    assert "16 pictures of 2 styles" in ran.err and "set aside" not in ran.err
     again = Ran(capsys, *words)
     assert again.out == ran.out and not again.err, "it is there already"
+
+
+def test_prepare_names_what_it_sets_aside(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the spot, and without what a file's name could do to a terminal."""
+    folder = shutil.copytree(pictures, tmp_path / "in")
+    (folder / "beta" / "half\x1b[2J.png").write_bytes((folder / "beta" / "beta0.png").read_bytes()[:200])
+    words = ("prepare", "--pictures", folder, "--out", tmp_path / "out", "--resolution-px", "64")
+    ran = Ran(capsys, *words, "--set", 'known_tags=["smile", "frown", "red hair"]')
+    told = " ".join(ran.err.split())
+    assert ran.code == 0 and "unknown tags: 1, files set aside: 1 (report.json names all)" in told
+    assert "set aside: in/beta/half [2J.png" in told and "\x1b" not in ran.err
 
 
 def test_options_win_over_set_and_set_over_a_file(

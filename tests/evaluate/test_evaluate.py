@@ -162,6 +162,7 @@ def test_withheld_cells_have_a_score_of_their_own(judging: Judging, arbiter: Pat
     assert report.scores["withheld"].count == 12  # a third of two styles' 18
     assert report.scores["withheld"].value > 0.9
     card = Card.model_validate_json((arbiter / "judge.json").read_bytes())
+    assert any("can't tell: green hair of discs." in note for note in report.notes)
     found = [card.examined.cell(*cell) for cell in cells[:2]]
     assert report.ceilings["withheld"].count == sum(score.count for score in found if score)
 

@@ -14,7 +14,7 @@ from aid.errors import FileError, SettingsError
 from aid.generate.plan import compose, read_shots, shots_of_plan, shots_of_prompt
 from aid.generate.settings import GenerateSettings, Plan
 
-HAIR = ("red hair", "blue hair", "green hair", "black hair", "white hair", "pink hair")
+HAIR = ("red hair", "blue hair", "green hair", "black hair", "white hair")
 GROUPS = {"hair": HAIR, "mood": ("smile", "frown")}
 
 
@@ -137,8 +137,10 @@ def test_a_plan_leaves_out_pictures_with_a_tag(dataset_folder: Path) -> None:
 def test_plans_that_can_not_be_met(dataset_folder: Path) -> None:
     with pytest.raises(SettingsError, match=r"delta has no training picture.*alpha, beta, gamma"):
         planned(dataset_folder, styles=("delta",))
+    with pytest.raises(SettingsError, match=r"groups\.hair: no picture .* 'red hairr'.*mean 'red hair'\?"):
+        planned(dataset_folder, groups={"hair": ("blue hair", "red hairr")})
     with pytest.raises(SettingsError, match="asks for no picture"):
-        planned(dataset_folder, combinations="unseen", groups={"hair": ("pink hair",)})
+        planned(dataset_folder, combinations="unseen", groups={"hair": ("white hair",)})
 
 
 def test_lists_of_shots(tmp_path: Path) -> None:

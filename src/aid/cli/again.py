@@ -12,17 +12,23 @@ from aid.cli.verb_command import DEVICE, THREADS, bench
 
 
 def draw_again(
-    picture: Path, places: tuple[Path, ...], wildcards: Path | None, out: Path, device: str, threads: int
+    pictures: tuple[Path, ...],
+    places: tuple[Path, ...],
+    wildcards: Path | None,
+    out: Path,
+    device: str,
+    threads: int,
 ) -> None:
-    """Draw PICTURE again from the text that it carries, with the model, VAE, embeddings and LoRAs that it
-    names by their hashes. What is missing is named."""
+    """Draw each PICTURE again from the text that it carries, with the model, VAE, embeddings and LoRAs that
+    it names by their hashes. What is missing is named."""
     from aid.generate.again import again
     from aid.sd.picture.likeness import likeness
 
     searched = [*places, starter.FOLDER]
-    file = again(picture, searched, out, bench(device, threads), wildcards)
-    click.echo(file)
-    click.echo(likeness(picture, file), err=True)
+    for picture in pictures:
+        file = again(picture, searched, out, bench(device, threads), wildcards)
+        click.echo(file)
+        click.echo(likeness(picture, file), err=True)
 
 
 COMMAND = click.Command(
@@ -30,7 +36,9 @@ COMMAND = click.Command(
     callback=draw_again,
     help=draw_again.__doc__,
     params=[
-        click.Argument(["picture"], type=click.Path(path_type=Path)),
+        click.Argument(
+            ["pictures"], metavar="PICTURE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+        ),
         click.Option(
             ["--checkpoint", "--from", "places"],
             type=InputPath(),

@@ -17,10 +17,13 @@ from aid.cli.console import print_table
 from aid.cli.options import InputPath, input_path
 from aid.cli.verb_command import DEVICE, THREADS, bench
 from aid.core.lineage import LINEAGE_FILE, Lineage, Node, lineage_of
-from aid.core.release import MODEL_FILE
+from aid.core.release import MODEL_FILE, Release
 from aid.errors import SettingsError
 from aid.verbs import VERBS
 
+RELEASE = click.Option(
+    ["--checkpoint"], type=InputPath(), help="A release, whose styles are listed in place of AID's."
+)
 JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON.")
 LINE, MAX_VALUE = 110, 200  # characters of a line, and of one setting's value
 MAX_SHOWN = 12  # inputs of one node shown to a person; --json has all
@@ -76,13 +79,19 @@ def print_lineage(ancestry: Lineage) -> None:
         _print_node(depth, key, node, name, ancestry.nodes)
 
 
-def list_styles(query: str, version: str, as_json: bool) -> None:
-    """List AID's styles, or those like QUERY: old names and misspellings find the right ones."""
+def list_styles(query: str, version: str, checkpoint: Path | None, as_json: bool) -> None:
+    """List AID's styles, or those like QUERY: old names and misspellings find the right ones. `--checkpoint
+    aid:release` lists those that the shipped starter draws."""
     from aid.core.catalogue import load_catalogue
 
-    found = load_catalogue().search(query, version)
+    catalogue = _release(checkpoint).catalogue if checkpoint else load_catalogue()
+    found = catalogue.search(query, version)
     rows = [(*_entry(one.entry), _how(one.match, one.via)) for one in found]
     print_table(f"{len(rows)} found", ("Trigger", "Kind", "Since", "Versions", "Match"), rows, as_json)
+
+
+def _release(path: Path) -> Release:
+    return Release.at(path) or Release(path)
 
 
 def _entry(entry: Any) -> tuple[str, str, str, str]:
@@ -158,6 +167,6 @@ COMMANDS = {
         DEVICE,
         THREADS,
     ),
-    "styles": _command("styles", list_styles, click.Argument(["query"], default=""), VERSION, JSON),
+    "styles": _command("styles", list_styles, click.Argument(["query"], default=""), VERSION, RELEASE, JSON),
     "lineage": _command("lineage", show_lineage, click.Argument(["path"], type=InputPath()), JSON),
 }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from aid.core.dataset import Record
+from aid.core.dataset import REPORT_FILE, Record
 from aid.dataset.find import Found
 from aid.dataset.settings import PrepareSettings
 from aid.dataset.tag import normalise
+
+MANY_TOLD = 10  # files named to a person; the report has all
 
 
 def summarise(
@@ -49,6 +51,31 @@ def summarise(
         "unknown_tags": {tag: n for tag, n in tags.items() if known and tag not in known},
         "tags": tags,
     }
+
+
+def in_words(report: Mapping[str, Any]) -> Iterator[str]:
+    """What a person is told at the end: how many pictures of how many styles, and each file set aside."""
+    yield (
+        f"{report['pictures']} pictures of {len(report['styles'])} styles: {report['train']} to train on, "
+        f"{report['held']} held out"
+    )
+    counts = {
+        "copies dropped": len(report["duplicates"]),
+        "pairs nearly the same": len(report["near_duplicates"]),
+        "pictures without tags": report["untagged"],
+        "pictures whose tags are not Unicode": len(report["guessed_encodings"]),
+        "unknown tags": len(report["unknown_tags"]),
+        "files set aside": len(report["quarantined"]),
+    }
+    if told := [f"{what}: {number}" for what, number in counts.items() if number]:
+        yield f"{', '.join(told)} ({REPORT_FILE} names all)"
+    for row in report["quarantined"][:MANY_TOLD]:
+        yield _one_line(f"set aside: {row['source']} {row['reason']}")
+
+
+def _one_line(text: str) -> str:
+    """Without what a file's name could do to a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def count(things: Iterable[str]) -> dict[str, int]:

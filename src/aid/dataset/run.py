@@ -21,7 +21,7 @@ from aid.dataset.duplicate import Fingerprint, near_duplicates
 from aid.dataset.find import Aside, Found, find, printable, require_styles
 from aid.dataset.mask import MaskSheet
 from aid.dataset.original import Copy, Original, originals_of
-from aid.dataset.report import summarise
+from aid.dataset.report import in_words, summarise
 from aid.dataset.room import require_room
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.dataset.split import split
@@ -125,7 +125,10 @@ def prepare_pictures(
     shares = [view.kept for each in kept for view in each.views]
     duplicates = [(copy.candidate.source, copy.of.source) for copy in copies]
     write_lines(out / RECORDS_FILE, [record.model_dump(mode="json") for record in records])
-    write_json(out / REPORT_FILE, summarise(records, shares, found, duplicates, near, settings))
+    report = summarise(records, shares, found, duplicates, near, settings)
+    write_json(out / REPORT_FILE, report)
+    for line in in_words(report):
+        bench.progress.say(f"  {line}")
     return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from aid.core.files import write_text
 from aid.core.lineage import METADATA_KEY
 from aid.core.report import proportion
 from aid.core.workbench import Workbench
-from aid.errors import ArtifactError
+from aid.errors import ArtifactError, SettingsError
 from aid.evaluate.artefact import fit, trace
 from aid.evaluate.examination import Card, examine
 from aid.evaluate.judge import CARD_FILE, NETWORK, WEIGHTS_FILE, look
@@ -85,10 +86,22 @@ def _real_pictures(folders: Sequence[Path], split: Split) -> RealPictures:
     )
 
 
+def _require_tags(tags: Sequence[str], asked: Sequence[Asked]) -> None:
+    known = {tag for _, own in asked for tag in own}
+    if unknown := [tag for tag in tags if tag not in known]:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        raise SettingsError(
+            f"no picture has the tag {unknown[0]!r}",
+            "tags of the dataset's pictures",
+            f"Did you mean {near[0]!r}?" if near else "",
+        )
+
+
 def _panel(settings: JudgeSettings, asked: Sequence[Asked]) -> Panel:
     groups, tags = settings.groups, settings.tags
     if not groups and not tags:
         groups, tags = derive(asked, settings.tag_share_min, settings.option_share_min, settings.tag_limit)
+    _require_tags([*tags, *(tag for options in groups.values() for tag in options)], asked)
     panel = assemble(asked, groups, tags)
     if not panel.styles and not panel.groups and not panel.tags:
         raise ArtifactError("the pictures have neither styles nor tags", "something to judge by")

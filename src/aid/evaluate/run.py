@@ -9,7 +9,7 @@ from aid.core.files import write_lines, write_text
 from aid.core.workbench import Workbench
 from aid.evaluate.compare import compare
 from aid.evaluate.judge import load_judge
-from aid.evaluate.score import build_report, judge_gallery
+from aid.evaluate.score import build_report, judge_gallery, unjudged_cells
 from aid.evaluate.settings import EvaluateInputs, EvaluateSettings
 from aid.evaluate.table import markdown
 
@@ -24,7 +24,7 @@ def evaluate(settings: EvaluateSettings, inputs: EvaluateInputs, out: Path, benc
     """
     arbiter = load_judge(inputs.judge, bench)
     judged = judge_gallery(inputs.gallery, arbiter, settings.cells, bench)
-    notes = []
+    notes = list(unjudged_cells(settings.cells, arbiter.card.panel))
     if inputs.baseline is not None:
         comparison = compare(judged, judge_gallery(inputs.baseline, arbiter, settings.cells, bench))
         write_text(out / "paired.json", comparison.model_dump_json(indent=1) + "\n")

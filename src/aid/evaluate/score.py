@@ -77,6 +77,14 @@ def _withheld(panel: Panel, shot: Shot, seen: Verdict, cells: Sequence[tuple[str
     return {tag: hit for tag, hit in shown.items() if hit is not None}
 
 
+def unjudged_cells(cells: Sequence[tuple[str, str]], panel: Panel) -> Iterator[str]:
+    """A note on cells that can have no score, since the judge knows not their style or tag."""
+    known = {*panel.tags, *(tag for options in panel.groups.values() for tag in options)}
+    strange = [f"{tag} of {style}" for style, tag in cells if style not in panel.styles or tag not in known]
+    if strange:
+        yield f"Not judged as withheld, as the judge can't tell: {', '.join(strange)}."
+
+
 def build_report(title: str, judged: Sequence[Judged], card: Card, notes: Sequence[str] = ()) -> Report:
     """Every score with its ceiling, and a row a style. Questions never examined have no score."""
     found = tally(picture.hits for picture in judged)

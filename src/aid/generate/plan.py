@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,7 @@ def shots_of_plan(
     """The plan's shots, style by style; the seed and the training pictures' tags alone decide them. Seeds
     count up over the whole plan: were they shared between styles, shots would not be independent.
 
-    Raises SettingsError for a style that the dataset lacks or a plan that comes out empty.
+    Raises SettingsError for a style or tag that the dataset lacks, or a plan that comes out empty.
     """
     records = [
         record
@@ -57,6 +58,7 @@ def shots_of_plan(
         raise SettingsError(
             f"the plan's style {missing[0]} has no training picture in {dataset.folder}", ", ".join(known)
         )
+    _require_tags(plan, dataset)
     plain = without_comments(settings)
     unprompted = _unprompted(plain, edge_px)
     shots: list[Shot] = []
@@ -68,6 +70,19 @@ def shots_of_plan(
     if not shots:
         raise SettingsError(f"the plan asks for no picture of {dataset.folder}", "styles and unseen tags")
     return shots
+
+
+def _require_tags(plan: Plan, dataset: Dataset) -> None:
+    """Every tag of the plan's groups is on some picture: a misspelt one would not be drawn, unnoticed."""
+    known = {tag for record in dataset.records for tag in record.tags}
+    for name, tags in plan.groups.items():
+        if unknown := [tag for tag in tags if tag not in known]:
+            near = difflib.get_close_matches(unknown[0], known, 1)
+            raise SettingsError(
+                f"the plan's groups.{name}: no picture in {dataset.folder} has the tag {unknown[0]!r}",
+                "tags of its pictures",
+                f"Did you mean {near[0]!r}?" if near else "",
+            )
 
 
 def without_comments(settings: DrawingSettings) -> DrawingSettings:
