@@ -200,7 +200,7 @@ UNFIT: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str, bo
     "truth": (spoilt(VAE, Tensor.bool), f"{VAE} holds whole numbers", True),
     "missing": (without(UNET), f"lacks {UNET}", False),
     "another-shape": (spoilt(UNET, lambda tensor: tensor[:, :-1].contiguous()), "has shape", False),
-    "embedding": (lambda _: {"emb_params": torch.ones(2, 16)}, "has no model.diffusion_model", False),
+    "embedding": (lambda _: {"emb_params": torch.ones(2, 16)}, "s has no model.diffusion_model", False),
 }  # fmt: skip
 
 

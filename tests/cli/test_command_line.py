@@ -184,7 +184,7 @@ def test_results_go_to_standard_output_and_progress_does_not(
     ran = Ran(capsys, *words)
     assert ran.code == 0 and ran.out.replace("\n", "") == str(out)
     assert "crop" in ran.err
-    assert "16 pictures of 2 styles" in ran.err and "set aside" not in ran.err
+    assert "pictures: 16 (14 to train on, 2 held out), styles: 2" in ran.err and "set aside" not in ran.err
     again = Ran(capsys, *words)
     assert again.out == ran.out and not again.err, "it is there already"
 
@@ -200,6 +200,30 @@ def test_prepare_names_what_it_sets_aside(
     told = " ".join(ran.err.split())
     assert ran.code == 0 and "unknown tags: 1, files set aside: 1 (report.json names all)" in told
     assert "set aside: in/beta/half [2J.png" in told and "\x1b" not in ran.err
+
+
+def test_a_dataset_without_latents_is_told_before_training_begins(
+    pictures: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "dataset"
+    Ran(capsys, "prepare", "--pictures", pictures, "--out", out, "--resolution-px", "64")
+    for verb, option in (("finetune", "--dataset"), ("embedding", "--pictures")):
+        words = ("train", verb, "--checkpoint", tiny_checkpoint, option, out, "--steps", "1")
+        ran = Ran(capsys, *words, "--out", tmp_path / "trained")
+        assert ran.code == 1 and ran.is_one_line(), ran.err
+        assert "has no latents-64x64.npy" in ran.err and "--vae" in ran.err
+        assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+
+
+def test_a_prompt_that_can_not_be_drawn_leaves_no_folder(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("generate", "<lora:none:1>", "--checkpoint", tiny_checkpoint, "--steps", "1")
+    assert Ran(capsys, *words, "--out", tmp_path / "out").code == 1
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    assert Ran(capsys, *words, "--out", tmp_path / "mine").code == 1
+    assert (tmp_path / "mine").is_dir(), "it was there before"
 
 
 def test_options_win_over_set_and_set_over_a_file(

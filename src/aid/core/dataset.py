@@ -162,6 +162,11 @@ class Dataset:
             self._maps[name] = self._map(name, (2, 4, height // 8, width // 8))
         return self._maps[name]
 
+    def require_latents(self) -> None:
+        """Raises ArtifactError unless every bucket's latents are there, before anything is begun."""
+        for width, height in self.sizes():
+            self.latents(width, height)
+
     @cached_property
     def has_mirrored(self) -> bool:
         """Whether every picture's mirrored latent is cached too."""
@@ -201,6 +206,8 @@ class Dataset:
 
     def _map(self, name: str, row_shape: tuple[int, ...]) -> Any:
         path = self.folder / name
+        if not path.exists():
+            raise ArtifactError(f"{self.folder} has no {name}", "cached latents", "Prepare it with --vae.")
         try:
             # A plain array over the map: an index of numpy.memmap itself takes ten times as long.
             array = np.load(path, mmap_mode="r").view(np.ndarray)

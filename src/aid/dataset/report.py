@@ -56,8 +56,8 @@ def summarise(
 def in_words(report: Mapping[str, Any]) -> Iterator[str]:
     """What a person is told at the end: how many pictures of how many styles, and each file set aside."""
     yield (
-        f"{report['pictures']} pictures of {len(report['styles'])} styles: {report['train']} to train on, "
-        f"{report['held']} held out"
+        f"pictures: {report['pictures']} ({report['train']} to train on, {report['held']} held out), "
+        f"styles: {len(report['styles'])}"
     )
     counts = {
         "copies dropped": len(report["duplicates"]),

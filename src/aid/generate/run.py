@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
@@ -45,12 +46,26 @@ def one_off(
     bench = bench or Workbench()
     material = load_material(settings, inputs, bench)
     shots = choose_shots(settings, inputs, material)
-    folder.mkdir(parents=True, exist_ok=True)
-    first, suffix = next_number(folder), SUFFIX[settings.format]
-    files = [folder / picture_name(first + index, shot, suffix) for index, shot in enumerate(shots)]
-    lineage = asked("generate", settings, _narrowed(inputs, shots, material)).embedded(ancestors=False)
-    draw_missing(material, shots, files, settings, lineage, bench)
+    with _folder_made(folder):
+        first, suffix = next_number(folder), SUFFIX[settings.format]
+        files = [folder / picture_name(first + index, shot, suffix) for index, shot in enumerate(shots)]
+        lineage = asked("generate", settings, _narrowed(inputs, shots, material)).embedded(ancestors=False)
+        draw_missing(material, shots, files, settings, lineage, bench)
     return files
+
+
+@contextmanager
+def _folder_made(folder: Path) -> Iterator[None]:
+    """Before drawing, so that one that can't be is told at once; an error leaves no empty one behind."""
+    there = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with suppress(OSError):  # it holds pictures
+                folder.rmdir()
+        raise
 
 
 def _narrowed(inputs: GenerateInputs, shots: Sequence[Shot], material: Material) -> GenerateInputs:

@@ -114,6 +114,7 @@ def plan_styles(dataset: Dataset, settings: TrainingSettings, scale: float) -> P
         epoch = index // order.steps_per_epoch
         return [captions.write(record, index, epoch, chance) for record in records]
 
+    dataset.require_latents()
     return Plan(dataset, settings, scale, steps, order, replay, write, settings.regularisation_weight, every)
 
 

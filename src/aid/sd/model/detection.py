@@ -158,9 +158,13 @@ def _beyond_last_layer(architecture: Architecture) -> Iterator[tuple[int, str]]:
 def _refuse_partial_models(shapes: Shapes, family: Family, name: str) -> None:
     for key in (CONV_IN, TOKENS[family], f"{VAE}encoder.conv_in.weight"):
         if key not in shapes:
-            article = FAMILY_NAMES[family]
+            unet = CONV_IN in shapes  # without one, the family is a guess that need not be told
+            found = f"is {FAMILY_NAMES[family]} but has no {key}" if unet else f"has no {key}"
+            whole = FAMILY_NAMES[family] if unet else "SD1, SD2 or SDXL"
             raise ModelError(
-                f"{name} is {article} but has no {key}", f"a whole {article} single-file checkpoint"
+                f"{name} {found}",
+                f"a whole {whole} checkpoint in one file",
+                f"`aid inspect {name}` tells what it is.",
             )
     shape = list(shapes[CONV_IN])
     if len(shape) != 4:
