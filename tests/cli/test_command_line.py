@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from aid.cli import main
 from aid.cli.options import assignments, merge_trees
 from aid.core.lineage import describe
+from aid.starter import shipped
 from aid.verbs import VERBS
 
 AID_V1 = Path(__file__).parents[2] / "recipes" / "aid-v1.toml"
@@ -173,7 +174,11 @@ def test_a_lineage_shows_what_is_not_the_default(tmp_path: Path, capsys: pytest.
     assert "steps=40" in shown and 'hires={"scale": 2.0}' in shown and "gone=1" in shown
     assert "cfg_scale" not in shown and "cat..." in shown.replace("cat ...", "cat...")
     assert max(map(len, shown.splitlines())) <= 110
-    assert "train finetune" in Ran(capsys, "lineage", "aid:release").out, "told by its model"
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "model.safetensors").symlink_to(shipped("release") / "model.safetensors")
+    for release in ("aid:release", tmp_path / "bare"):
+        told = Ran(capsys, "lineage", release).out
+        assert told.startswith("release  [") and "train finetune" in told, "told by its model where it must"
 
 
 def test_results_go_to_standard_output_and_progress_does_not(
