@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aid.core.dataset import Record
-from aid.train.caption import Captions, allowed, choose
+from aid.sd.model.checkpoint import load_checkpoint
+from aid.sd.prompt.attention import parse_attention
+from aid.sd.prompt.text import Conditioning, encode_prompts
+from aid.train.caption import Captions, allowed, choose, come_again
+from aid.train.condition import Remembered, encode_captions, encode_weighted
 from aid.train.settings import CaptionSettings
 
 TAGS = ("red hair", "smile", "glasses")
@@ -91,3 +98,38 @@ def test_tags_joined_by_the_second_separator_stay_together() -> None:
 def test_a_description_takes_the_place_of_tags_as_often_as_told() -> None:
     texts = written(record(description="a woman with red hair"), 1000, description_share=0.5)
     assert 430 < texts["by lorelei, a woman with red hair"] < 570 and len(texts) == 2
+
+
+def test_captions_that_come_again_are_encoded_once_and_alike(lively_checkpoint: Path) -> None:
+    model, asked = load_checkpoint(lively_checkpoint), list[str]()
+
+    def encode(captions: Sequence[str]) -> Conditioning:
+        asked.extend(captions)
+        return encode_captions(model, captions, 1)
+
+    remembered = Remembered(encode)
+    first, again = remembered(["a", "b", "a"]), remembered(["b", "a"])
+    assert asked == ["a", "b"] and not first.context.requires_grad
+    assert torch.equal(first.context[[1, 0]], again.context)
+    torch.testing.assert_close(first.context, encode_captions(model, ["a", "b", "a"], 1).context)
+    assert come_again(WHOLE) and not come_again(WHOLE.model_copy(update={"tag_dropout": 0.1}))
+
+
+def test_only_written_weights_weigh() -> None:
+    one = record(("(red hair:1.3)", "miku (vocaloid)", "[x]", "(plain)"))
+    whole = r"by lorelei, (red hair:1.3), miku \(vocaloid\), \[x\], \(plain\)"
+    assert only(written(one, weighted=True)) == whole
+    read = [(text.strip(" ,"), weight) for text, weight in parse_attention(whole)]
+    assert read == [("by lorelei", 1.0), ("red hair", 1.3), ("miku (vocaloid), [x], (plain)", 1.0)]
+
+
+def test_weights_reach_the_context_and_plain_captions_stay_what_they_were(lively_checkpoint: Path) -> None:
+    model = load_checkpoint(lively_checkpoint)
+    captions = ["by lorelei, red hair", ", ".join(["many words"] * 60), ""]
+    plain = encode_captions(model, captions, 2).context
+    torch.testing.assert_close(encode_weighted(model, captions, 2).context, plain, rtol=1e-4, atol=1e-5)
+    heavy = ["by lorelei, (red hair:1.5)", *captions[1:]]
+    found = encode_weighted(model, heavy, 2).context
+    assert not torch.allclose(found[0], plain[0], atol=1e-3)
+    expected = encode_prompts(model, heavy[:1]).context
+    torch.testing.assert_close(found[0, :77], expected[0], rtol=1e-4, atol=1e-5)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 
 from aid.core.dataset import Record, drop_chance
+from aid.sd.prompt.attention import escape
 from aid.train.settings import CaptionSettings
 
+WEIGHTED = re.compile(r"\((?P<words>[^():]+):(?P<weight>\d*\.?\d+)\)")
 ALTERNATIVES = re.compile(r"\{([^{}]*)\}")  # the innermost, so that they may be nested
 JOINT = ", "
 
@@ -31,7 +34,8 @@ class Captions:
         free = [tag for tag in free if chance.random() >= self._loss(tag)]
         written = JOINT.join(filter(None, [settings.prefix, *kept, *free, settings.suffix]))
         second = settings.secondary_separator
-        return JOINT.join(map(str.strip, written.split(second))) if second else written
+        plain = JOINT.join(map(str.strip, written.split(second))) if second else written
+        return escape_unweighted(plain) if settings.weighted else plain
 
     def _parts(self, record: Record, chance: random.Random) -> tuple[list[str], list[str]]:
         """What is kept in front, and the tags that may change."""
@@ -51,6 +55,20 @@ class Captions:
         limit = self.settings.frequent_count
         frequent = drop_chance(self.counts.get(tag, 0), limit) if limit else 0.0
         return 1 - (1 - self.settings.tag_dropout) * (1 - frequent)
+
+
+def come_again(settings: CaptionSettings) -> bool:
+    """Whether a picture has the same few captions in every epoch: nothing is drawn tag by tag."""
+    drawn = (settings.shuffle, settings.tag_dropout, settings.frequent_count, settings.wildcards)
+    return not any(drawn)
+
+
+def escape_unweighted(text: str) -> str:
+    """A caption as a prompt in which `(tag:1.3)` alone has a meaning."""
+    kept = [match.span() for match in WEIGHTED.finditer(text)]
+    ends = [0, *(edge for span in kept for edge in span), len(text)]
+    parts = [text[start:end] for start, end in pairwise(ends)]
+    return "".join(escape(part) if index % 2 == 0 else part for index, part in enumerate(parts))
 
 
 def choose(text: str, chance: random.Random) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from aid.core.dataset import Record
+from aid.sd.embedding.file import Embedding
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.model.text_encoder import encode_ids, encode_penultimate, pad_with_zeros, pool
-from aid.sd.prompt.text import Conditioning, size_ids
+from aid.sd.prompt.chunk import Chunk, Spelling, chunk_prompt, empty_chunk, spell
+from aid.sd.prompt.text import Conditioning, encode_chunks, size_ids
 from aid.train.batch import token_windows
 from aid.train.loss import Condition
+
+REMEMBERED = 1024  # captions: 0.25 GB for SD1, a window each
 
 
 def encode_captions(
@@ -32,6 +37,35 @@ def encode_captions(
     else:
         hidden = encode_ids(model.text_encoder, ids, clip_skip)
     return Conditioning(hidden.reshape(len(captions), -1, hidden.shape[-1]), pooled)
+
+
+def encode_weighted(
+    model: StableDiffusion, captions: Sequence[str], windows: int, clip_skip: int = 1
+) -> Conditioning:
+    """The same for captions with weights, `(tag:1.3)`, which are read as prompts are."""
+    empty: list[Chunk[Embedding]] = [empty_chunk()]
+    known: Spelling[Embedding] = spell({})
+    chunks = [[*chunk_prompt(caption, known), *windows * empty][:windows] for caption in captions]
+    return encode_chunks(model, chunks, clip_skip)
+
+
+class Remembered:
+    """A frozen text encoder's `encode`, asked once for each of the last captions. Each is encoded alone:
+    what it becomes must not hang on its neighbours, or a resumed run would differ in the last bits."""
+
+    def __init__(self, encode: Callable[[Sequence[str]], Conditioning]) -> None:
+        self.encode = encode
+        self._one = lru_cache(maxsize=REMEMBERED)(self._encode_one)
+
+    def __call__(self, captions: Sequence[str]) -> Conditioning:
+        rows = [self._one(caption) for caption in captions]
+        pooled = [row.pooled for row in rows if row.pooled is not None]
+        context = torch.cat([row.context for row in rows])
+        return Conditioning(context, torch.cat(pooled) if pooled else None)
+
+    @torch.no_grad()
+    def _encode_one(self, caption: str) -> Conditioning:
+        return self.encode([caption])
 
 
 def condition(conditioning: Conditioning, records: Sequence[Record], draws: int) -> Condition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from aid.sd.file.precision import PRECISIONS
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, save_checkpoint
 from aid.sd.model.device import torch_device
-from aid.train.condition import encode_captions
-from aid.train.group import Trained, grouped, weights_of
+from aid.sd.prompt.text import Conditioning
+from aid.train.caption import come_again
+from aid.train.condition import Remembered, encode_captions, encode_weighted
+from aid.train.group import Trained, grouped, part_rates, weights_of
 from aid.train.loop import train
 from aid.train.optimiser import create_optimiser
 from aid.train.plan import plan_styles
@@ -43,14 +45,19 @@ def style_training(
     """The training of `trained`, which are in the model or act on it, from captions."""
     make_ready(model, settings)
     groups = grouped(trained, settings)
+    write = encode_weighted if settings.caption.weighted else encode_captions
+    encode: Callable[[Sequence[str]], Conditioning] = partial(
+        write, model, windows=settings.caption.windows, clip_skip=settings.clip_skip
+    )
+    text_learns = any(rate > 0 for part, (rate, _) in part_rates(settings).items() if part != "unet")
+    if not text_learns and come_again(settings.caption):
+        encode = Remembered(encode)
     return Training(
         model,
         groups,
         create_optimiser(groups, settings),
         settings,
-        encode=lambda captions, _: encode_captions(
-            model, captions, settings.caption.windows, settings.clip_skip
-        ),
+        encode=lambda captions, _: encode(captions),
         factor=partial(rate_factor, steps=steps, warmup=settings.warmup, schedule=settings.schedule),
         ema=settings.ema,
     )

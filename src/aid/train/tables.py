@@ -44,6 +44,8 @@ class CaptionSettings(Settings):
     1 - frequent_count / their count; the author's AIDXL used 100, for triggers too (`keep` = 0). 0 is off."""
     secondary_separator: str = ""
     """Tags joined by it, such as ";;;", are shuffled and dropped as one, and then parted; empty is none."""
+    weighted: bool = False
+    """Whether a tag written as `(tag:1.3)` weighs so much, by A1111's rule; all other brackets are words."""
     windows: int = Field(default=1, ge=1, le=3)
     """Windows of 75 tokens; a longer caption is cut."""
 
