@@ -34,7 +34,8 @@ from aid.generate.gallery import picture_name
 from aid.generate.material import Material, load_material
 from aid.generate.settings import GenerateInputs, GenerateSettings
 from aid.sd.drawing import pipeline as drawing
-from aid.sd.drawing.denoiser import Denoiser, text_kept
+from aid.sd.drawing.denoiser import Denoiser
+from aid.sd.drawing.quick import quick
 from aid.sd.drawing.shot_text import Texts
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
 from aid.sd.sampling.random import PictureNoise
@@ -89,7 +90,7 @@ class Bench:
         context = torch.randn(len(x), 77, model.architecture.text_width).to(x)
         time_step = torch.tensor(500.0, device=model.device)
         for _ in range(0, self.count, self.batch):
-            with text_kept(model):
+            with quick(model):
                 for _ in range(STEPS):
                     model.unet(x, time_step, context, return_dict=False)
             model.vae.decode(latent, return_dict=False)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import inf
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from aid.core.shot import Shot
@@ -20,7 +17,6 @@ from aid.sd.sampling.noise import Levels, levels, scaled_input, to_denoised
 from aid.sd.sampling.samplers import TRAITS, Denoise
 
 INPUTS_KEPT = 4  # conditionings of a batch
-TEXTS_KEPT = 2  # of them, what attention made of each
 
 
 class Denoiser:
@@ -149,63 +145,3 @@ def _cat(sides: Sequence[Conditioning]) -> Conditioning:
         return sides[0]
     pooled = [side.pooled for side in sides if side.pooled is not None]
     return Conditioning(torch.cat([side.context for side in sides]), torch.cat(pooled) if pooled else None)
-
-
-class TextAttention:
-    """The forward of an attention block, without what diffusers looks up at every call. Keys and values of
-    the text are computed once for all steps: they depend on the text alone."""
-
-    def __init__(self, block: Any) -> None:
-        self.block = block
-        self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def __call__(
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: object, **__: object
-    ) -> Tensor:
-        block = self.block
-        query = _heads(block.to_q(hidden_states), block.heads)
-        key, value = (
-            self._of(encoder_hidden_states)
-            if encoder_hidden_states is not None
-            else self._project(hidden_states)
-        )
-        seen = F.scaled_dot_product_attention(query, key, value)
-        made: Tensor = block.to_out[0](seen.transpose(1, 2).flatten(2))
-        return made
-
-    def _of(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        for known, key, value in self.kept:
-            if known is context:
-                return key, value
-        key, value = self._project(context)
-        self.kept = [*self.kept[1 - TEXTS_KEPT :], (context, key, value)]
-        return key, value
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        heads = self.block.heads
-        return _heads(self.block.to_k(x), heads), _heads(self.block.to_v(x), heads)
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """[b, n, width] to [b, heads, n, width of a head]."""
-    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
-
-
-@contextmanager
-def text_kept(model: StableDiffusion) -> Iterator[None]:
-    """The U-Net with attention that remembers its text; it is as it was at the end."""
-    blocks: list[Any] = [block for block in model.attention if _is_plain(block)]
-    try:
-        for block in blocks:
-            block.forward = TextAttention(block)
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-def _is_plain(block: Any) -> bool:
-    """Whether `TextAttention` does all that the block does."""
-    norms = (block.spatial_norm, block.group_norm, block.norm_q, block.norm_k, block.norm_cross)
-    scaled = block.rescale_output_factor != 1
-    return not any(norms) and not block.residual_connection and not scaled and "forward" not in vars(block)

@@ -19,7 +19,7 @@ from torch import Tensor
 from aid.core.shot import Shot
 from aid.sd.adapter.folder import AdapterFolder
 from aid.sd.drawing.decoding import FACTOR, decode, to_pictures
-from aid.sd.drawing.denoiser import Denoiser, keep_outside, levels_of, text_kept
+from aid.sd.drawing.denoiser import Denoiser, keep_outside, levels_of
 from aid.sd.drawing.hires import enlarge, second_shot
 from aid.sd.drawing.init_picture import (
     InitPicture,
@@ -28,6 +28,7 @@ from aid.sd.drawing.init_picture import (
     open_init,
     start_under,
 )
+from aid.sd.drawing.quick import quick
 from aid.sd.drawing.shot_text import Texts, calls_of
 from aid.sd.embedding.file import Embedding
 from aid.sd.model.checkpoint import StableDiffusion
@@ -108,7 +109,7 @@ def draw_batch(
     `pictures` (sha256 -> path) are where sources are looked for first."""
     first = shots[0]
     init = open_init(first.source, (first.width, first.height), pictures) if first.source else None
-    with text_kept(model):
+    with quick(model):
         if init:
             latents = _from_picture(model, shots, init, texts, on_step)
         else:
