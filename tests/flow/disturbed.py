@@ -53,7 +53,7 @@ if __name__ == "__main__":
         entry.load()
     landed = 0
     for _ in range(kills):
-        landed += kill_after(start(arguments), chance.uniform(0.1, 2.5))
+        landed += kill_after(start(arguments), chance.uniform(0.1, 1.2))
     _, status = os.waitpid(start(arguments), 0)
     print(f"{landed} of {kills} kills fell into the work")
     sys.exit(os.waitstatus_to_exitcode(status))

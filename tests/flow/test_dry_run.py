@@ -109,7 +109,7 @@ def test_a_pickle_and_another_family_are_noted_and_not_fatal(tmp_path: Path, pic
     noted = rows(TINY_RECIPE, tmp_path / "runs", pictures=pictures, base=pickle)["style"].notes
     assert any("base.ckpt" in note for note in noted)
     noted = rows(TINY_RECIPE, tmp_path / "runs", pictures=pictures, base=other)["style"].notes
-    assert any("other.safetensors" in note and "single-file" in note for note in noted)
+    assert any("other.safetensors" in note and "in one file" in note for note in noted)
 
 
 def test_a_list_of_shots_is_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -158,9 +158,9 @@ def _beyond_last_layer(architecture: Architecture) -> Iterator[tuple[int, str]]:
 def _refuse_partial_models(shapes: Shapes, family: Family, name: str) -> None:
     for key in (CONV_IN, TOKENS[family], f"{VAE}encoder.conv_in.weight"):
         if key not in shapes:
-            unet = CONV_IN in shapes  # without one, the family is a guess that need not be told
-            found = f"is {FAMILY_NAMES[family]} but has no {key}" if unet else f"has no {key}"
-            whole = FAMILY_NAMES[family] if unet else "SD1, SD2 or SDXL"
+            known = CONV_IN in shapes or family in FAMILY_KEYS.values()  # SD1 is what is left over
+            found = f"is {FAMILY_NAMES[family]} but has no {key}" if known else f"has no {key}"
+            whole = FAMILY_NAMES[family] if known else "SD1, SD2 or SDXL"
             raise ModelError(
                 f"{name} {found}",
                 f"a whole {whole} checkpoint in one file",
