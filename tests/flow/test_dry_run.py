@@ -14,11 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aid.cli import main
 from aid.core.lineage import read_lineage
-from aid.estimate.explain import Row, explain, measured_rate
+from aid.estimate.explain import RUNTIME_BYTES, Row, explain, measured_rate
+from aid.estimate.work import WORK, Pictures, Scene
 from aid.make import read_recipe
-from aid.sd.model.architecture import SD1, TINY, Architecture
+from aid.sd.model.architecture import SD1, SDXL, TINY, Architecture
 from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint
 from aid.sd.model.cost import FROZEN, TRAINED, Cost, read_cost
+from aid.train.profile import PROFILES, Profile
+from aid.train.settings import FinetuneInputs, FinetuneSettings
 
 AID_V1 = Path(__file__).parents[2] / "recipes" / "aid-v1.toml"
 TINY_RECIPE = Path(__file__).with_name("tiny.toml")
@@ -182,3 +185,19 @@ def test_parameters_are_read_from_the_header(tiny_checkpoint: Path) -> None:
     sizes = [sum(parameter.numel() for parameter in module.parameters()) for module in model.modules()]
     assert [cost.unet, cost.text, cost.vae] == sizes
     assert cost.architecture == TINY and not cost.note
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_memory_profile_fits_what_it_is_named_after(name: Profile) -> None:
+    """By the estimate, which benchmarks/memory.py compares with real runs."""
+    large, made = name.startswith("sdxl"), Path("dataset")
+    text = (123_060_480 + 694_659_840) if large else 123_060_480
+    cost = Cost(SDXL, 2_567_463_684, text) if large else Cost()
+    batch = {"40gb": 8, "80gb": 32}.get(name, 4)
+    settings = FinetuneSettings(steps=9, memory_profile=name, batch_size=batch)
+    pictures = Pictures(pixels=(1024 if large else 512) ** 2)
+    scene = Scene({made: "data", Path("model"): "model"}, {made: pictures, Path("model"): cost})
+    inputs = FinetuneInputs(checkpoint=Path("model"), dataset=made)
+    peak = (RUNTIME_BYTES + WORK["train finetune"](settings, inputs, scene).memory) / 1e9
+    room = int(name.removeprefix("sdxl-").removesuffix("gb"))
+    assert room / 3 < peak < 0.97 * room

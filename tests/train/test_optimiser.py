@@ -29,7 +29,9 @@ def weights() -> list[torch.Tensor]:
 
 
 def made(name: Any, parameters: list[torch.Tensor], **given: Any) -> torch.optim.Optimizer:
-    settings = FinetuneSettings(steps=1, optimiser=name, ema=0.0, weight_decay=0.01, **given)
+    settings = FinetuneSettings(
+        steps=1, optimiser=name, precision="bf16", ema=0.0, weight_decay=0.01, **given
+    )
     return create_optimiser([Group(parameters[:2], 0.1), Group(parameters[2:], 0.05)], settings)
 
 

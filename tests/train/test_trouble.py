@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from test_finetune import QUICK, Interrupting
 
 from aid.core.workbench import Silence, Workbench
-from aid.errors import AidError, FileError
+from aid.errors import AidError, ArtifactError, FileError
 from aid.sd.file.state import load_state
 from aid.sd.file.tensorfile import read_tensors
 from aid.train import loop
@@ -138,3 +140,39 @@ def test_saving_behind_or_not_gives_the_same_bytes(inputs: FinetuneInputs, tmp_p
     models = [tmp_path / name / "model.safetensors" for name in ("behind", "before")]
     ours, theirs = map(read_tensors, models)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_full_disk_stops_it_with_the_last_state_and_the_old_result_whole(
+    inputs: FinetuneInputs, tmp_path: Path
+) -> None:
+    """The real thing, from the kernel: no file may grow beyond 200 kB, which a state needs."""
+    out = tmp_path / "out"
+    run(inputs, out, steps=1)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(FileError, match=r"out could not be written \(File too large\).*continues where"):
+            run(inputs, out, steps=4, noise_draws=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    run(inputs, out, steps=4, noise_draws=1)
+    assert len((out / "log.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("harm", ["cut short", "gone", "other records"])
+def test_a_harmed_dataset_is_named_before_the_first_step(
+    inputs: FinetuneInputs, tmp_path: Path, harm: str
+) -> None:
+    folder = Path(shutil.copytree(inputs.dataset, tmp_path / "dataset"))
+    shard = folder / "latents-64x64.npy"
+    if harm == "cut short":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    elif harm == "gone":
+        shard.unlink()
+    else:
+        (folder / "records.jsonl").write_bytes(b'{"sha256": "\xff"}\n')
+    with pytest.raises(ArtifactError, match=r"dataset"):
+        run(inputs.model_copy(update={"dataset": folder}), tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))

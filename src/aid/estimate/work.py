@@ -2,7 +2,7 @@
 
 A training step is three passes through the U-Net, two when only an embedding is trained, and one more
 when activations are recomputed. Memory is weights (4 bytes a parameter, or 2), for trained ones also
-gradient, AdamW's two moments and the average (16 bytes), and what is kept in between.
+gradient, the optimiser's moments and the average, and what is kept in between.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ from aid.train.settings import (
 )
 from aid.train.tables import ALL_STYLES, BalanceSettings, SampleSettings
 
-TRAINED_BYTES = 16  # a trained parameter, beside its weight
+MOMENT_BYTES = {
+    "adamw": 8, "adamw_8bit": 2, "adamw_bf16": 4, "adafactor": 0, "adafactor_absolute": 0, "lion": 4,
+    "prodigy": 16, "schedule_free": 8,
+}  # fmt: skip
+"""Kept by an optimiser for a trained parameter."""
 STATE_BYTES = 16  # a trained parameter in a saved state: weight, two moments, average
 AUTOCAST_BYTES = 3  # an activation under bf16: some stay in 32 bits
 COPY_BYTES = 2  # a trained parameter's copy under bf16
@@ -152,6 +156,25 @@ def _prepare(settings: PrepareSettings, inputs: PrepareInputs, scene: Scene) -> 
     )
 
 
+def _standing_bytes(settings: TrainingSettings) -> int:
+    """Of a trained parameter while it is trained: weight, moments, average."""
+    number = 2 if settings.optimiser == "adamw_bf16" else 4
+    return number + MOMENT_BYTES[settings.optimiser] + (number if settings.ema else 0)
+
+
+def _passing_bytes(settings: TrainingSettings, trained: float, kept: float) -> float:
+    """Most that activations, `kept` numbers a picture, and gradients take at once. The backward pass frees
+    the ones as it makes the others; parts find the gradients of those before them."""
+    half, number = settings.precision == "bf16", 2 if settings.optimiser == "adamw_bf16" else 4
+    part = min(settings.part_size or settings.batch_size, settings.batch_size)
+    activations = part * kept * (AUTOCAST_BYTES if half else 4)
+    if half and number == 4 and not settings.checkpointing:
+        activations += COPY_BYTES * trained
+    gradients = 0 if settings.fused_backward else number * trained
+    first = gradients if part < settings.batch_size else 0.0
+    return max(activations + first, activations / 2 + gradients)
+
+
 def _found(path: Path, scene: Scene) -> Pictures:
     """Pictures that an earlier step draws, or those that lie in a folder."""
     if scene.maker(path):
@@ -210,9 +233,9 @@ def _style(
         + drawn * cost.unet_flops(samples.width * samples.height // 64)
         + measured * cost.unet_flops(cells),
         number_bytes=2 if half else 4,
-        memory=cost.parameters * 4
-        + trained * (TRAINED_BYTES + (COPY_BYTES if half else 0))
-        + min(settings.part_size or batch, batch) * kept * (AUTOCAST_BYTES if half else 4),
+        memory=4 * (cost.parameters - trained)
+        + trained * _standing_bytes(settings)
+        + _passing_bytes(settings, trained, kept),
         disk=saved * (2 if settings.output == "fp16" else 4),
         scratch=trained * STATE_BYTES * min(steps // settings.save_every, settings.keep_states + 1)
         + (4 * trained if settings.balance.stop_at != "never" else 0),

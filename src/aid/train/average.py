@@ -8,32 +8,43 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from aid.train.rounding import random_bits, store
+
 
 class Average:
-    """An exponential moving average of parameters, float32. Its decay warms up as (1 + n) / (10 + n)."""
+    """An exponential moving average of parameters, in their type; bfloat16 is rounded at random, by `seed`.
+    Its decay warms up as (1 + n) / (10 + n)."""
 
-    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
-        self.parameters, self.decay = list(parameters), decay
-        self.values = [parameter.detach().clone().float() for parameter in parameters]
+    def __init__(self, parameters: Sequence[Tensor], decay: float, seed: int = 0) -> None:
+        self.parameters, self.decay, self.seed = list(parameters), decay, seed
+        self.values = [parameter.detach().clone() for parameter in parameters]
+        pairs = list(zip(self.values, self.parameters, strict=True))
+        self.exact = [pair for pair in pairs if pair[0].dtype == torch.float32]
+        self.rounded = [pair for pair in pairs if pair[0].dtype != torch.float32]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        if not self.parameters:
-            return
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.values, [parameter.float() for parameter in self.parameters], 1 - decay)
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        if self.exact:
+            values, parameters = zip(*self.exact, strict=True)
+            torch._foreach_lerp_(values, parameters, share)
+        for index, (value, parameter) in enumerate(self.rounded):
+            chance = random_bits(self.seed, step, ~index & 0xFFFFFFFF, value.device)
+            store(value, value.float().lerp_(parameter.float(), share), chance)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model holds the averaged weights inside the block, and its own again after it."""
-        own = [parameter.detach().clone() for parameter in self.parameters]
-        self._copy(self.values)
+        self._exchange()
         try:
             yield
         finally:
-            self._copy(own)
+            self._exchange()
 
     @torch.no_grad()
-    def _copy(self, values: Sequence[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
+    def _exchange(self) -> None:
+        """Weights and averages change places, one pair at a time: no memory for all of them is needed."""
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            own = parameter.detach().clone()
             parameter.copy_(value)
+            value.copy_(own)

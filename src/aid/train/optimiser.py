@@ -19,6 +19,7 @@ from aid.errors import SettingsError
 from aid.sd.file.state import optimiser_tensors, restore_optimiser
 from aid.sd.file.tensorfile import Header
 from aid.train.group import Group
+from aid.train.rounding import RoundedAdamW
 from aid.train.settings import TrainingSettings
 
 PLAIN = "optimiser.plain"  # all that is no tensor, as JSON in bytes
@@ -29,6 +30,11 @@ Make = Callable[[list[Words], Words], Optimizer]
 def adamw(groups: list[Words], words: Words) -> Optimizer:
     """Loshchilov & Hutter 2017."""
     return torch.optim.AdamW(groups, fused=True, **words)
+
+
+def adamw_bf16(groups: list[Words], words: Words) -> Optimizer:
+    """AdamW in bfloat16 with random rounding: see aid.train.rounding."""
+    return RoundedAdamW(groups, **words)
 
 
 def adafactor(groups: list[Words], words: Words) -> Optimizer:
@@ -72,6 +78,7 @@ def schedule_free(groups: list[Words], words: Words) -> Optimizer:
 OPTIMISERS: dict[str, Make] = {
     "adamw": adamw,
     "adamw_8bit": adamw_8bit,
+    "adamw_bf16": adamw_bf16,
     "adafactor": adafactor,
     "adafactor_absolute": adafactor_absolute,
     "lion": lion,
@@ -86,6 +93,8 @@ def create_optimiser(groups: Sequence[Group], settings: TrainingSettings) -> Opt
     words: Words = {"weight_decay": settings.weight_decay, **settings.optimiser_options}
     if settings.betas is not None:
         words["betas"] = settings.betas
+    if settings.optimiser == "adamw_bf16":
+        words["seed"] = settings.seed
     tables = [{"params": group.parameters, "lr": group.rate} for group in groups]
     try:
         return OPTIMISERS[settings.optimiser](tables, words)
@@ -167,6 +176,18 @@ def _laid_like(value: Tensor, like: Tensor) -> Tensor:
 
 def _is_torchs(optimiser: Optimizer) -> bool:
     return type(optimiser).__module__.startswith("torch.")
+
+
+def step_alone(optimiser: Optimizer, group: int, parameter: Tensor) -> None:
+    """Let the gradient of one parameter of a group change it, and free that gradient: for a backward pass
+    that updates as it goes. Only for optimisers that keep nothing across parameters."""
+    groups = optimiser.param_groups
+    optimiser.param_groups = [{**groups[group], "params": [parameter]}]
+    try:
+        optimiser.step()
+    finally:
+        optimiser.param_groups = groups
+    parameter.grad = None
 
 
 @contextmanager

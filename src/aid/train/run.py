@@ -32,6 +32,8 @@ def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, benc
     model = load_checkpoint(inputs.checkpoint, torch_device(bench))
     model.architecture = aim(model.architecture, settings)
     plan = plan_styles(Dataset(inputs.dataset), settings, model.architecture.vae_scale)
+    if settings.optimiser == "adamw_bf16":
+        lighten(model)
     training = style_training(model, weights_of(model), settings, plan.steps)
     train(training, plan, out, bench, "train finetune", f"{plan.pictures} pictures, {plan.steps} steps")
     metadata = {METADATA_KEY: under_construction(out).embedded()}
@@ -60,7 +62,15 @@ def style_training(
         encode=lambda captions, _: encode(captions),
         factor=partial(rate_factor, steps=steps, warmup=settings.warmup, schedule=settings.schedule),
         ema=settings.ema,
+        fused_backward=settings.fused_backward,
     )
+
+
+def lighten(model: StableDiffusion) -> None:
+    """Weights of U-Net and text encoders in bfloat16; vectors (biases, norms) are few and stay."""
+    for one in weights_of(model):
+        if one.parameter.dim() > 1:
+            one.parameter.data = one.parameter.data.bfloat16()
 
 
 def aim(architecture: Architecture, settings: FinetuneSettings) -> Architecture:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from aid.core.artifact import Inputs, Settings
 from aid.core.blocks import block_range
 from aid.errors import SettingsError
+from aid.train.profile import PROFILES, Profile
 from aid.train.tables import BalanceSettings, CaptionSettings, SampleSettings, TimestepSettings
 
 __all__ = [
@@ -113,10 +114,16 @@ class TrainingSettings(CommonSettings):
     """Factors on the rates by block: BASE (text encoders), IN00-IN11, M00, OUT00-OUT11, or ranges such as
     `IN00-05`; 0 freezes a block, and those not named have 1."""
     optimiser: Literal[
-        "adamw", "adamw_8bit", "adafactor", "adafactor_absolute", "lion", "prodigy", "schedule_free"
-    ] = "adamw"
-    """AdamW (fused) and Adafactor come with torch. `adamw_8bit` is bitsandbytes'; the others are those of
-    pytorch-optimizer, `adafactor_absolute` with the rate as given, as AIDXL's config has it."""
+        "adamw", "adamw_8bit", "adamw_bf16", "adafactor", "adafactor_absolute", "lion", "prodigy",
+        "schedule_free",
+    ] = "adamw"  # fmt: skip
+    """AdamW (fused) and Adafactor come with torch. `adamw_bf16` keeps weights, moments and averages in
+    bfloat16, rounded at random so that small steps are not lost: 8 bytes a weight instead of 16.
+    `adamw_8bit` is bitsandbytes'; the others are those of pytorch-optimizer, `adafactor_absolute` with the
+    rate as given, as AIDXL's config has it."""
+    fused_backward: bool = False
+    """Change each weight within the backward pass and free its gradient at once. Needs `gradient_norm` = 0
+    and `part_size` = 0, and no `spike` or `skip`: no gradient is whole before the weights change."""
     optimiser_options: dict[str, float] = Field(default={})
     """More arguments of the optimiser, by its library's names, such as `d_coef` of Prodigy."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -143,6 +150,20 @@ class TrainingSettings(CommonSettings):
             raise ValueError("`schedule_free` averages the weights itself: set `ema` to 0")
         return self
 
+    @model_validator(mode="after")
+    def _fused_backward_agrees(self) -> TrainingSettings:
+        if not self.fused_backward:
+            return self
+        if self.gradient_norm or self.part_size:
+            raise ValueError(
+                "`fused_backward` never has the whole gradient: set gradient_norm, part_size to 0"
+            )
+        if self.spike or self.trouble == "skip":
+            raise ValueError("with `fused_backward` a step can't be left out: `trouble` is stop or roll_back")
+        if self.optimiser in ("prodigy", "schedule_free"):
+            raise ValueError(f"{self.optimiser} needs all gradients at once: not with `fused_backward`")
+        return self
+
     @field_validator("block_rates")
     @classmethod
     def _known_blocks(cls, rates: dict[str, float]) -> dict[str, float]:
@@ -164,6 +185,22 @@ class FinetuneSettings(TrainingSettings):
     zero_terminal_snr: bool = False
     """Train the last timestep as pure noise (Lin et al. 2023), and save the model as such; a model that is
     such already stays so. AIDXL was trained with it."""
+    memory_profile: Profile | None = None
+    """What the training is to fit: SD1 and SD2 at 512 px, or SDXL at 1024 px, on a card of so much memory.
+    Sets precision, optimiser, checkpointing, part_size, fused_backward and gradient_norm where they are not
+    given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_profile(cls, given: Any) -> Any:
+        name = given.get("memory_profile") if isinstance(given, dict) else None
+        return {**PROFILES.get(name, {}), **given} if name else given
+
+    @model_validator(mode="after")
+    def _small_weights_compute_small(self) -> FinetuneSettings:
+        if self.optimiser == "adamw_bf16" and self.precision != "bf16":
+            raise ValueError("`adamw_bf16` has bfloat16 weights: set `precision` to bf16")
+        return self
 
 
 class LoraSettings(TrainingSettings):

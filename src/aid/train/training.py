@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from aid.train.average import Average
 from aid.train.condition import condition
 from aid.train.group import Group
 from aid.train.loss import Diffusion
-from aid.train.optimiser import at_rest, restore_state, state_tensors
+from aid.train.optimiser import at_rest, restore_state, state_tensors, step_alone
 from aid.train.plan import Step
 from aid.train.settings import CommonSettings
 
@@ -40,6 +41,7 @@ class Training:
         encode: Encode,
         factor: Factor,
         ema: float = 0.0,
+        fused_backward: bool = False,
         after: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.groups, self.optimiser, self.settings = model, list(groups), optimiser, settings
@@ -47,16 +49,22 @@ class Training:
         self.device = model.device
         self.diffusion = Diffusion(self.device, model.architecture, settings)
         self.parameters = [parameter for group in groups for parameter in group.parameters]
-        self.average = Average(self.parameters if ema else [], ema)
+        self.average = Average(self.parameters if ema else [], ema, settings.seed)
         self.at_work: list[bool] = []
         self.adopted: Sequence[Tensor] = ()  # weights to be saved instead of the last, once training is over
         self.beside: Callable[[], dict[str, Tensor]] = dict  # what a state holds that is no weight
+        self.norms: list[Tensor] | None = [] if fused_backward else None
+        if fused_backward:
+            self._update_in_backward()
 
     def gradients(self, step: Step) -> tuple[float, float]:
-        """Fill the gradients of one step; its mean loss and the gradient's norm. No weight is changed. A
-        picture counts the same in a batch that is not full."""
+        """Fill the gradients of a step; its mean loss and the gradient's norm. No weight is changed, but with
+        a fused backward pass: there all are, unless the loss is no finite number. A picture counts the same
+        in a batch that is not full."""
         whole = max(len(step.records), self.settings.batch_size)
         self._thaw(step.index)
+        if self.norms is not None:
+            return self._fused(step, len(step.records) / whole)
         total = torch.zeros((), device=self.device)
         for part in step.parts(self.settings.part_size):
             loss = self.loss(part) * (len(part.records) / whole)
@@ -66,6 +74,32 @@ class Training:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
         loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
         return loss_value * whole / len(step.records), norm_value
+
+    def _fused(self, step: Step, filled: float) -> tuple[float, float]:
+        self._set_rates(step.index)
+        loss = self.loss(step)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            return value, math.nan
+        (filled * loss).backward()  # type: ignore[no-untyped-call]
+        norms, self.norms = self.norms or [], []
+        return value, float(torch.stack(norms).norm()) if norms else 0.0
+
+    def _update_in_backward(self) -> None:
+        """Each parameter is changed as soon as its gradient is whole, and the gradient freed (LOMO's order,
+        Lv et al. 2023)."""
+
+        def update(parameter: Tensor, group: int) -> None:
+            if self.norms is not None and parameter.grad is not None:
+                self.norms.append(parameter.grad.norm().float())
+            step_alone(self.optimiser, group, parameter)
+
+        for index, group in enumerate(self.groups):
+            for parameter in group.parameters:
+                parameter.requires_grad_()
+                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    partial(update, group=index)
+                )
 
     def _thaw(self, index: int) -> None:
         """Ask for the gradients of those groups alone that are at work."""
@@ -78,13 +112,17 @@ class Training:
 
     def update(self, index: int) -> None:
         """Let the gradients change the weights."""
+        if self.norms is None:
+            self._set_rates(index)
+            self.optimiser.step()
+            self.discard()
+        self.average.update(index)
+        self.after()
+
+    def _set_rates(self, index: int) -> None:
         factor = self.factor(index)
         for table, group in zip(self.optimiser.param_groups, self.groups, strict=True):
             table["lr"] = group.rate * factor
-        self.optimiser.step()
-        self.discard()
-        self.average.update(index)
-        self.after()
 
     def discard(self) -> None:
         """Forget the gradients."""
