@@ -1,6 +1,7 @@
 """Feeds a reader with damaged files for a while, and checks that each gives one clear error and nothing else.
 
     AID_FUZZ_SECONDS=30 pytest tests/fuzz               # how long each target runs; 2 seconds by default
+    AID_FUZZ_INPUTS=20000 pytest tests/fuzz             # how many inputs it gets at most
     AID_FUZZ_SEED=5 AID_FUZZ_FIRST=1234 pytest ...      # begin at the input that a failure named
 
 Input number k depends on the seed and on k alone. What must hold for each: only an AidError comes out, in
@@ -77,9 +78,10 @@ def fuzz(target: Target, folder: Path) -> None:
         attempt(target, sample, folder)  # what is imported for the first time may do as it likes
         refused, failure = attempt(target, sample, folder)
         assert not (refused or failure), f"{target.name}: valid {', '.join(sample)}: {refused or failure}"
+    last = first + int(os.environ.get("AID_FUZZ_INPUTS", sys.maxsize))
     end, count, refusals = time.monotonic() + seconds, first, 0
     with _guarded(target.memory_mb):
-        while time.monotonic() < end:
+        while count < last and time.monotonic() < end:
             sample = mutated(target, random.Random(f"{target.name}:{seed}:{count}"))
             refused, failure = attempt(target, sample, folder)
             if failure:

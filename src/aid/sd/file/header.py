@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from aid.errors import FileError
 
 MAX_TENSOR_BYTES = 1 << 62  # beyond it no product of sizes is computed
+MAX_DIMENSIONS = 16  # weights have up to five; torch takes seconds over some operations on hundreds
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8,
@@ -147,17 +148,26 @@ def _checked_metadata(path: Path, metadata: Any) -> dict[str, str]:
 def _checked_entry(path: Path, name: str, entry: Any, data_start: int) -> Entry:
     try:
         format, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        size: float = ITEM_BYTES[format]
-        sound = type(shape) is list and type(start) is int and type(end) is int and start >= 0
-        for number in shape if sound else ():
-            size *= number if type(number) is int and number >= 0 else math.inf
-            if size > MAX_TENSOR_BYTES:
-                break
+        sound = type(shape) is list and len(shape) <= MAX_DIMENSIONS
+        sound = sound and type(start) is int and type(end) is int and start >= 0
+        size, stride = _sizes(shape, ITEM_BYTES[format]) if sound else (0, 0)
     except (KeyError, TypeError, ValueError):
         sound = False
-    if not sound or end - start != size:
+    if not sound or end - start != size or stride > MAX_TENSOR_BYTES:
         raise malformed(path, f"the entry of {name[:80]!r} is inconsistent")
     return Entry(format, tuple(shape), data_start + start, data_start + end)
+
+
+def _sizes(shape: list[Any], item_bytes: int) -> tuple[float, float]:
+    """Bytes in all, and the longest stride, which of an empty tensor too must be a number that torch holds.
+
+    Both infinite for what is no shape."""
+    stride: float = item_bytes
+    for number in shape:
+        stride *= max(number, 1) if type(number) is int and number >= 0 else math.inf
+        if stride > MAX_TENSOR_BYTES:
+            return math.inf, math.inf
+    return (0 if 0 in shape else stride), stride
 
 
 def _check_layout(path: Path, ordered: dict[str, Entry], data_start: int, size: int) -> None:
