@@ -24,6 +24,7 @@ TOKENS = [word.encode() for word in (
     ", ",
     "\u0130", "ǆ", "\u200d", "﷽", "1", "-", "+", ".", "e",
 )]  # fmt: skip
+LONGEST = 100_000  # characters; the time grows with them
 KNOWN = Knowledge(
     {"aid210": 8, "bad": 75}, ("style",), load_catalogue(), {"colour/hair": ("red", "{a|b}"), "a": ("__a__",)}
 )
@@ -36,7 +37,7 @@ def grow(chance: random.Random, content: bytes) -> bytes:
 
 
 def read(folder: Path) -> None:
-    text = (folder / "prompt").read_bytes().decode("utf-8", "surrogateescape")
+    text = (folder / "prompt").read_bytes().decode("utf-8", "surrogateescape")[:LONGEST]
     for emphasis, negative, old in (
         ("Original", False, False),
         ("ComfyUI", True, True),

@@ -188,26 +188,30 @@ def open_part(folder: Path, part: str, family: Family = "sd1") -> tuple[dict[str
         tensors |= stored
         metadata |= told
     metadata.pop("format", None)
-    return under_ldm_names(part, tensors, family), metadata
+    return under_ldm_names(part, tensors, family, folder), metadata
 
 
-def under_ldm_names(part: str, stored: Mapping[str, Stored], family: Family) -> dict[str, Stored]:
-    """A part's tensors as a single file holds them."""
+def under_ldm_names(
+    part: str, stored: Mapping[str, Stored], family: Family, source: Path
+) -> dict[str, Stored]:
+    """A part's tensors as a single file holds them. Raises ModelError, which names the `source`, where thirds are
+    missing or differ."""
     grouped: dict[str, list[tuple[Place, Stored]]] = {}
     for key, one in stored.items():
         if not key.endswith("position_ids"):
             place = PLACES[part](key, family)
             grouped.setdefault(place.key, []).append((place, one))
-    return {key: _joined(key, parts) for key, parts in grouped.items()}
+    return {key: _joined(key, parts, source) for key, parts in grouped.items()}
 
 
-def _joined(key: str, parts: list[tuple[Place, Stored]]) -> Stored:
-    """The LDM tensor of all that lie under one key. Raises ModelError where thirds are missing or differ."""
+def _joined(key: str, parts: list[tuple[Place, Stored]], source: Path) -> Stored:
+    """The LDM tensor of all that lie under one key."""
     place, first = parts[0]
     alike = len({(one.dtype, one.shape) for _, one in parts}) == 1
     thirds = {each.third for each, _ in parts}
     if not alike or not first.shape or thirds != ({None} if place.third is None else {0, 1, 2}):
-        raise ModelError(f"{key} is made of {len(parts)} tensors", "one, or q, k and v of one shape")
+        found = f"{source}: {key[:80]} is made of {len(parts)} tensors"
+        raise ModelError(found, "one, or q, k and v of one shape")
     return Stored(first.dtype, place.shape(first.shape), partial(_read_joined, parts))
 
 

@@ -43,7 +43,7 @@ def open_vae(path: Path, family: Family | None = None) -> tuple[dict[str, Stored
         inner = tensors
     kept = {VAE + key: one for key, one in inner.items() if not key.startswith(TRAINING_ONLY)}
     if DIFFUSERS_KEY in inner:
-        kept = under_ldm_names("vae", inner, "sd1")
+        kept = under_ldm_names("vae", inner, "sd1", path)
     if f"{VAE}encoder.conv_in.weight" not in kept:
         raise ModelError(f"{path} holds no VAE", "an AutoencoderKL in LDM or diffusers layout")
     require_floating(kept, path)
