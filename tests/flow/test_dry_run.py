@@ -57,7 +57,7 @@ def test_the_full_scale_recipe_is_explained_with_nothing_given(
     for step in told["steps"]:
         assert step["sizes"] and step["memory_bytes"] > 0 and step["cpu_seconds"] > 0, step["step"]
         assert not any(path.startswith("@") for path in step["missing"].values())
-        assert step["state"] == ("waits" if step["missing"] else "runs")
+        assert step["state"] == ("waits" if step["missing"] else "follows"), "each hangs on what is missing"
     training = next(step for step in told["steps"] if step["step"] == "style-512")
     assert 20e9 < training["memory_bytes"] < 40e9, "weights, gradients, two moments and the average of 982 M"
     assert 100_000 < int(training["sizes"].split()[0].replace(",", "")) < 110_000, "100 epochs of 4,300 by 4"

@@ -20,6 +20,7 @@ STATES = {
     "runs": "runs",
     "later": "is there; runs if the steps before it give anything new",
     "waits": "waits for what is missing",
+    "follows": "runs once the steps before it have what they wait for",
 }
 LINE = 110  # characters
 

@@ -20,13 +20,14 @@ from aid.verbs import VERBS
 REACHED = 0.4  # of the CPU's measured rate, by whole networks: what the starter's training reached
 GPU_RATES = {2: 25e12, 4: 12e12}  # FLOP/s by bytes a number
 GPU = "a GPU that sustains 25 TFLOP/s in 16 bits and 12 in 32, assumed of a card of 24 GB"
+GPU_BYTES = 24e9
 RUNTIME_BYTES = 0.5e9  # Python, torch and diffusers
 
 
 @dataclass(frozen=True)
 class Row:
-    """One step explained. `state` is kept, runs, later (what earlier steps give will decide), or waits (for
-    `missing` inputs). Bytes and seconds are estimates, 0 for what is kept; `scratch` is freed at the end."""
+    """One step explained. `state` is kept, runs, later (what earlier steps give will decide), waits (for
+    `missing` inputs), or follows (a step that waits). Bytes and seconds are estimates, 0 for what is kept; `scratch` is freed at the end."""
 
     step: str
     verb: str
@@ -69,11 +70,15 @@ def _explain(step: Step, scene: Scene, rate: float) -> Row:
     makers = {name: maker for name, path in paths.items() if (maker := scene.maker(path))}
     missing = {name: str(path) for name, path in paths.items() if name not in makers and not path.exists()}
     state, notes = _state(step, missing, any(maker in scene.changed for maker in makers.values()))
+    if state != "waits" and any(maker in scene.waiting for maker in makers.values()):
+        state = "follows"
     inputs = {name: scene.told(path) for name, path in paths.items()}
     work: Work = WORK[verb](step.settings, step.inputs, scene)
     scene.names[step.out], scene.made[step.out] = step.name, work.made
     if state != "kept":
         scene.changed.add(step.out)
+    if state in ("waits", "follows"):
+        scene.waiting.add(step.out)
     row = Row(step.name, verb, step.entry.summary, state, inputs, missing, work.sizes)
     return row if state == "kept" else _with_figures(row, work, notes, rate)
 
@@ -91,9 +96,12 @@ def _state(step: Step, missing: Mapping[str, str], upstream: bool) -> tuple[str,
 
 
 def _with_figures(row: Row, work: Work, notes: tuple[str, ...], rate: float) -> Row:
+    memory = RUNTIME_BYTES + work.memory
+    if memory > GPU_BYTES:
+        notes = (*notes, "this doesn't fit a GPU of 24 GB: see the memory profiles of training, or a smaller batch")
     return replace(
         row,
-        memory_bytes=round(RUNTIME_BYTES + work.memory),
+        memory_bytes=round(memory),
         disk_bytes=round(work.disk),
         scratch_bytes=round(work.scratch),
         cpu_seconds=work.seconds + work.flops / (REACHED * rate),

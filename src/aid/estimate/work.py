@@ -88,11 +88,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Scene:
-    """The steps so far: folder -> name, what they will have made, and which may make something new."""
+    """The steps so far: folder -> name, what they will have made, and which may make something new, and which wait."""
 
     names: dict[Path, str] = field(default_factory=dict)
     made: dict[Path, Cost | Pictures | None] = field(default_factory=dict)
     changed: set[Path] = field(default_factory=set)
+    waiting: set[Path] = field(default_factory=set)
 
     def maker(self, path: Path) -> Path | None:
         """The folder of the earlier step that `path` is or lies in."""
