@@ -46,6 +46,18 @@ def test_the_shipped_release_draws_with_its_negative_embedding(tmp_path: Path) -
         assert text.fields["TI hashes"].startswith(f"{named}: ")
 
 
+def test_names_that_the_release_almost_knows_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(
+        ["generate", "by lorelie, red hair", "--negative-prompt", "starterng", "--out", str(tmp_path), *SMALL]
+    )
+    told = capsys.readouterr().err
+    assert "did you mean by lorelei?" in told and "did you mean starterneg?" in told
+    main(["generate", "by lorelei, red hair", "--out", str(tmp_path), *SMALL])
+    assert "did you mean" not in capsys.readouterr().err
+
+
 def test_another_checkpoint_has_no_recommendation(lively_checkpoint: Path, tmp_path: Path) -> None:
     assert float(drawn(tmp_path, "--checkpoint", lively_checkpoint)) == 7
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ def _run(words_of_prompt: str, out: Path | None, device: str, threads: int, **gi
     checkpoint = given.get("checkpoint") or starter.shipped("release")
     settings, inputs = verb_values("generate", given, {"checkpoint": checkpoint, **_recommended(checkpoint)})
 
+    for note in _misspelt(checkpoint, f"{words_of_prompt}\n{settings.negative_prompt}"):
+        click.echo(f"note: {note}", err=True)
+
     from aid.generate.run import generate, one_off
 
     if words_of_prompt:
@@ -47,3 +51,13 @@ def _run(words_of_prompt: str, out: Path | None, device: str, threads: int, **gi
 def _recommended(checkpoint: Path) -> dict[str, Any]:
     release = Release.at(checkpoint)
     return release.recommended() if release else {}
+
+
+def _misspelt(checkpoint: Path, prompts: str) -> Iterator[str]:
+    """What is almost, or was, the name of a style or an embedding of the release that draws, if one does."""
+    from aid.sd.prompt.explanation import find_styles, near_embeddings
+
+    if release := Release.at(checkpoint):
+        _, notes = find_styles(prompts, release.catalogue)
+        notes += near_embeddings(prompts, release.embeddings)
+        yield from dict.fromkeys(note.text for note in notes)

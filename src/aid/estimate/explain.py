@@ -27,7 +27,8 @@ RUNTIME_BYTES = 0.5e9  # Python, torch and diffusers
 @dataclass(frozen=True)
 class Row:
     """One step explained. `state` is kept, runs, later (what earlier steps give will decide), waits (for
-    `missing` inputs), or follows (a step that waits). Bytes and seconds are estimates, 0 for what is kept; `scratch` is freed at the end."""
+    `missing` inputs), or follows (a step that waits). Bytes and seconds are estimates, 0 for what is kept;
+    `scratch` is freed at the end."""
 
     step: str
     verb: str
@@ -98,7 +99,10 @@ def _state(step: Step, missing: Mapping[str, str], upstream: bool) -> tuple[str,
 def _with_figures(row: Row, work: Work, notes: tuple[str, ...], rate: float) -> Row:
     memory = RUNTIME_BYTES + work.memory
     if memory > GPU_BYTES:
-        notes = (*notes, "this doesn't fit a GPU of 24 GB: see the memory profiles of training, or a smaller batch")
+        notes = (
+            *notes,
+            "a GPU of 24 GB can't hold this: see training's memory profiles, or take smaller batches",
+        )
     return replace(
         row,
         memory_bytes=round(memory),

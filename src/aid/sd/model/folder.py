@@ -194,8 +194,8 @@ def open_part(folder: Path, part: str, family: Family = "sd1") -> tuple[dict[str
 def under_ldm_names(
     part: str, stored: Mapping[str, Stored], family: Family, source: Path
 ) -> dict[str, Stored]:
-    """A part's tensors as a single file holds them. Raises ModelError, which names the `source`, where thirds are
-    missing or differ."""
+    """A part's tensors as a single file holds them. Raises ModelError, which names the `source`, where thirds
+    are missing or differ."""
     grouped: dict[str, list[tuple[Place, Stored]]] = {}
     for key, one in stored.items():
         if not key.endswith("position_ids"):

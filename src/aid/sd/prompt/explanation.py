@@ -105,7 +105,7 @@ def explain(
         for part in read.parts
     )
     styles, style_notes = find_styles(whole, known.catalogue)
-    notes = [*read.notes, *style_notes, *_near_embeddings(whole, known.embeddings, used)]
+    notes = [*read.notes, *style_notes, *near_embeddings(whole, known.embeddings, used)]
     notes += _unknown_loras(whole, read.loras, known.loras)
     notes = notes if whole == said else _displaced(notes)
     first = [*expanded.notes] if said == prompt else [_comment_note(prompt), *_displaced(expanded.notes)]
@@ -224,8 +224,8 @@ def _tokens(chunk: Chunk[Learned]) -> tuple[tuple[str, float], ...]:
     return tuple(found)
 
 
-def _near_embeddings(text: str, known: Mapping[str, int], used: Collection[str]) -> Iterator[Note]:
-    """Words that are almost an embedding's name."""
+def near_embeddings(text: str, known: Collection[str], used: Collection[str] = ()) -> Iterator[Note]:
+    """Words that are almost the name of an embedding, save those `used`."""
     names = {fold(name): name for name in known if len(name) >= SHORTEST_NAME}
     seen = {fold(name) for name in used}
     for match in WORD.finditer(text) if names else ():
