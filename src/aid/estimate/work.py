@@ -88,7 +88,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Scene:
-    """The steps so far: folder -> name, what they will have made, which may make something new, which wait."""
+    """The steps so far: folder -> name, what they will have made; which may make something new, or wait."""
 
     names: dict[Path, str] = field(default_factory=dict)
     made: dict[Path, Cost | Pictures | None] = field(default_factory=dict)

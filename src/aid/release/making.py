@@ -43,6 +43,7 @@ def _data(facts: Facts, words: Wording) -> str:
 
 def _training(step: Step, words: Wording) -> str:
     start = step.sources.get("checkpoint", "?")
+    start = words.say("earlier") if start == "train finetune" else start
     if step.verb != "train finetune":
         return words.say("other_training", verb=step.verb, start=start) + words.say("stop")
     head = "finetune_as" if step.label else "finetune"
