@@ -1,10 +1,11 @@
-# Each target does its own set-up. `make demo` is the main job; `make test`, `make check`, `make fuzz`, `make bench`.
+# Each target does its own set-up. `make demo` is the main job; `make test`, `make check`, `make fuzz`,
+# `make kills`, `make bench`.
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 BENCHMARKS := startup stages files data prompts samplers drawing training merging
 
-.PHONY: demo test fuzz check bench format clean
+.PHONY: demo test fuzz kills check bench format clean
 
 demo: $(VENV)/ready
 	$(BIN)/aid make recipes/starter.toml --out runs/starter
@@ -24,6 +25,12 @@ SEED ?= 0
 fuzz: $(VENV)/ready
 	OMP_NUM_THREADS=1 AID_FUZZ_SECONDS=$(SECONDS_EACH) AID_FUZZ_INPUTS=$(INPUTS_EACH) AID_FUZZ_SEED=$(SEED) \
 	$(BIN)/python -m pytest -n 2 tests/fuzz
+
+# A training killed with -9 at 100 random points, three minutes; `make test` does it at 10.
+KILLS ?= 100
+
+kills: $(VENV)/ready
+	OMP_NUM_THREADS=1 AID_KILLS=$(KILLS) $(BIN)/python -m pytest tests/train/test_resume.py -k killed
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check src tests starter benchmarks hatch_build.py
