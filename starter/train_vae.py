@@ -1,11 +1,14 @@
 """Train the starter's VAE: SD1's AutoencoderKL topology (248 keys), narrower.
 
-    python starter/train_vae.py WORLD OUT.safetensors --edge-px 64 --steps 6000
+    python starter/train_vae.py WORLD OUT.safetensors --edge-px 64 --steps 6000 --drawings DRAWINGS
+
+Of each batch half comes from the world. The other half, from DRAWINGS (starter/drawings.py) and the world
+alike, is varied: closer, mirrored, in other colours. A VAE that has seen ten styles alone blurs every other.
 
 Run it again to continue: the state lies in OUT.unfinished, and with the same settings and --threads the
 result is the same to the byte as in one go. The loss is L1 + an edge term (L1 of finite differences) + a
-light KL; at the end the latents are rescaled to unit variance under SD1's fixed factor 0.18215, so every
-tool may treat the file as any SD1 VAE.
+light KL; at the end the latents are brought to unit variance under SD1's fixed factor 0.18215, so every
+tool may treat the file as any SD1 VAE, and with --start to that one's axes.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn.functional import avg_pool2d
 
 from aid.core.files import replacing
 from aid.errors import SettingsError
@@ -39,7 +43,7 @@ from aid.train.batch import step_generator
 WIDTHS = (16, 32, 64, 64)
 
 
-def read_world(world: Path, edge_px: int) -> torch.Tensor:
+def read_pictures(world: Path, edge_px: int) -> torch.Tensor:
     """Every picture under `world` as uint8 [n, 3, edge, edge]; cached beside it."""
     cache = world.parent / f"{world.name}-{edge_px}.npy"
     if not cache.exists():
@@ -70,6 +74,31 @@ def build_vae() -> AutoencoderKL:
     return vae.to(memory_format=torch.channels_last)
 
 
+def reduced(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 [n, 3, 2 edge, 2 edge] -> float [n, 3, edge, edge] in -1..1."""
+    return avg_pool2d(pictures.float(), 2) / 127.5 - 1
+
+
+def varied(picture: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
+    """uint8 [3, 2 edge, 2 edge] -> float [1, 3, edge, edge] in -1..1.
+
+    A third at twice the size, half mirrored, half with channels exchanged, some of those as negatives."""
+    closer, mirrored, exchanged, negative = (
+        torch.rand(4, generator=chance) < torch.tensor([0.33, 0.5, 0.5, 0.1])
+    ).tolist()
+    edge = picture.shape[-1] // 2
+    if closer:
+        top, left = torch.randint(edge + 1, (2,), generator=chance).tolist()
+        x = picture[None, :, top : top + edge, left : left + edge].float() / 127.5 - 1
+    else:
+        x = reduced(picture[None])
+    if mirrored:
+        x = x.flip(-1)
+    if exchanged:
+        x = x[:, torch.randperm(3, generator=chance)]
+    return -x if exchanged and negative else x
+
+
 def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
@@ -89,19 +118,36 @@ def loss_of(
     return pixel + edge + kl_weight * posterior.kl().mean() / x[0].numel(), (y - x).square().mean().detach()
 
 
+def towards(latents: torch.Tensor, wanted: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """M [4, 4] and c [4], so that M z + c has mean 0 and variance 1, and lies nearest to what is `wanted`."""
+    z = latents.permute(0, 2, 3, 1).reshape(-1, 4).double()
+    matrix, shift = torch.eye(4, dtype=z.dtype), torch.zeros(4, dtype=z.dtype)
+    if wanted is not None:
+        with_one = torch.cat([z, torch.ones(len(z), 1, dtype=z.dtype)], 1)
+        found = torch.linalg.lstsq(with_one, wanted.permute(0, 2, 3, 1).reshape(-1, 4).double()).solution
+        matrix, shift = found[:4].T, found[4]
+    moved = z @ matrix.T + shift
+    factor = 1 / moved.std(0)
+    return factor[:, None] * matrix, factor * (shift - moved.mean(0))
+
+
 @torch.no_grad()
-def fold_scale(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
-    """Shift and scale the latents to zero mean and unit variance under 0.18215, function unchanged."""
-    sample = pixels[:: max(1, len(pixels) // 512)].float() / 127.5 - 1
-    latents = vae.encode(sample).latent_dist.mean
-    mean = latents.mean((0, 2, 3))
-    factor = 1 / (VAE_SCALE * latents.std((0, 2, 3)))
+def fold(vae: AutoencoderKL, pixels: torch.Tensor, start: AutoencoderKL | None) -> None:
+    """Give the latents zero mean and unit variance under 0.18215, and where there is a `start` its axes, so
+    that a U-Net taught on its latents can go on. What comes back from encoding and decoding is unchanged."""
+    sample = reduced(pixels[:: max(1, len(pixels) // 512)])
+    mean = vae.encode(sample).latent_dist.mean
+    matrix, shift = towards(
+        mean * VAE_SCALE, start.encode(sample).latent_dist.mean * VAE_SCALE if start else None
+    )
+    shift = shift / VAE_SCALE
     encode, decode = vae.quant_conv, vae.post_quant_conv
-    encode.weight[:4] *= factor[:, None, None, None]
-    encode.bias[:4] = (encode.bias[:4] - mean) * factor
-    encode.bias[4:] += 2 * factor.log()
-    decode.bias += decode.weight[:, :, 0, 0] @ mean
-    decode.weight /= factor[None, :, None, None]
+    encode.weight[:4] = (matrix @ encode.weight[:4, :, 0, 0].double())[:, :, None, None]
+    encode.bias[:4] = matrix @ encode.bias[:4].double() + shift
+    encode.bias[4:] += 2 * matrix.norm(dim=1).log()
+    back = decode.weight[:, :, 0, 0].double() @ matrix.inverse()
+    decode.weight.copy_(back[:, :, None, None])
+    decode.bias.copy_(decode.bias.double() - back @ shift)
 
 
 class Training:
@@ -122,14 +168,16 @@ class Training:
         )
         self.average = {name: value.clone() for name, value in self.vae.state_dict().items()}
 
-    def step(self, index: int, pictures: torch.Tensor) -> tuple[float, float]:
+    def step(self, index: int, pictures: torch.Tensor, others: torch.Tensor) -> tuple[float, float]:
         """One step, all its randomness from (seed, index); its loss and its PSNR in dB."""
         chosen = self.chosen
         for group in self.optimiser.param_groups:
             group["lr"] = chosen.rate * min(1.0, index / 100) * (1.02 - index / chosen.steps)
         chance = step_generator(chosen.seed, index)
-        rows = torch.randint(len(pictures), (chosen.batch,), generator=chance)
-        x = (pictures[rows].float() / 127.5 - 1).to(memory_format=torch.channels_last)
+        half = chosen.batch // 2
+        rows = torch.randint(len(pictures), (chosen.batch - half,), generator=chance)
+        rest = [varied(others[row], chance) for row in torch.randint(len(others), (half,), generator=chance)]
+        x = torch.cat([reduced(pictures[rows]), *rest]).contiguous(memory_format=torch.channels_last)
         loss, square = loss_of(self.vae, x, chosen.kl, chosen.decoder_only, chance)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -161,13 +209,16 @@ class Training:
 def finish(training: Training, pictures: torch.Tensor, held: torch.Tensor) -> None:
     """Write the averaged weights, scaled, with what they are in the metadata."""
     vae, chosen = training.vae, training.chosen
+    start = build_vae().eval() if chosen.start else None
+    if start:
+        start.load_state_dict(load_file(chosen.start))
     vae.load_state_dict(training.average)
     vae.eval()
     with torch.no_grad():
-        x = held[:128].float() / 127.5 - 1
+        x = reduced(held[:128])
         before = vae(x).sample
         if not chosen.decoder_only:
-            fold_scale(vae, pictures)
+            fold(vae, pictures, start)
         after = vae(x).sample
         latents = vae.encode(x).latent_dist.mean * VAE_SCALE
     psnr = 10 * np.log10(4 / (after.clamp(-1, 1) - x).square().mean().item())
@@ -201,6 +252,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("world", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--drawings", type=Path, help="drawings of other hands, for half of each batch")
     parser.add_argument("--edge-px", type=int, default=64)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=4)
@@ -213,14 +265,17 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--save-every", type=int, default=500, help="steps between saved states")
     chosen = parser.parse_args(words)
     torch.set_num_threads(chosen.threads)
-    pixels = read_world(chosen.world, chosen.edge_px)
+    pixels = read_pictures(chosen.world, 2 * chosen.edge_px)
     is_held = torch.arange(len(pixels)) % 97 == 0
     held, trained = pixels[is_held], pixels[~is_held]
+    others = trained
+    if chosen.drawings:
+        others = torch.cat([read_pictures(chosen.drawings, 2 * chosen.edge_px), trained])
     training, unfinished = Training(chosen), chosen.out.with_suffix(".unfinished")
     refuse_another(unfinished, chosen)
     history: list[float] = []
     for index in range(training.resume(unfinished), chosen.steps):
-        loss, psnr = training.step(index, trained)
+        loss, psnr = training.step(index, trained, others)
         history = [*history[-99:], psnr]
         if (index + 1) % 100 == 0:
             print(f"step {index + 1} psnr {np.mean(history):.2f} dB loss {loss:.4f}", flush=True)
