@@ -43,7 +43,7 @@ def test_every_kind_of_layer_is_quick_inside_and_none_after(model: StableDiffusi
         return {type(forward) for forward in forwards if forward is not None}
 
     with quick(model):
-        assert kinds() == {layers.TextAttention, layers.GatedGelu, layers.SmallConvolution}
+        assert kinds() == {layers.TextAttention, layers.GatedGelu, layers.PackedConvolution}
     assert not kinds()
 
 

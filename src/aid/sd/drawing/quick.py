@@ -18,7 +18,9 @@ from aid.sd.model.checkpoint import StableDiffusion
 
 TEXTS_KEPT = 2  # of a batch, what attention made of each
 VECTOR = 16  # float32 of the widest register: a row of keys that doesn't fill its last is half as fast
-FEW_POSITIONS = 64  # pixels of all rows, below which laying out the weights is most of a convolution
+FEW_POSITIONS = 8  # pixels of all rows
+LARGEST_PACKED = 1 << 20  # numbers of a convolution's weights; laying out larger ones is little of their work
+LAY_OUT: Any = getattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", None)  # of builds with oneDNN
 
 
 @contextmanager
@@ -42,8 +44,8 @@ def _quick_forward(name: str, layer: Any, on_cpu: bool) -> Callable[..., Tensor]
         return TextAttention(layer, on_cpu) if _is_plain(layer) else None
     if on_cpu and type(layer) is GEGLU and "forward" not in vars(layer.proj):
         return GatedGelu(layer.proj)
-    if on_cpu and type(layer) is nn.Conv2d and _is_common(layer):
-        return SmallConvolution(layer)
+    if on_cpu and type(layer) is nn.Conv2d and _is_packable(layer):
+        return PackedConvolution(layer)
     return None
 
 
@@ -107,26 +109,39 @@ class GatedGelu:
         return made
 
 
-class SmallConvolution:
-    """A convolution by torch's own kernel where there are few positions: oneDNN lays out the weights anew
-    at every call, which there takes longer than the rest."""
+class PackedConvolution:
+    """A convolution whose weights oneDNN has laid out once and not at every call; and by torch's own kernel
+    where there are so few positions that laying out the pixels would be most of the work."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         self.layer = layer
+        self.packed: dict[torch.Size, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         layer = self.layer
         weight, bias, stride, padding = layer.weight, layer.bias, layer.stride, layer.padding
-        if x.dtype != torch.float32 or x.numel() > FEW_POSITIONS * x.shape[1]:
+        if x.dtype != torch.float32 or weight.dtype != torch.float32:
             return F.conv2d(x, weight, bias, stride, padding)
-        made: Tensor = torch.ops.aten.thnn_conv2d(x, weight, layer.kernel_size, bias, stride, padding)
+        if x.numel() <= FEW_POSITIONS * x.shape[1]:
+            made: Tensor = torch.ops.aten.thnn_conv2d(x, weight, layer.kernel_size, bias, stride, padding)
+            return made
+        return self._by_onednn(x)
+
+    def _by_onednn(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        places = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        if x.shape not in self.packed:
+            self.packed[x.shape] = LAY_OUT(layer.weight.to_mkldnn(), *places, list(x.shape))
+        operator = torch.ops.mkldnn._convolution_pointwise
+        made: Tensor = operator(x, self.packed[x.shape], layer.bias, *places, "none", [], "")
         return made
 
 
-def _is_common(layer: nn.Conv2d) -> bool:
-    """Whether `SmallConvolution` does all that the layer does, and is worth it."""
+def _is_packable(layer: nn.Conv2d) -> bool:
+    """Whether `PackedConvolution` does all that the layer does, and a second copy of the weights is small."""
     plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    return plain and layer.kernel_size != (1, 1) and not isinstance(layer.padding, str)
+    small = layer.weight.numel() <= LARGEST_PACKED
+    return LAY_OUT is not None and plain and small and not isinstance(layer.padding, str)
 
 
 def _is_plain(block: Any) -> bool:
