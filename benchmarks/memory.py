@@ -19,7 +19,8 @@ from reporting import Row, report
 from training import make_dataset
 
 from aid.estimate.explain import RUNTIME_BYTES
-from aid.estimate.work import WORK, Scene
+from aid.estimate.scene import Scene
+from aid.estimate.work import WORK
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.checkpoint import create_checkpoint, save_checkpoint
 from aid.train.settings import FinetuneInputs, FinetuneSettings

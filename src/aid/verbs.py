@@ -49,6 +49,9 @@ VERBS = {
         "aid.train.embedding", "embedding", "Embedding", "Bad pictures -> negative Embedding."
     ),
     "merge": Entry("aid.merge.run", "merge", "Merge", "Checkpoints -> Checkpoint, block by block."),
+    "merge extract": Entry(
+        "aid.merge.extract", "extract", "Extract", "Two checkpoints -> Adapter: what one learned."
+    ),
     "generate": Entry("aid.generate.run", "generate", "Generate", "Checkpoint -> pictures."),
     "grid": Entry("aid.generate.grid.run", "grid", "Grid", "Checkpoint and axes -> pictures side by side."),
     "judge": Entry("aid.evaluate.judge_run", "judge", "Judge", "Dataset -> Judge of styles and tags."),

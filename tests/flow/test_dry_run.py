@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from aid.cli import main
 from aid.core.lineage import read_lineage
 from aid.estimate.explain import RUNTIME_BYTES, Row, explain, measured_rate
-from aid.estimate.work import WORK, Pictures, Scene
+from aid.estimate.scene import Pictures, Scene
+from aid.estimate.work import WORK
 from aid.make import read_recipe
 from aid.sd.model.architecture import SD1, SDXL, TINY, Architecture
 from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint

@@ -24,7 +24,8 @@ from aid.core.release import Release
 from aid.core.shot import Shot
 from aid.core.workbench import Silence, Ticker, Workbench
 from aid.errors import SettingsError
-from aid.estimate.work import WORK, Scene
+from aid.estimate.scene import Scene
+from aid.estimate.work import WORK
 from aid.generate.grid.layout import Grid, plan_grid
 from aid.generate.grid.run import grid
 from aid.generate.grid.settings import GridInputs, GridSettings

@@ -40,8 +40,17 @@ class Lazy(click.Group):
         names = [name.removeprefix(self.prefix) for name in VERBS if name.startswith(self.prefix)]
         if self.prefix:
             return names
-        heads = dict.fromkeys(name.partition(" ")[0] for name in names)
+        heads = dict.fromkeys(name.partition(" ")[0] if name.split()[0] in GROUPS else name for name in names)
         return [*heads, *OTHERS]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """A verb of two words whose first is a verb too: `merge extract` beside `merge`."""
+        full = " ".join(args[:2])
+        if self.prefix or args[0] in GROUPS or full not in VERBS:
+            return super().resolve_command(ctx, args)
+        return full, self.get_command(ctx, full), args[2:]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         full = self.prefix + cmd_name

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from aid.errors import AidError
-from aid.estimate.work import WORK, Scene, Work
+from aid.estimate.scene import Scene, Work
+from aid.estimate.work import WORK
 from aid.make import Recipe, Step
 from aid.verbs import VERBS
 

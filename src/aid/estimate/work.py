@@ -8,25 +8,24 @@ gradient, the optimiser's moments and the average, and what is kept in between.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aid import starter
-from aid.core.dataset import Dataset
 from aid.core.gallery import SHOTS_FILE
 from aid.core.shot import Shot
 from aid.dataset.find import find
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import AidError
+from aid.estimate.merging import extract_work, merge_work
+from aid.estimate.scene import DISK_RATE, Pictures, Scene, Work
 from aid.evaluate.settings import EvaluateInputs, EvaluateSettings, JudgeInputs, JudgeSettings
 from aid.generate.grid.layout import plan_grid
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.settings import DrawingInputs, DrawingSettings, GenerateInputs, GenerateSettings
-from aid.merge.settings import MergeInputs, MergeSettings
 from aid.release.settings import ReleaseInputs, ReleaseSettings
 from aid.sd.adapter.target import kohya_targets, skeleton
-from aid.sd.model.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost, read_cost
+from aid.sd.model.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost
 from aid.train.settings import (
     EmbeddingInputs,
     EmbeddingSettings,
@@ -47,90 +46,10 @@ STATE_BYTES = 16  # a trained parameter in a saved state: weight, two moments, a
 AUTOCAST_BYTES = 3  # an activation under bf16: some stay in 32 bits
 COPY_BYTES = 2  # a trained parameter's copy under bf16
 DECODED_AT_ONCE = 1 << 20  # pixels
-DISK_RATE = 0.3e9  # bytes/s
 CROP_SECONDS = 0.7e-6  # a pixel: decode, resize, write lossless WebP
 LOOK_SECONDS = 0.15e-6  # a pixel: read it, measure its texture
 WEBP_BYTES, PNG_BYTES, LATENT_BYTES = 1.6, 1.8, 0.25  # a pixel
 JUDGE_PASS, JUDGE_WIDTH = 2.84e7, 16  # FLOPs a picture at the judge's default width
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """A dataset or gallery; by default the card's, which stands in where pictures are missing."""
-
-    count: int = 4300
-    styles: frozenset[str] = frozenset(f"style {number}" for number in range(40))
-    replayed: int = 0
-    held: int = 0
-    pixels: int = 512 * 512
-    note: str = "the pictures are missing: 4,300 of 40 styles are assumed, about the card's"
-
-    @property
-    def trained(self) -> int:
-        """Neither held out nor replayed."""
-        return max(1, self.count - self.replayed - self.held)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one step takes. `number_bytes` is 2 where a GPU computes in 16 bits."""
-
-    sizes: str
-    made: Cost | Pictures | None = None
-    flops: float = 0.0
-    number_bytes: int = 4
-    seconds: float = 0.0
-    memory: float = 0.0
-    disk: float = 0.0
-    scratch: float = 0.0
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Scene:
-    """The steps so far: folder -> name, what they will have made; which may make something new, or wait."""
-
-    names: dict[Path, str] = field(default_factory=dict)
-    made: dict[Path, Cost | Pictures | None] = field(default_factory=dict)
-    changed: set[Path] = field(default_factory=set)
-    waiting: set[Path] = field(default_factory=set)
-
-    def maker(self, path: Path) -> Path | None:
-        """The folder of the earlier step that `path` is or lies in."""
-        return next((folder for folder in (path, *path.parents) if folder in self.names), None)
-
-    def told(self, path: Path) -> str:
-        """A path as recipes write it: `@style` is what an earlier step makes, `aid:` what is shipped."""
-        if maker := self.maker(path):
-            return f"@{(Path(self.names[maker]) / path.relative_to(maker)).as_posix()}"
-        if path == starter.BASE:
-            return "aid:base"
-        shipped = path.is_relative_to(starter.FOLDER)
-        return f"aid:{path.relative_to(starter.FOLDER).as_posix()}" if shipped else str(path)
-
-    def cost(self, path: Path) -> Cost:
-        found = self.made.get(self.maker(path) or path)
-        return found if isinstance(found, Cost) else read_cost(path)
-
-    def pictures(self, path: Path) -> Pictures:
-        found = self.made.get(self.maker(path) or path)
-        return found if isinstance(found, Pictures) else read_pictures(path)
-
-
-def read_pictures(path: Path) -> Pictures:
-    """Of a dataset made before; the card's, with a note, if there is none."""
-    try:
-        records = Dataset(path).records
-    except AidError:
-        return Pictures()
-    return Pictures(
-        count=len(records),
-        styles=frozenset(record.style for record in records if record.style),
-        replayed=sum(record.regularisation and record.split == "train" for record in records),
-        held=sum(record.split == "held" for record in records),
-        pixels=max((record.width * record.height for record in records), default=0),
-        note="",
-    )
 
 
 def _prepare(settings: PrepareSettings, inputs: PrepareInputs, scene: Scene) -> Work:
@@ -365,19 +284,6 @@ def _look(pictures: Pictures) -> float:
     return pictures.count * (0.001 + pictures.pixels * LOOK_SECONDS)
 
 
-def _merge(settings: MergeSettings, inputs: MergeInputs, scene: Scene) -> Work:
-    costs = [scene.cost(path) for path in inputs.models.values()] or [Cost()]
-    size = costs[0].parameters * (4 if settings.precision == "fp32" else 2)
-    return Work(
-        f"{_many(len(costs), 'model')} of {costs[0].parameters / 1e6:,.1f} M parameters",
-        costs[0],
-        seconds=(len(costs) + 1) * size / DISK_RATE,
-        memory=size,
-        disk=size,
-        notes=tuple(cost.note for cost in costs),
-    )
-
-
 def _release(settings: ReleaseSettings, inputs: ReleaseInputs, scene: Scene) -> Work:
     cost = scene.cost(inputs.checkpoint)
     size = cost.parameters * (4 if settings.precision == "fp32" else 2)
@@ -394,7 +300,8 @@ WORK: dict[str, Callable[[Any, Any, Scene], Work]] = {
     "train finetune": _finetune,
     "train lora": _lora,
     "train embedding": _embedding,
-    "merge": _merge,
+    "merge": merge_work,
+    "merge extract": extract_work,
     "generate": _generate,
     "grid": _grid,
     "judge": _judge,

@@ -7,12 +7,9 @@ from aid.core.dataset import count_tags
 from aid.sd.file.hashes import hash_file
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.checkpoint import StableDiffusion, resolve_checkpoint
-from aid.sd.model.metadata import ModelSpec, Training, architecture_name
+from aid.sd.model.metadata import ModelSpec, Training, architecture_name, base_version
 from aid.train.plan import Plan
 from aid.train.settings import LoraSettings
-
-VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-"""kohya's `ss_base_model_version`, by which A1111 tells a LoRA's family."""
 
 
 def lora_metadata(model: StableDiffusion, plan: Plan, settings: LoraSettings) -> dict[str, str]:
@@ -93,11 +90,6 @@ def base_words(model: StableDiffusion) -> dict[str, str]:
     path = resolve_checkpoint(model.path)
     found = hash_file(path)
     return {"sd_model_name": path.name, "sd_model_hash": found.autov1, "new_sd_model_hash": found.sha256}
-
-
-def base_version(architecture: Architecture) -> str:
-    version = VERSIONS[architecture.family]
-    return f"{version}_v" if architecture.family == "sd2" and architecture.prediction == "v" else version
 
 
 def network_arguments(settings: LoraSettings) -> dict[str, str]:

@@ -22,6 +22,7 @@ NAMES = (
     (SD2, "stable-diffusion-v2-768-v"),
     (SDXL, "stable-diffusion-xl-v1-base"),
 )
+VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 Size = tuple[int, int]
 
 
@@ -235,3 +236,9 @@ def architecture_name(architecture: Architecture) -> str:
     by_family = {"sd1": NAMES[0][1], "sd2": NAMES[2][1], "sdxl": NAMES[3][1]}
     name = by_family[architecture.family]
     return name if any(bare == real for real, _ in NAMES) else f"{name}/narrow"
+
+
+def base_version(architecture: Architecture) -> str:
+    """kohya's `ss_base_model_version`, by which A1111 tells a LoRA's family."""
+    version = VERSIONS[architecture.family]
+    return f"{version}_v" if architecture.family == "sd2" and architecture.prediction == "v" else version
