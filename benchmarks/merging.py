@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -21,9 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from reporting import Row, report
 
@@ -91,9 +92,10 @@ class Case:
     formats: tuple[str, ...]
     settings: str
     peers: tuple[str, ...] = ()
-    output: str = ""
-    """The result's format, if it isn't the first parent's."""
-    inputs: dict[str, str] = field(default_factory=dict)
+    loras: int = 0
+    """How many of rank 32 are baked."""
+    portable: bool = False
+    """By torch, as where there was no compiler."""
 
     def models(self, folder: Path) -> dict[str, Path]:
         return {
@@ -130,10 +132,35 @@ CASES = {
     "mbw of three, fp32": Case("sd1", ("F32",) * 3, MBW),
     "mbw of three, bf16": Case("sd1", ("BF16",) * 3, MBW),
     "mbw of three, mixed": Case("sd1", ("F16", "F32", "BF16"), MBW),
+    "mbw of three, torch": Case("sd1", ("F16",) * 3, MBW, portable=True),
     "add difference": Case("sd1", ("F16",) * 3, chain("add_difference", NAMES[:3], alpha=0.7)),
+    "ties of four": Case("sd1", ("F16",) * 4, chain("ties", NAMES[:4], alpha=0.5, beta=0.2)),
+    "five LoRA": Case("sd1", ("F16",), 'primary = "style"\n', loras=5),
     "sdxl, two": Case("sdxl", ("F16",) * 2, chain("weighted_sum", NAMES[:2], alpha=0.4), ("loop",)),
     "sdxl, three": Case("sdxl", ("F16",) * 3, chain("triple_sum", NAMES[:3], alpha=0.3, beta=0.3)),
 }
+
+
+def loras(case: Case, folder: Path) -> list[Path]:
+    return [folder / f"lora{number}.safetensors" for number in range(case.loras)]
+
+
+def make_lora(path: Path, seed: int) -> None:
+    """Rank 32 on every layer of SD1.5 that kohya's trainer puts one on."""
+    import torch
+
+    from aid.sd.adapter.file import save_adapter
+    from aid.sd.adapter.target import kohya_targets, skeleton
+    from aid.sd.model.architecture import SD1
+
+    chance = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, target in kohya_targets(skeleton(SD1)).items():
+        narrow = [1] * (len(target.shape) - 2)
+        tensors[f"{name}.lora_down.weight"] = 0.02 * torch.randn(32, *target.shape[1:], generator=chance)
+        tensors[f"{name}.lora_up.weight"] = 0.02 * torch.randn(target.shape[0], 32, *narrow, generator=chance)
+        tensors[f"{name}.alpha"] = torch.tensor(16.0)
+    save_adapter(path, tensors, {})
 
 
 def limit(models: Mapping[str, Path], target: Path, share: float = 1.0) -> None:
@@ -188,6 +215,9 @@ PEERS: dict[str, Callable[[Mapping[str, Path], Path], None]] = {"loop": loop, "m
 START = """
 import sys
 from aid.cli import main
+from aid.merge import arithmetic
+if PORTABLE:
+    arithmetic.kernel = lambda: None
 sys.path.insert(0, sys.argv.pop(1))
 from merging import tell_peak
 try:
@@ -203,14 +233,27 @@ def tell_peak() -> None:
     print(next(line for line in status.splitlines() if line.startswith("VmHWM")), file=sys.stderr)
 
 
-def timed(words: list[str]) -> tuple[float, float]:
-    """Wall seconds of a process, and MiB at its peak."""
-    began = time.monotonic()
+class Cost(NamedTuple):
+    """Seconds of the wall's clock and of processors', and MiB at the peak."""
+
+    wall: float
+    cpu: float
+    peak: float
+
+
+def timed(words: list[str]) -> Cost:
+    began, before = time.monotonic(), _child_seconds()
     done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, text=True)
     seconds = time.monotonic() - began
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}\n{done.stderr[-2000:]}")
-    return seconds, int(done.stderr.rsplit("VmHWM:", 1)[1].split()[0]) / 1024
+    peak = int(done.stderr.rsplit("VmHWM:", 1)[1].split()[0]) / 1024
+    return Cost(seconds, _child_seconds() - before, peak)
+
+
+def _child_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def commands(name: str, case: Case, folder: Path) -> dict[str, list[str]]:
@@ -218,7 +261,9 @@ def commands(name: str, case: Case, folder: Path) -> dict[str, list[str]]:
     settings = folder / "settings.toml"
     settings.write_text(case.settings)
     given = [word for model, path in models.items() for word in ("--models", f"{model}={path}")]
-    aid = [sys.executable, "-c", START, str(Path(__file__).parent), "merge", "--settings", str(settings)]
+    given += [word for path in loras(case, folder) for word in ("--loras", f"{path.stem}={path}")]
+    start = START.replace("PORTABLE", str(case.portable))
+    aid = [sys.executable, "-c", start, str(Path(__file__).parent), "merge", "--settings", str(settings)]
     jobs = {"aid": [*aid, *given, "--out", str(folder / "out")]}
     for peer in ("limit", *case.peers):
         jobs[peer] = [sys.executable, __file__, "--job", peer, name, str(folder)]
@@ -226,24 +271,25 @@ def commands(name: str, case: Case, folder: Path) -> dict[str, list[str]]:
 
 
 def measure(name: str, case: Case, folder: Path, runs: int) -> list[Row]:
-    times: dict[str, list[float]] = {}
-    peaks: dict[str, float] = {}
-    jobs = commands(name, case, folder)
+    costs: dict[str, list[Cost]] = {}
     for turn in range(runs + 1):  # the first fills the page cache and the memory of hashes
-        for job, words in jobs.items():
-            if turn > (1 if job in case.peers else runs):
-                continue
-            seconds, peak = timed(words)
+        for job, words in commands(name, case, folder).items():
+            if turn and job in case.peers:
+                continue  # they take minutes: once is enough
+            cost = timed(words)
             clean(folder)
             if turn or job in case.peers:
-                times.setdefault(job, []).append(seconds)
-            peaks[job] = peak
-    found = {job: statistics.median(seconds) for job, seconds in times.items()}
-    beside = {job: value for job, value in found.items() if job in case.peers}
-    memory = {job: value for job, value in peaks.items() if job in case.peers}
+                costs.setdefault(job, []).append(cost)
+
+    def row(title: str, unit: str, figure: Callable[[Cost], float], limit: float | None = None) -> Row:
+        found = {job: statistics.median(map(figure, own)) for job, own in costs.items()}
+        peers = {job: found[job] for job in case.peers}
+        return Row(title, found["aid"], unit, found["limit"] if limit is None else limit, peers)
+
     return [
-        Row(name, found["aid"], "s", found["limit"], beside),
-        Row(f"{name}, memory", peaks["aid"], "MiB", 64.0, memory),
+        row(name, "s", lambda cost: cost.wall),
+        row(f"{name}, processors", "s", lambda cost: cost.cpu),
+        row(f"{name}, memory", "MiB", lambda cost: cost.peak, 256.0 if case.portable else 64.0),
     ]
 
 
@@ -255,12 +301,15 @@ def clean(folder: Path) -> None:
 def prepare(case: Case, folder: Path) -> None:
     """Make the case's files, unless the last case had them, and remove all others."""
     wanted = case.models(folder)
-    for stale in set(folder.glob("*.safetensors")) - set(wanted.values()):
+    for stale in set(folder.glob("*.safetensors")) - {*wanted.values(), *loras(case, folder)}:
         stale.unlink()
     layout = shapes(case.family)
     for number, (path, format) in enumerate(zip(wanted.values(), case.formats, strict=True)):
         if not path.exists():
             make_file(path, layout, format, number)
+    for number, path in enumerate(loras(case, folder)):
+        if not path.exists():
+            make_lora(path, number)
 
 
 def main() -> None:
@@ -284,10 +333,12 @@ def main() -> None:
         for name in chosen.case or CASES:
             prepare(CASES[name], place)
             rows += measure(name, CASES[name], place, chosen.runs)
+            report(rows[-3:], None)
     finally:
         if not chosen.keep:
             shutil.rmtree(place)
-    report(rows, chosen.json)
+    if chosen.json:
+        report(rows, chosen.json)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define LANES 64 /* sums side by side: as many as stay in registers */
 #define BLOCK 1024 /* values at a time: the rows of some twenty models stay in the second-level cache */
 
 enum format { F64, F32, F16, BF16 };
@@ -88,16 +89,18 @@ static int culprit(const float *rows, int terms, long count) {
     return -1;
 }
 
-/* The sum of a block's squared differences, added in halves, in which order torch can add them too. */
+/* The sum of a block's squared differences: in LANES sums side by side, which are then added in halves. torch can
+   add them in this order too. */
 INLINE float squared(const float *row, const float *less) {
-    float halves[BLOCK / 2];
-    for (int i = 0; i < BLOCK / 2; i++) {
-        float one = row[i] - less[i], other = row[i + BLOCK / 2] - less[i + BLOCK / 2];
-        halves[i] = one * one + other * other;
-    }
-    for (int left = BLOCK / 4; left; left /= 2)
-        for (int i = 0; i < left; i++) halves[i] += halves[i + left];
-    return halves[0];
+    float sums[LANES] = {0};
+    for (int at = 0; at < BLOCK; at += LANES)
+        for (int i = 0; i < LANES; i++) {
+            float one = row[at + i] - less[at + i];
+            sums[i] += one * one;
+        }
+    for (int left = LANES / 2; left; left /= 2)
+        for (int i = 0; i < left; i++) sums[i] += sums[i + left];
+    return sums[0];
 }
 
 INLINE void add_row(const void *from, int format, const float *row, double weight, int first, double *sum,
@@ -131,11 +134,12 @@ INLINE int blend(long count, int terms, const void *const *values, const int *fo
             narrow_row(format, sum, result, to, here, narrow);
             widen_row(format, to, result, here, widen);
         } else memcpy(result, rows, BLOCK * sizeof(float));
-        if (!fault && has_no_end(result, here)) /* one in a term is one in the sum */
-            fault = culprit(rows, terms, here);
         for (int term = 0; out && term < terms; term++)
             squares[term] += squared(rows + (long)term * BLOCK, result);
-        squares[terms] += squared(result, nothing);
+        float square = squared(result, nothing);
+        squares[terms] += square;
+        if (!fault && !isfinite(square) && has_no_end(result, here)) /* one in a term is one in the sum */
+            fault = culprit(rows, terms, here);
     }
     free(rows);
     return fault;

@@ -3,6 +3,7 @@ that it doesn't know."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
@@ -13,7 +14,8 @@ from torch import Tensor
 from aid.merge.arithmetic import Found, Operand
 from aid.sd.file.tensorfile import DTYPES
 
-BLOCK = 1024
+BLOCK, LANES = 1024, 64
+PART = 64 * BLOCK  # values at a time: what a processor's cache holds, in doubles
 CUT = (1 << 29) - 1  # the bits of a double beyond a float's
 
 
@@ -22,17 +24,22 @@ class Torch:
 
     def blend(self, operands: Sequence[Operand], count: int, format: str, out: memoryview) -> Found:
         rows = [_row(one, count) for one in operands]
-        total = rows[0].double() * operands[0].weight
-        for row, one in zip(rows[1:], operands[1:], strict=True):
-            total += row.double() * one.weight
-        result = torch.frombuffer(out, dtype=DTYPES[format], count=count).copy_(rounded(total, format))
-        final = result.float()
-        distances = tuple(_square(row.float() - final) for row in rows)
-        return Found(distances, _square(final), _fault(rows, result))
+        result = torch.frombuffer(out, dtype=DTYPES[format], count=count)
+        distances, square = [0.0] * len(rows), 0.0
+        for start in range(0, count, PART):
+            part = result[start : start + PART]
+            parts = [row[start : start + PART] for row in rows]
+            _sum(parts, [one.weight for one in operands], part, format)
+            final = part.float()
+            for number, row in enumerate(parts):
+                distances[number] = _add_squares(distances[number], row.float() - final)
+            square = _add_squares(square, final)
+        return Found(tuple(distances), square, _fault(rows, result, square))
 
     def look(self, operand: Operand, count: int) -> Found:
         row = _row(operand, count)
-        return Found((0.0,), _square(row.float()), _fault([row], row))
+        square = _add_squares(0.0, row.float())
+        return Found((0.0,), square, _fault([row], row, square))
 
 
 TORCH = Torch()
@@ -53,18 +60,25 @@ def _row(operand: Operand, count: int) -> Tensor:
     return torch.frombuffer(operand.values, dtype=DTYPES[operand.format], count=count)
 
 
-def _square(row: Tensor) -> float:
-    """The sum of squares, in the kernel's order: each block in halves, then block by block."""
-    padded = torch.nn.functional.pad(row, (0, -row.numel() % BLOCK)).view(-1, BLOCK)
-    halves, left = padded * padded, BLOCK
+def _sum(rows: Sequence[Tensor], weights: Sequence[float], result: Tensor, format: str) -> None:
+    total = rows[0].double() * weights[0]
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
+        total += row.double() * weight
+    result.copy_(rounded(total, format))
+
+
+def _add_squares(so_far: float, row: Tensor) -> float:
+    """The sum of squares, in the kernel's order: a block in LANES sums, these in halves, block by block."""
+    padded = torch.nn.functional.pad(row, (0, -row.numel() % BLOCK))
+    sums, left = reduce(Tensor.add_, (padded * padded).view(-1, BLOCK // LANES, LANES).unbind(1)), LANES
     while left > 1:
         left //= 2
-        halves = halves[:, :left] + halves[:, left:]
-    return reduce(add, halves[:, 0].tolist(), 0.0)  # `sum` has its own way with floats
+        sums = sums[:, :left] + sums[:, left:]
+    return reduce(add, sums[:, 0].tolist(), so_far)  # `sum` has its own way with floats
 
 
-def _fault(rows: Sequence[Tensor], result: Tensor) -> int:
-    if torch.isfinite(result.float()).all():
+def _fault(rows: Sequence[Tensor], result: Tensor, square: float) -> int:
+    if math.isfinite(square) or torch.isfinite(result.float()).all():
         return 0
     bad = (number for number, row in enumerate(rows, 1) if not torch.isfinite(row.float()).all())
     return next(bad, -1)

@@ -11,17 +11,20 @@ import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any, TypeVar
 
 from aid.core.files import replacing
 from aid.merge.arithmetic import Found, Operand, arithmetic
 from aid.merge.parent import Parent
 from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, layout_bytes, written_order
 
-PIECE_BYTES = 256 << 10  # of the widest format at work: small enough for a processor's cache
+DESK_BYTES = 3 << 20  # what a thread works on at once: memory doesn't grow with the number of models either
+STEP_BYTES = 8 << 10  # pieces are whole blocks of the kernel's, in any format
+T = TypeVar("T")
 SPARE = 2  # pieces that are done and wait for their turn to be hashed
 
 
@@ -65,9 +68,18 @@ Seen = Callable[[Piece, Found], None]
 class Desk:
     """One thread's buffers: a piece of each parent, and of the result."""
 
-    def __init__(self, parents: int) -> None:
-        self.rows = [memoryview(bytearray(PIECE_BYTES)) for _ in range(parents)]
-        self.result = memoryview(bytearray(PIECE_BYTES))
+    def __init__(self, parents: int, piece_bytes: int) -> None:
+        self.rows = [memoryview(bytearray(piece_bytes)) for _ in range(parents)]
+        self.result = memoryview(bytearray(piece_bytes))
+
+
+class AtOnce(Executor):
+    """The one thread that there is does the work when it is handed over, while it is in the cache."""
+
+    def submit(self, work: Callable[..., T], /, *given: Any, **named: Any) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(work(*given, **named))
+        return future
 
 
 def write_stream(
@@ -83,33 +95,47 @@ def write_stream(
     with replacing(path, size) as stream:
         stream.write(head)
         stream.flush()
-        for piece, written, found in _results(stream.fileno(), _pieces(outputs, len(head)), threads):
+        for piece, written, found in _results(stream.fileno(), outputs, len(head), threads):
             digest.update(written)
             seen(piece, found)
     return digest.hexdigest()
+
+
+def pieces_in_memory(key: str, output: Output) -> Iterator[tuple[Piece, memoryview, Found]]:
+    """One tensor, piece by piece; each piece's bytes are good until the next one is asked for."""
+    if isinstance(output.source, Whole):
+        values, found = output.source.make()
+        yield Piece(key, output, 0, len(values) // ITEM_BYTES[output.format.name], 0), values, found
+        return
+    parents = len(output.source.terms)
+    desk = Desk(parents, _piece_bytes(parents))
+    for piece in _pieces_of(key, output, 0, _piece_bytes(parents)):
+        yield piece, *_computed(piece, output.source, desk)
 
 
 Result = tuple[Piece, memoryview, Found]
 NOTHING = Found((), 0.0, 0)
 
 
-def _results(file: int, pieces: Sequence[Piece], threads: int) -> Iterator[Result]:
+def _results(file: int, outputs: Mapping[str, Output], data_start: int, threads: int) -> Iterator[Result]:
     """Each piece as it was written, in order."""
-    sums = (one.output.source for one in pieces)
+    sums = (one.source for one in outputs.values())
     widest = max((len(one.terms) for one in sums if isinstance(one, Sum)), default=0)
+    piece_bytes = _piece_bytes(widest)
+    most = threads + SPARE if threads > 1 else 1
     desks: queue.SimpleQueue[Desk] = queue.SimpleQueue()
-    for _ in range(threads + SPARE):
-        desks.put(Desk(widest))
+    for _ in range(most):
+        desks.put(Desk(widest, piece_bytes))
     pending: deque[tuple[Piece, Desk, Future[tuple[memoryview, Found]]]] = deque()
-    with ThreadPoolExecutor(threads, "merge") as pool:
+    with ThreadPoolExecutor(threads, "merge") if threads > 1 else AtOnce() as pool:
         try:
-            for piece in pieces:
+            for piece in _pieces(outputs, data_start, piece_bytes):
                 if isinstance(piece.output.source, Whole):
                     yield from _finished(pending, desks, 0)
                     values, found = piece.output.source.make()
                     yield piece, _written(file, piece, values), found
                     continue
-                yield from _finished(pending, desks, threads + SPARE - 1)
+                yield from _finished(pending, desks, most - 1)
                 desk = desks.get()
                 pending.append((piece, desk, pool.submit(_compute, file, piece, piece.output.source, desk)))
             yield from _finished(pending, desks, 0)
@@ -131,14 +157,18 @@ def _finished(
 
 
 def _compute(file: int, piece: Piece, source: Sum, desk: Desk) -> tuple[memoryview, Found]:
+    result, found = _computed(piece, source, desk)
+    return _written(file, piece, result), found
+
+
+def _computed(piece: Piece, source: Sum, desk: Desk) -> tuple[memoryview, Found]:
     operands = []
     for (parent, weight), row in zip(source.terms, desk.rows, strict=False):
         name = parent.formats[piece.key].name
         values = row[: piece.count * ITEM_BYTES[name]]
         parent.read_into(piece.key, piece.start * ITEM_BYTES[name], values)
         operands.append(Operand(values, name, weight))
-    result, found = _blended(operands, piece.count, piece.output.format.name, desk.result)
-    return _written(file, piece, result), found
+    return _blended(operands, piece.count, piece.output.format.name, desk.result)
 
 
 def _blended(
@@ -160,28 +190,27 @@ def _written(file: int, piece: Piece, values: memoryview) -> memoryview:
     return values
 
 
-def _pieces(outputs: Mapping[str, Output], data_start: int) -> list[Piece]:
+def _piece_bytes(parents: int) -> int:
+    """Of the widest format at work."""
+    return DESK_BYTES // (parents + 1) // STEP_BYTES * STEP_BYTES
+
+
+def _pieces(outputs: Mapping[str, Output], data_start: int, piece_bytes: int) -> Iterator[Piece]:
     """Every piece in the file's order."""
     names = written_order({key: one.format for key, one in outputs.items()})
-    ends = accumulate((outputs[key].format.size for key in names), initial=data_start)
-    return [
-        piece
-        for key, start in zip(names, ends, strict=False)
-        for piece in _pieces_of(key, outputs[key], start)
-    ]
+    starts = accumulate((outputs[key].format.size for key in names), initial=data_start)
+    for key, start in zip(names, starts, strict=False):
+        yield from _pieces_of(key, outputs[key], start, piece_bytes)
 
 
-def _pieces_of(key: str, output: Output, at: int) -> Iterator[Piece]:
-    item = ITEM_BYTES[output.format.name]
+def _pieces_of(key: str, output: Output, at: int, piece_bytes: int) -> Iterator[Piece]:
+    source, item = output.source, ITEM_BYTES[output.format.name]
     total = output.format.size // item
-    step = _step(key, output, item)
-    for start in range(0, total, step):
+    step = total if isinstance(source, Whole) else piece_bytes // _widest(key, source, item)
+    for start in range(0, total, max(1, step)):
         yield Piece(key, output, start, min(step, total - start), at + start * item)
 
 
-def _step(key: str, output: Output, item: int) -> int:
-    """Values in a piece."""
-    if isinstance(output.source, Whole):
-        return max(1, output.format.size // item)
-    terms = output.source.terms
-    return PIECE_BYTES // max(item, *(ITEM_BYTES[parent.formats[key].name] for parent, _ in terms))
+def _widest(key: str, source: Sum, item: int) -> int:
+    """Bytes of a value in the widest format at work."""
+    return max(item, *(ITEM_BYTES[parent.formats[key].name] for parent, _ in source.terms))
