@@ -39,7 +39,11 @@ from aid.generate.settings import Plan as Plan
 from aid.make import Recipe as Recipe
 from aid.make import make as make
 from aid.make import read_recipe as read_recipe
+from aid.merge.blend import Blend as Blend
+from aid.merge.extract import extract as extract
 from aid.merge.run import merge as merge
+from aid.merge.settings import ExtractInputs as ExtractInputs
+from aid.merge.settings import ExtractSettings as ExtractSettings
 from aid.merge.settings import MergeInputs as MergeInputs
 from aid.merge.settings import MergeSettings as MergeSettings
 from aid.release.run import release as release

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import aid.merge.stream as stream
+from aid.cli import main
 from aid.core.workbench import Workbench
 from aid.errors import FileError, ModelError, SettingsError
 from aid.merge.arithmetic import kernel
@@ -32,6 +33,7 @@ TIME = "model.diffusion_model.time_embed.0.weight"
 LABEL = "model.diffusion_model.label_emb.0.0.weight"
 HEAD = "model.diffusion_model.out.2.weight"
 VAE = "first_stage_model.decoder.conv_out.weight"
+MIDDLE = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -291,14 +293,25 @@ def test_adapters_are_baked_by_block_and_negative_ones_take_away(
     inputs = MergeInputs(models=trio, loras={"l": tmp_path / "l.safetensors"})
     for number, (weight, expected) in enumerate([({"IN01": -0.5}, -0.5), ({"IN02": 3}, 0.0), (0.25, 0.25)]):
         chain = [{"models": ["a", "b"], "alpha": 0.5}]
-        settings = MergeSettings.model_validate({"chain": chain, "loras": {"l": weight}})
+        settings = MergeSettings.model_validate({"chain": chain, "lora_weights": {"l": weight}})
         result = load_file(merge(settings, inputs, tmp_path / f"out{number}") / "model.safetensors")
         changed = f"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.{key}"
         a, b = (load_file(trio[model])[changed].float() for model in "ab")
         exact = 0.5 * a + 0.5 * b + expected * 0.5 * (up @ down)
         torch.testing.assert_close(result[changed], exact.half(), rtol=1e-3, atol=1e-5)
-    with pytest.raises(SettingsError, match="loras names k"):
-        merge(settings.model_copy(update={"loras": {"k": 1.0}}), inputs, tmp_path / "bad")
+    with pytest.raises(SettingsError, match="lora_weights names k"):
+        merge(settings.model_copy(update={"lora_weights": {"k": 1.0}}), inputs, tmp_path / "bad")
+
+
+def test_adapters_are_baked_from_the_command_line(trio: dict[str, Path], tmp_path: Path) -> None:
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    width = load_file(trio["a"])[MIDDLE].shape[0]
+    lora = {f"{name}.lora_up.weight": torch.ones(width, 1), f"{name}.lora_down.weight": torch.ones(1, width)}
+    save_file(lora, tmp_path / "l.safetensors")
+    words = ["--models", f"base={trio['a']}", "--loras", f"l={tmp_path / 'l.safetensors'}"]
+    main(["merge", *words, "--set", "lora_weights.l=-0.5", "--out", str(tmp_path / "out")])
+    result = load_file(tmp_path / "out/model.safetensors")[MIDDLE]
+    torch.testing.assert_close(result, load_file(trio["a"])[MIDDLE] - 0.5, rtol=1e-3, atol=1e-3)
 
 
 def test_pruning_leaves_the_model_alone(trio: dict[str, Path], tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def _output(key: str, recipe: Recipe, parents: Mapping[str, Parent], wanted: Wan
     format = _cast(own, wanted.format)
     if wanted.vae is not None and key.startswith(VAE):
         return Output(format, Sum(((wanted.vae, 1.0),)))
-    return Output(format, Sum(_terms(_combination(key, recipe, parents), parents)))
+    return Output(format, Sum(_terms(combination_of(key, recipe, parents), parents)))
 
 
 def _evaluated(
@@ -69,7 +69,7 @@ def _evaluated(
     """Those tensors that aren't sums of parents' alone."""
     sums = [key for key, one in outputs.items() if isinstance(one.source, Sum)]
     taken = {key for key in sums if not (wanted.vae is not None and key.startswith(VAE))}
-    combinations = {key: _combination(key, recipe, parents) for key in sums if key in taken}
+    combinations = {key: combination_of(key, recipe, parents) for key in sums if key in taken}
     needed = {key: one for key, one in combinations.items() if key in wanted.bakes or not _is_sum(one)}
     if not needed:
         return {}
@@ -87,8 +87,8 @@ def _held(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> tuple[str,
     return tuple(name for name in recipe.order if key in parents[name].formats)
 
 
-def _combination(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> Combination:
-    """Whole numbers aren't averaged, nor is what is no part of a model."""
+def combination_of(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> Combination:
+    """What a tensor is made of. Whole numbers aren't averaged, nor is what is no part of a model."""
     held = _held(key, recipe, parents)
     averaged = parents[held[0]].formats[key].name in FLOATING and is_merged(key, recipe.convention)
     return recipe.terms(key, held) if averaged else ((held[0], 1.0),)

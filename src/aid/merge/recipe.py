@@ -151,10 +151,11 @@ def adapter_weights(
     settings: MergeSettings, adapters: Collection[str], recipe: Recipe
 ) -> dict[str, dict[str, float]]:
     """Adapter -> block -> weight, 1 where none is given. Raises SettingsError."""
-    for name in settings.loras:
-        _require(name, adapters, "loras")
+    for name in settings.lora_weights:
+        _require(name, adapters, "lora_weights")
     extra = extra_blocks(recipe.family, recipe.convention)
-    return {name: numbers_of(settings.loras.get(name, 1.0), name, recipe.family, extra) for name in adapters}
+    told = {name: settings.lora_weights.get(name, 1.0) for name in adapters}
+    return {name: numbers_of(weight, name, recipe.family, extra) for name, weight in told.items()}
 
 
 def plan(settings: MergeSettings, models: Collection[str], family: Family = "sd1") -> Recipe:

@@ -7,28 +7,22 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aid.core.artifact import Hashes, under_construction, verb
 from aid.core.files import write_json
 from aid.core.lineage import METADATA_KEY
 from aid.core.workbench import Workbench
+from aid.merge.job import open_job
 from aid.merge.note import Distances, Notes
-from aid.merge.parent import Parent, open_parent, open_vae_parent, require_blocks, require_one_architecture
-from aid.merge.plan import Wanted, planned
-from aid.merge.recipe import Recipe, adapter_weights, plan, primary_of
+from aid.merge.parent import Parent
+from aid.merge.recipe import Recipe
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.merge.stream import write_stream
 from aid.sd.model.architecture import METADATA_KEY as ARCHITECTURE_KEY
-from aid.sd.model.architecture import SD1, Architecture
-from aid.sd.model.detection import detect
-
-if TYPE_CHECKING:
-    from aid.merge.evaluation import Bake
 
 FILE = "model.safetensors"
 STILL_TRUE = ("sai_model_spec", "architecture", "implementation", "prediction_type", "resolution")
-FORMATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 THREADS = 4  # more don't help: a disk, or memory, is what is waited for
 
 
@@ -42,17 +36,9 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
     Raises SettingsError for weights that can't be meant and ModelError for parents that don't fit.
     """
     with ExitStack() as open_files:
-        parents = {name: open_parent(name, path, open_files) for name, path in inputs.models.items()}
-        architecture = _architecture(parents, settings)
-        recipe = plan(settings, parents, architecture.family)
-        primary, *others = (parents[name] for name in recipe.order)
-        require_one_architecture(primary, others)
-        require_blocks(recipe, parents)
-        vae = open_vae_parent(inputs.vae, recipe.family, open_files) if inputs.vae else None
-        bakes = _bakes(settings, inputs, recipe, architecture)
-        wanted = Wanted(FORMATS.get(settings.precision), vae, settings.prune, bakes)
-        outputs = planned(recipe, parents, wanted)
-        metadata = _metadata(recipe, parents, inputs, out)
+        job = open_job(settings, inputs, open_files)
+        recipe, outputs = job.planned(settings)
+        metadata = _metadata(recipe, job.parents, inputs, out)
         with bench.progress.task("merge", total=len(outputs), unit="tensor") as tick:
             notes = Notes(recipe, settings.broken == "keep", tick)
             sha256 = write_stream(out / FILE, outputs, metadata, _threads(bench), notes)
@@ -60,23 +46,6 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
     if notes.broken:
         write_json(out / "broken.json", notes.broken)
     return {FILE: sha256}
-
-
-def _architecture(parents: Mapping[str, Parent], settings: MergeSettings) -> Architecture:
-    """That of the primary, which must be a whole checkpoint; `plan` says if there is none."""
-    primary = parents.get(primary_of(settings))
-    return detect(primary.shapes(), primary.metadata, str(primary)) if primary else SD1
-
-
-def _bakes(
-    settings: MergeSettings, inputs: MergeInputs, recipe: Recipe, architecture: Architecture
-) -> Mapping[str, Bake]:
-    weights = adapter_weights(settings, inputs.loras, recipe)
-    if not inputs.loras:
-        return {}
-    from aid.merge.adapter import plan_adapters  # torch and diffusers are needed for these alone
-
-    return plan_adapters(inputs.loras, weights, architecture, recipe.block)
 
 
 def _threads(bench: Workbench) -> int:

@@ -60,7 +60,7 @@ class MergeSettings(Settings):
     are those of Merge Block Weighted."""
     precision: Literal["keep", "fp16", "bf16", "fp32"] = "keep"
     """Of the floating tensors written; `keep` is each tensor's own precision in the primary."""
-    loras: dict[str, Weight] = Field(default_factory=dict)
+    lora_weights: dict[str, Weight] = Field(default_factory=dict)
     """Adapter -> weight, written as a step's alpha is; 1 for those not named. Negative takes away."""
     prune: bool = False
     """Leave out what no picture needs: averages (EMA), schedules, the state of a training."""
@@ -78,3 +78,27 @@ class MergeInputs(Inputs):
     """Name -> adapter to bake into the result."""
     vae: Path | None = None
     """A VAE file, or a checkpoint that holds one, to put in place of the merged VAE."""
+
+
+class ExtractSettings(Settings):
+    """What one checkpoint has learned beyond another, as a LoRA."""
+
+    name: str = Field(default="extracted", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """File stem, and so the word that calls it: `<lora:extracted:1>`."""
+    rank: int = Field(default=32, ge=1, le=1280)
+    """Of linear layers and 1x1 convolutions. The more, the nearer and larger; `kept.json` tells how near."""
+    conv_rank: int = Field(default=0, ge=0, le=1280)
+    """Of the 3x3 convolutions; 0 leaves them out, as most LoRA do."""
+    text_encoder: bool = True
+    """Whether the text encoders' differences are taken too."""
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Of the tensors written."""
+
+
+class ExtractInputs(Inputs):
+    """Two checkpoints of one architecture."""
+
+    tuned: Path
+    """The one that has learned something: an artifact, a file or a diffusers folder."""
+    origin: Path
+    """The one that it was trained from."""

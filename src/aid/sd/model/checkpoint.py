@@ -21,11 +21,20 @@ from aid.sd.model.folder_output import write_folder
 from aid.sd.model.layouts import PLACES, POSITIONS, TEXT_ROOT, VAE, Place, join
 from aid.sd.model.tokenizer import CHUNK, load_tokenizer
 from aid.sd.model.vae_file import open_vae, read_vae, resolve_vae
-from aid.sd.model.weights import describe, markers, open_weights, require_finite, resolve_checkpoint, unheld
+from aid.sd.model.weights import (
+    Weights,
+    describe,
+    markers,
+    open_weights,
+    require_finite,
+    resolve_checkpoint,
+    unheld,
+)
 
 __all__ = [
-    "VAE_SCALE", "StableDiffusion", "create_checkpoint", "ldm_tensors", "load_checkpoint", "load_vae",
-    "read_vae", "require_noise_prediction", "resolve_checkpoint", "resolve_vae", "save_checkpoint",
+    "VAE_SCALE", "StableDiffusion", "create_checkpoint", "fill_checkpoint", "ldm_tensors", "load_checkpoint",
+    "load_vae", "read_vae", "require_noise_prediction", "resolve_checkpoint", "resolve_vae",
+    "save_checkpoint",
 ]  # fmt: skip
 VAE_SCALE = SD1.vae_scale
 Layout = Literal["ldm", "diffusers"]
@@ -112,6 +121,13 @@ def load_checkpoint(
     is not finite, or doesn't fit `dtype`.
     """
     weights = open_weights(path, ema=ema, untransposed=untransposed, prediction=prediction)
+    return fill_checkpoint(weights, device, dtype, vae)
+
+
+def fill_checkpoint(
+    weights: Weights, device: torch.device | str, dtype: torch.dtype, vae: Path | None = None
+) -> StableDiffusion:
+    """A model of these weights, each read when its turn comes. Raises as `load_checkpoint` does."""
     path, architecture, tensors = weights.path, weights.architecture, weights.whole()
     with torch.device("meta"):
         model = _assemble(architecture)

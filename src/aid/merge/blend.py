@@ -1,0 +1,162 @@
+"""A merge that isn't saved: blended straight into a loaded model, and anew where weights change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from aid.core.workbench import Workbench
+from aid.merge.combination import Call, Combination
+from aid.merge.job import Job, open_job
+from aid.merge.note import Notes
+from aid.merge.plan import combination_of
+from aid.merge.recipe import Recipe, adapter_weights
+from aid.merge.settings import MergeInputs, MergeSettings
+from aid.merge.stream import Output, pieces_in_memory
+from aid.merge.whole import LIKENESS
+from aid.sd.file.precision import PRECISIONS
+from aid.sd.file.tensorfile import DTYPES, Stored
+from aid.sd.model.checkpoint import StableDiffusion, fill_checkpoint
+from aid.sd.model.device import torch_device
+from aid.sd.model.layouts import PLACES, VAE, Place
+from aid.sd.model.weights import Weights
+
+Made = tuple[object, ...]
+"""All that a tensor hangs on: if this is the same, so is the tensor."""
+
+
+class Blend:
+    """A loaded model that is the merge of `inputs` by the settings that it last became: to the bit what
+    saving that merge, and loading it in `precision`, gives. Parents stay open until the `with` ends.
+
+    with Blend(settings, inputs) as blend:
+        draw(blend.model, shots)
+        blend.become(other)  # computes only what `other` makes different: the tensors of one block, say
+    """
+
+    def __init__(
+        self,
+        settings: MergeSettings,
+        inputs: MergeInputs,
+        bench: Workbench | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        """Raises as `merge` does."""
+        self._files = ExitStack()
+        try:
+            self._job = open_job(settings, inputs, self._files)
+            recipe, outputs = self._job.planned(settings)
+            stored = {key: _stored(key, one, _notes(recipe, settings)) for key, one in outputs.items()}
+            weights = _weights(self._job, recipe, stored)
+            self.model = fill_checkpoint(weights, torch_device(bench or Workbench()), PRECISIONS[precision])
+        except BaseException:
+            self._files.close()
+            raise
+        self._homes = _homes(self.model)
+        self._made = _made(self._job, recipe, settings, self._homes)
+
+    @torch.no_grad()
+    def become(self, settings: MergeSettings) -> int:
+        """Blend the model anew by other settings; returns how many tensors had to be computed.
+
+        Raises as `merge` does; then the model is neither, until it becomes something whole."""
+        recipe, outputs = self._job.planned(settings)
+        wanted = _made(self._job, recipe, settings, self._homes)
+        different = [key for key, made in wanted.items() if self._made.get(key) != made]
+        notes = _notes(recipe, settings)
+        for key in different:
+            self._made.pop(key, None)
+            self._fill(key, outputs[key], notes)
+            self._made[key] = wanted[key]
+        return len(different)
+
+    def _fill(self, key: str, output: Output, notes: Notes) -> None:
+        homes = self._homes[key]
+        place, parameter = homes[0]
+        if len(homes) > 1 or place.transposed or not parameter.is_contiguous():
+            whole = _tensor(key, output, notes)
+            for place, parameter in homes:
+                parameter.copy_(place.take(whole).reshape(parameter.shape))
+            return
+        flat, dtype = parameter.view(-1), DTYPES[output.format.name]
+        for piece, values, found in pieces_in_memory(key, output):
+            notes(piece, found)
+            flat[piece.start : piece.start + piece.count] = torch.frombuffer(values, dtype=dtype)
+
+    def close(self) -> None:
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _notes(recipe: Recipe, settings: MergeSettings) -> Notes:
+    return Notes(recipe, settings.broken == "keep", lambda count=1, note="": None)
+
+
+def _tensor(key: str, output: Output, notes: Notes) -> Tensor:
+    flat = torch.empty(output.format.shape, dtype=DTYPES[output.format.name])
+    for piece, values, found in pieces_in_memory(key, output):
+        notes(piece, found)
+        part = torch.frombuffer(values, dtype=flat.dtype)
+        flat.view(-1)[piece.start : piece.start + piece.count] = part
+    return flat
+
+
+def _stored(key: str, output: Output, notes: Notes) -> Stored:
+    return Stored(DTYPES[output.format.name], output.format.shape, lambda: _tensor(key, output, notes))
+
+
+def _weights(job: Job, recipe: Recipe, tensors: Mapping[str, Stored]) -> Weights:
+    primary = job.parents[recipe.primary]
+    return Weights(primary.path, job.architecture, tensors, primary.metadata)
+
+
+def _homes(model: StableDiffusion) -> dict[str, list[tuple[Place, Tensor]]]:
+    """LDM key -> where its values, or parts of them, lie in the model."""
+    homes: dict[str, list[tuple[Place, Tensor]]] = {}
+    for part, module in model.parts().items():
+        for name, parameter in module.named_parameters():
+            place = PLACES[part](name, model.architecture.family)
+            homes.setdefault(place.key, []).append((place, parameter))
+    for key, tensor in model.unheld.items():
+        homes.setdefault(key, []).append((Place(key), tensor))
+    return homes
+
+
+def _made(job: Job, recipe: Recipe, settings: MergeSettings, keys: Iterable[str]) -> dict[str, Made]:
+    combinations = {key: combination_of(key, recipe, job.parents) for key in keys if _is_blended(key, job)}
+    ranged = tuple(sorted((key, one) for key, one in combinations.items() if _is_ranged(one)))
+    adapters = _adapters(job, recipe, settings)
+    return {
+        key: (one, settings.precision, adapters[recipe.block(key)], ranged if _is_ranged(one) else ())
+        for key, one in combinations.items()
+    }
+
+
+def _is_blended(key: str, job: Job) -> bool:
+    """Whether settings decide it: a VAE that was given stays as it is."""
+    if job.vae is not None and key.startswith(VAE):
+        return False
+    return any(key in parent.formats for parent in job.parents.values())
+
+
+def _is_ranged(combination: Combination) -> bool:
+    """Whether it hangs on all tensors of its mode, as the cosine modes do."""
+    return any(isinstance(leaf, Call) and leaf.mode in LIKENESS for leaf, _ in combination)
+
+
+def _adapters(job: Job, recipe: Recipe, settings: MergeSettings) -> dict[str, tuple[float, ...]]:
+    """Block -> every adapter's weight."""
+    rows = adapter_weights(settings, job.inputs.loras, recipe).values()
+    return {block: tuple(row[block] for row in rows) for block in recipe.blocks}

@@ -1,0 +1,65 @@
+"""A merge's parents, opened, and what settings make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aid.merge.parent import Parent, open_parent, open_vae_parent, require_blocks, require_one_architecture
+from aid.merge.plan import Wanted, planned
+from aid.merge.recipe import Recipe, adapter_weights, plan, primary_of
+from aid.merge.settings import MergeInputs, MergeSettings
+from aid.merge.stream import Output
+from aid.sd.model.architecture import SD1, Architecture
+from aid.sd.model.detection import detect
+
+if TYPE_CHECKING:
+    from aid.merge.evaluation import Bake
+
+FORMATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Parents that can be read, by name, and the architecture that the primary has."""
+
+    inputs: MergeInputs
+    parents: Mapping[str, Parent]
+    architecture: Architecture
+    vae: Parent | None
+
+    def recipe(self, settings: MergeSettings) -> Recipe:
+        """Raises SettingsError for weights that can't be meant, ModelError for parents that don't fit."""
+        recipe = plan(settings, self.parents, self.architecture.family)
+        primary, *others = (self.parents[name] for name in recipe.order)
+        require_one_architecture(primary, others)
+        require_blocks(recipe, self.parents)
+        return recipe
+
+    def bakes(self, settings: MergeSettings, recipe: Recipe) -> Mapping[str, Bake]:
+        """What adapters do, by tensor."""
+        weights = adapter_weights(settings, self.inputs.loras, recipe)
+        if not self.inputs.loras:
+            return {}
+        from aid.merge.adapter import plan_adapters  # torch and diffusers are needed for these alone
+
+        return plan_adapters(self.inputs.loras, weights, self.architecture, recipe.block)
+
+    def planned(self, settings: MergeSettings) -> tuple[Recipe, dict[str, Output]]:
+        """Every tensor of the result. Raises as `recipe` does."""
+        recipe = self.recipe(settings)
+        bakes = self.bakes(settings, recipe)
+        wanted = Wanted(FORMATS.get(settings.precision), self.vae, settings.prune, bakes)
+        return recipe, planned(recipe, self.parents, wanted)
+
+
+def open_job(settings: MergeSettings, inputs: MergeInputs, open_files: ExitStack) -> Job:
+    """Open the parents, which `open_files` keeps open. Raises FileError for one that can't be read."""
+    parents = {name: open_parent(name, path, open_files) for name, path in inputs.models.items()}
+    primary = parents.get(primary_of(settings))  # `plan` says if there is none
+    architecture = detect(primary.shapes(), primary.metadata, str(primary)) if primary else SD1
+    plan(settings, parents, architecture.family)  # what can't be meant is told before a VAE is opened
+    vae = open_vae_parent(inputs.vae, architecture.family, open_files) if inputs.vae else None
+    return Job(inputs, parents, architecture, vae)
