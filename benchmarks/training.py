@@ -3,8 +3,9 @@
     python benchmarks/training.py [--checkpoint FILE] [--edge PX] [--batch N] [--rounds N] [--json FILE]
 
 The ideal loop has the same forward and backward pass, clipping and fused AdamW, on tensors that are there
-already; "unfused" is AdamW as trainers mostly call it. Both and ours run in turn, round by round, on models
-of their own, and the median counts: with and without the averaged weights, which the ideal loop has not.
+already; "ideal unfused" is AdamW as trainers mostly call it, on row-major weights; beside them stand the
+loops of two other tools (trainers.py). All run in turn, round by round, on models of their own, and the
+median counts: with and without the averaged weights, which the ideal loop has not.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from reporting import Row, report
+from trainers import diffusers_loop, kohya_loop
 
 from aid.core.dataset import Dataset, Record, latent_file
+from aid.core.workbench import Workbench
 from aid.sd.file.state import save_state
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint, load_checkpoint, save_checkpoint
+from aid.sd.model.device import torch_device
 from aid.sd.model.text_encoder import encode_ids
 from aid.sd.model.tokenizer import load_tokenizer
 from aid.sd.sampling.noise import alphas_cumprod
@@ -122,15 +126,17 @@ def ideal(model: StableDiffusion, edge: int, batch: int, fused: bool) -> Run:
 
 
 def in_turn(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median seconds of each, measured in turn, so that a busy machine hits all alike."""
+    """Median seconds of each, measured in turn, so that a busy machine hits all alike: on a CPU those of the
+    processor, of every thread, which a busy machine doesn't lengthen much."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in (*runs.values(), *runs.values()):
         run()
     for _ in range(rounds):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = clock()
             run()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(clock() - began)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
@@ -141,18 +147,21 @@ def step_rows(name: str, checkpoint: Path, edge: int, batch: int, rounds: int, f
         steps=rounds + 9, batch_size=batch, checkpointing=False, ema=0.0, unet_rate=1e-6, text_rate=1e-6
     )
     averaged = settings.model_copy(update={"ema": 0.999})
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device(Workbench())  # where freed memory is used again, for all
     (folder / "averaged").mkdir()
     taken = in_turn(
         {
             "ours": ours(load_checkpoint(checkpoint, device), dataset, settings, folder),
             "averaged": ours(load_checkpoint(checkpoint, device), dataset, averaged, folder / "averaged"),
             "ideal": ideal(load_checkpoint(checkpoint, device), edge, batch, True),
-            "unfused": ideal(load_checkpoint(checkpoint, device), edge, batch, False),
+            "ideal unfused": ideal(load_checkpoint(checkpoint, device), edge, batch, False),
+            "kohya": kohya_loop(load_checkpoint(checkpoint, device), edge, batch),
+            "diffusers": diffusers_loop(load_checkpoint(checkpoint, device), edge, batch, folder),
         },
         rounds,
     )
-    what, beside = f"{name}, {edge} px, batch {batch}", {"ideal unfused": 1e3 * taken["unfused"]}
+    what = f"{name}, {edge} px, batch {batch}"
+    beside = {peer: 1e3 * taken[peer] for peer in ("ideal unfused", "kohya", "diffusers")}
     return [
         Row(f"step, {what}", 1e3 * taken["ours"], "ms", 1e3 * taken["ideal"], beside),
         Row(f"step with averages, {what}", 1e3 * taken["averaged"], "ms", 1e3 * taken["ideal"], beside),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -11,12 +12,14 @@ import click
 from pydantic import BaseModel
 
 from aid.cli.options import assignments, collect, merge_trees, options, settings_file
-from aid.core.workbench import Workbench
+from aid.core.workbench import Silence, Workbench
 from aid.make import checked
 from aid.verbs import VERBS
 
 DEVICE = click.Option(["--device"], default="auto", help="auto, cpu, cuda or cuda:N.  [auto]")
 THREADS = click.Option(["--threads"], type=int, default=0, help="CPU threads; 0 is torch's choice.  [0]")
+
+LAUNCHED = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 
 def command(name: str) -> click.Command:
@@ -63,6 +66,14 @@ def _over(defaults: Mapping[str, Any], model: type[BaseModel], typed: Mapping[st
 
 
 def bench(device: str, threads: int) -> Workbench:
+    """Of this process; `torchrun` and `accelerate launch` say in the environment which of several it is."""
     from aid.cli.console import ConsoleProgress
 
-    return Workbench(device, threads, ConsoleProgress())
+    rank, ranks, local = (_from_launcher(name, other) for name, other in LAUNCHED.items())
+    sharded = ranks > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
+    return Workbench(device, threads, Silence() if rank else ConsoleProgress(), rank, ranks, local, sharded)
+
+
+def _from_launcher(name: str, other: int) -> int:
+    word = os.environ.get(name, "")
+    return int(word) if word.isdecimal() else other

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from aid.core.files import sha256_file, sync_folder, write_text
 from aid.core.lineage import LINEAGE_FILE, Lineage, changed_files, describe, printable, read_lineage
 from aid.core.workbench import Workbench
-from aid.errors import ArtifactError, FileError
+from aid.errors import ArtifactError, FileError, SettingsError
 
 SCRATCH = "scratch"  # unfinished work inside a folder under construction; not part of what is released
 FULL_DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -72,7 +72,7 @@ class Verb(Protocol[S, I]):
 
 
 def verb(
-    name: str, *, resumable: bool = False
+    name: str, *, resumable: bool = False, together: bool = False
 ) -> Callable[[Callable[[S, I, Path, Workbench], Hashes]], Verb[S, I]]:
     """Turn a story `(settings, inputs, folder, bench)` that fills `folder` into a verb.
 
@@ -80,6 +80,9 @@ def verb(
     beside `out` and renames. With `resumable`, the folder of an interrupted run with the same
     settings and inputs is handed back as it was left; `folder / SCRATCH` is removed at the end. A story
     that hashed large files while it wrote them returns their sha256 by name, and they aren't read again.
+
+    With `together`, several processes may run the story at once: the first of them as ever, the others in
+    the folder that it is building, where they only read.
     """
 
     def decorate(story: Callable[[S, I, Path, Workbench], Hashes]) -> Verb[S, I]:
@@ -88,6 +91,14 @@ def verb(
             lineage = asked(name, settings, inputs)
             if is_current(out, lineage):
                 sweep(out, resumable)
+                return out
+            if bench is not None and bench.ranks > 1 and not together:
+                found = f"aid {name} was started as {bench.ranks} processes"
+                raise SettingsError(found, "one process; those that train may be many")
+            if bench is not None and bench.rank:
+                folder = _beside(out, "building")
+                if not (_is_whole(folder, lineage) or is_current(out, lineage)):  # released just now
+                    story(settings, inputs, folder, bench)
                 return out
             _refuse_to_replace(out, lineage)
             with _full_disk_named(out, resumable), _held(out) as folder:

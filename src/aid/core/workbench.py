@@ -40,8 +40,16 @@ class Silence:
 
 @dataclass(frozen=True)
 class Workbench:
-    """`device` is a torch device name or "auto" (a GPU if there is one); `threads` 0 keeps torch's own."""
+    """`device` is a torch device name or "auto" (a GPU if there is one); `threads` 0 keeps torch's own.
+
+    `rank` of `ranks` processes that train one model together, the `local_rank`-th on its machine; `sharded`,
+    they share its weights out among them.
+    """
 
     device: str = "auto"
     threads: int = 0
     progress: Progress = field(default_factory=Silence)
+    rank: int = 0
+    ranks: int = 1
+    local_rank: int = 0
+    sharded: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -19,14 +20,15 @@ class Average:
         self.parameters, self.decay, self.seed = list(parameters), decay, seed
         self.values = [parameter.detach().clone() for parameter in parameters]
         pairs = list(zip(self.values, self.parameters, strict=True))
-        self.exact = [pair for pair in pairs if pair[0].dtype == torch.float32]
+        exact = [pair for pair in pairs if pair[0].dtype == torch.float32]
+        self.exact = [list(group) for _, group in groupby(exact, lambda pair: type(pair[0]))]
         self.rounded = [pair for pair in pairs if pair[0].dtype != torch.float32]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        if self.exact:
-            values, parameters = zip(*self.exact, strict=True)
+        for pairs in self.exact:
+            values, parameters = zip(*pairs, strict=True)
             torch._foreach_lerp_(values, parameters, share)
         for index, (value, parameter) in enumerate(self.rounded):
             chance = random_bits(self.seed, step, ~index & 0xFFFFFFFF, value.device)

@@ -48,7 +48,8 @@ class Display:
         self.settings, self.drawn = plan.settings, time.monotonic()
         self.shots = sample_shots(plan.settings, plan.dataset) if plan.settings.samples.every else []
         self.copies: Copies | None = None
-        self.board = self._board() if plan.settings.tensorboard else None
+        self.leads = training.team.leads  # who alone writes
+        self.board = self._board() if plan.settings.tensorboard and self.leads else None
 
     def step(self, done: int) -> None:
         """After a step: what is due."""
@@ -67,6 +68,8 @@ class Display:
 
     def finish(self, label: str) -> None:
         """All of it for good, in an order that no interruption changes."""
+        if not self.leads:
+            return
         draw_curve(self.log.rows, self.out / CURVE_FILE, self.title)
         if self.board is not None:
             self.board.close()
@@ -91,7 +94,9 @@ class Display:
         from aid.sd.picture.sheet import sheet
 
         with self.training.averaged() as averaged:
-            pictures = (self.draw or pipeline.draw)(averaged, self.shots)
+            pictures = (self.draw or pipeline.draw)(averaged, self.shots) if self.leads else ()
+        if not self.leads:
+            return
         folder = self.out / SAMPLE_FOLDER
         folder.mkdir(exist_ok=True)
         sheet(pictures).save(folder / f"step-{done:06d}.png")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,16 +35,18 @@ from aid.train.loop import train
 from aid.train.order import Order
 from aid.train.plan import Plan
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings
+from aid.train.team import Team, join
 from aid.train.training import Training, make_ready
 
 
-@verb("train embedding", resumable=True)
+@verb("train embedding", resumable=True, together=True)
 def embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, out: Path, bench: Workbench) -> None:
     """Textual inversion: freeze the model, train only the vectors of one new word."""
     model = load_checkpoint(inputs.checkpoint, torch_device(bench))
     plan = plan_word(Dataset(inputs.pictures), settings, model.architecture.vae_scale)
     word = Word(model, settings)
-    training = word_training(word, plan.steps)
+    team = join(replace(bench, sharded=False))  # what is trained is small
+    training = word_training(word, plan.steps, team)
     train(
         training,
         plan,
@@ -53,6 +56,8 @@ def embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, out: Path, b
         f"{settings.name}: {settings.vectors} vectors",
         word.draw,
     )
+    if not team.leads:
+        return
     lineage = under_construction(out).embedded()
     family = architecture_name(model.architecture)
     metadata = embedding_metadata(settings.name, lineage, settings.negative, family)
@@ -92,10 +97,10 @@ class Word:
             vectors.mul_((limit / vectors.norm(dim=1, keepdim=True)).clamp(max=1.0))
 
 
-def word_training(word: Word, steps: int) -> Training:
+def word_training(word: Word, steps: int, team: Team) -> Training:
     """The training of a word's vectors and of nothing else."""
     settings = word.settings
-    make_ready(word.model, settings)
+    make_ready(word.model, settings, team)
     return Training(
         word.model,
         [Group(word.vectors, settings.rate)],
@@ -104,6 +109,7 @@ def word_training(word: Word, steps: int) -> Training:
         encode=word.encode,
         factor=partial(rate_factor, steps=steps, warmup=0, schedule="cosine"),
         after=word.limit_norms,
+        team=team,
     )
 
 

@@ -17,11 +17,12 @@ class Log:
     """Rows {step, rate, loss, norm}, or {step, rate, left_out} for a step that changed nothing. Appended as
     training goes, cut back to the resumed step after an interruption."""
 
-    def __init__(self, folder: Path, done: int) -> None:
+    def __init__(self, folder: Path, done: int, writes: bool = True) -> None:
         self.path = folder / LOG_FILE
         self.rows: list[LogRow] = [row for row in read_log(folder) if row["step"] <= done]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self.stream = self.path.open("a")
+        if writes:
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self.stream = (self.path if writes else Path(os.devnull)).open("a")
 
     def add(self, **row: Any) -> None:
         self.rows.append(row)
@@ -30,7 +31,8 @@ class Log:
 
     def sync(self) -> None:
         """Make what was added durable: a state must never be newer than its log."""
-        os.fsync(self.stream.fileno())
+        if self.stream.name != os.devnull:
+            os.fsync(self.stream.fileno())
 
     def recent(self, name: str, count: int = 50) -> float:
         """The mean of the last rows, for the progress line."""

@@ -42,12 +42,12 @@ def train(
     `draw` makes pictures of shots; left out, the pipeline does.
     """
     settings, watch = training.settings, watching(training, plan, out)
-    done = resume(training, out, watch)
-    log = Log(out, done)
+    done, leads = resume(training, out, watch), training.team.leads
+    log = Log(out, done, leads)
     display = Display(training, plan, out, title, log, watch, draw)
     bench.progress.say(f"  {title}; curve and sample sheets meanwhile: {out}")
     with (
-        Saver(out, settings.keep_states, settings.save_behind) as saver,
+        Saver(out, settings.keep_states, settings.save_behind, leads) as saver,
         Ahead(plan) as ahead,
         bench.progress.task(label, plan.steps, "step", done) as tick,
     ):
@@ -122,7 +122,9 @@ def roll_back(training: Training, done: int, log: Log, saver: Saver) -> None:
     """The weights of the newest state become those after `done` steps, and are saved as such at once: a
     resumed run must not differ."""
     saver.wait()
+    training.team.wait()
     resume(training, saver.folder)
+    training.team.wait()
     log.sync()
     saver.save(done, training.tensors())
     saver.wait()

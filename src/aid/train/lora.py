@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,22 @@ from aid.train.loop import train
 from aid.train.plan import plan_styles
 from aid.train.run import style_training
 from aid.train.settings import LoraInputs, LoraSettings
+from aid.train.team import join
 
 
-@verb("train lora", resumable=True)
+@verb("train lora", resumable=True, together=True)
 def lora(settings: LoraSettings, inputs: LoraInputs, out: Path, bench: Workbench) -> None:
     """Freeze the model, train a pair of narrow matrices beside each layer, and save them alone."""
     model = load_checkpoint(inputs.checkpoint, torch_device(bench))
     plan = plan_styles(Dataset(inputs.dataset), settings, model.architecture.vae_scale)
     pairs = put_on(model, settings)
     trained = trained_by(pairs, model.architecture.family)
-    training = style_training(model, trained, settings, plan.steps)
+    team = join(replace(bench, sharded=False))  # what is trained is small
+    training = style_training(model, trained, settings, plan.steps, team)
     title = f"{settings.name}: {len(pairs)} layers, {plan.pictures} pictures, {plan.steps} steps"
     train(training, plan, out, bench, "train lora", title)
+    if not team.leads:
+        return
     metadata = lora_metadata(model, plan, settings)
     metadata[METADATA_KEY] = under_construction(out).embedded()
     with training.averaged():

@@ -44,7 +44,7 @@ class Noised:
             return self
         return self._each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
 
-    def rows(self, rows: slice) -> Noised:
+    def rows(self, rows: slice | list[int]) -> Noised:
         return self._each(lambda tensor: tensor[rows])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Noised:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aid.errors import SettingsError
-from aid.sd.file.state import optimiser_tensors, restore_optimiser
+from aid.sd.file.state import laid_like, optimiser_tensors, restore_optimiser
 from aid.sd.file.tensorfile import Header
 from aid.train.group import Group
 from aid.train.rounding import RoundedAdamW
@@ -171,7 +171,7 @@ def _update_group(group: Words, values: Words) -> None:
 def _laid_like(value: Tensor, like: Tensor) -> Tensor:
     if value.shape != like.shape:
         return value.to(like.device)
-    return torch.empty_like(like, dtype=value.dtype).copy_(value)
+    return laid_like(value, like)
 
 
 def _is_torchs(optimiser: Optimizer) -> bool:

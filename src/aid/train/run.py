@@ -11,6 +11,7 @@ from aid.core.dataset import Dataset
 from aid.core.lineage import METADATA_KEY
 from aid.core.rate import rate_factor
 from aid.core.workbench import Workbench
+from aid.errors import SettingsError
 from aid.sd.file.precision import PRECISIONS
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, save_checkpoint
@@ -23,10 +24,11 @@ from aid.train.loop import train
 from aid.train.optimiser import create_optimiser
 from aid.train.plan import plan_styles
 from aid.train.settings import FinetuneInputs, FinetuneSettings, TrainingSettings
+from aid.train.team import ALONE, Team, join
 from aid.train.training import Training, make_ready
 
 
-@verb("train finetune", resumable=True)
+@verb("train finetune", resumable=True, together=True)
 def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, bench: Workbench) -> None:
     """Train U-Net and text encoder together on every style at once; save their averaged weights."""
     model = load_checkpoint(inputs.checkpoint, torch_device(bench))
@@ -34,18 +36,25 @@ def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, benc
     plan = plan_styles(Dataset(inputs.dataset), settings, model.architecture.vae_scale)
     if settings.optimiser == "adamw_bf16":
         lighten(model)
-    training = style_training(model, weights_of(model), settings, plan.steps)
+    team = join(bench)
+    training = style_training(model, weights_of(model), settings, plan.steps, team)
     train(training, plan, out, bench, "train finetune", f"{plan.pictures} pictures, {plan.steps} steps")
-    metadata = {METADATA_KEY: under_construction(out).embedded()}
     with training.averaged() as averaged:
-        save_checkpoint(averaged, out / "model.safetensors", metadata, PRECISIONS[settings.output])
+        if team.leads:
+            metadata = {METADATA_KEY: under_construction(out).embedded()}
+            save_checkpoint(averaged, out / "model.safetensors", metadata, PRECISIONS[settings.output])
 
 
 def style_training(
-    model: StableDiffusion, trained: Iterable[Trained], settings: TrainingSettings, steps: int
+    model: StableDiffusion,
+    trained: Iterable[Trained],
+    settings: TrainingSettings,
+    steps: int,
+    team: Team = ALONE,
 ) -> Training:
     """The training of `trained`, which are in the model or act on it, from captions."""
-    make_ready(model, settings)
+    require_whole(settings, team)
+    make_ready(model, settings, team)
     groups = grouped(trained, settings)
     write = encode_weighted if settings.caption.weighted else encode_captions
     encode: Callable[[Sequence[str]], Conditioning] = partial(
@@ -63,7 +72,16 @@ def style_training(
         factor=partial(rate_factor, steps=steps, warmup=settings.warmup, schedule=settings.schedule),
         ema=settings.ema,
         fused_backward=settings.fused_backward,
+        team=team,
     )
+
+
+def require_whole(settings: TrainingSettings, team: Team) -> None:
+    """Raises SettingsError for settings that one process can follow and several can't."""
+    if team.size > 1 and settings.fused_backward:
+        raise SettingsError("`fused_backward` changes weights before gradients are summed", "one process")
+    if team.sharded and settings.optimiser not in ("adamw", "lion"):
+        raise SettingsError(f"{settings.optimiser} needs whole weights", "adamw or lion, where sharded")
 
 
 def lighten(model: StableDiffusion) -> None:

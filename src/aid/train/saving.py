@@ -15,10 +15,11 @@ from aid.sd.file.state import save_state
 
 class Saver:
     """Writes states into a folder under construction, one at a time, each whole before it is named. The
-    newest `keep` stay. An error in writing is raised by the next call or at the end."""
+    newest `keep` stay. An error in writing is raised by the next call or at the end. Where processes train
+    together, one `writes`."""
 
-    def __init__(self, folder: Path, keep: int, behind: bool = True) -> None:
-        self.folder, self.keep, self.behind = folder, keep, behind
+    def __init__(self, folder: Path, keep: int, behind: bool = True, writes: bool = True) -> None:
+        self.folder, self.keep, self.behind, self.writes = folder, keep, behind, writes
         self.thread = ThreadPoolExecutor(1, "save")
         self.copies: dict[str, Tensor] = {}
         self.pending: Future[None] | None = None
@@ -34,6 +35,8 @@ class Saver:
     def save(self, step: int, tensors: Mapping[str, Tensor], also: Callable[[], None] | None = None) -> None:
         """Take a copy and return; it is written, and then `also` called, while training goes on."""
         self.wait()
+        if not self.writes:
+            return
         if not self.behind:
             self._write(step, dict(tensors), also)
             return

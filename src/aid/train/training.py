@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aid.errors import ModelError
+from aid.sd.file.state import laid_like
 from aid.sd.file.tensorfile import Header
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.prompt.text import Conditioning
@@ -22,6 +23,7 @@ from aid.train.loss import Diffusion
 from aid.train.optimiser import at_rest, restore_state, state_tensors, step_alone
 from aid.train.plan import Step
 from aid.train.settings import CommonSettings
+from aid.train.team import ALONE, Team
 
 Encode = Callable[[Sequence[str], int], Conditioning]  # captions, and the step they are for
 Factor = Callable[[int], float]  # of the rates at a step
@@ -43,10 +45,11 @@ class Training:
         ema: float = 0.0,
         fused_backward: bool = False,
         after: Callable[[], None] = lambda: None,
+        team: Team = ALONE,
     ) -> None:
         self.model, self.groups, self.optimiser, self.settings = model, list(groups), optimiser, settings
         self.encode, self.factor, self.after = encode, factor, after
-        self.device = model.device
+        self.device, self.team = model.device, team
         self.diffusion = Diffusion(self.device, model.architecture, settings)
         self.parameters = [parameter for group in groups for parameter in group.parameters]
         self.average = Average(self.parameters if ema else [], ema, settings.seed)
@@ -66,13 +69,13 @@ class Training:
         if self.norms is not None:
             return self._fused(step, len(step.records) / whole)
         total = torch.zeros((), device=self.device)
-        for part in step.parts(self.settings.part_size):
+        for part in self.team.share(step).parts(self.settings.part_size):
             loss = self.loss(part) * (len(part.records) / whole)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        limit = self.settings.gradient_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
-        loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
+        self.team.sum_gradients(self.parameters)
+        norm = self.team.clip(self.parameters, self.settings.gradient_norm or math.inf)
+        loss_value, norm_value = torch.stack([self.team.sum(total), norm.to(total)]).tolist()
         return loss_value * whole / len(step.records), norm_value
 
     def _fused(self, step: Step, filled: float) -> tuple[float, float]:
@@ -147,7 +150,7 @@ class Training:
         """The whole model on the device with its averaged weights, or its own if averaging is off."""
         self.model.vae.to(self.device)
         with self.settled():
-            yield self.model
+            yield self.team.whole_model(self.model)
         self.model.vae.to("cpu")
 
     @contextmanager
@@ -162,18 +165,18 @@ class Training:
         """Everything that the next step depends on."""
         weights = {f"weight.{index}": p.detach() for index, p in enumerate(self.parameters)}
         average = {f"average.{index}": value for index, value in enumerate(self.average.values)}
-        return {**weights, **average, **state_tensors(self.optimiser), **self.beside()}
+        return {**self.team.whole({**weights, **average, **state_tensors(self.optimiser)}), **self.beside()}
 
     @torch.no_grad()
     def restore(self, saved: Header) -> None:
         for index, parameter in enumerate(self.parameters):
-            parameter.copy_(saved.read(f"weight.{index}"))
+            parameter.copy_(laid_like(saved.read(f"weight.{index}"), parameter))
         for index, value in enumerate(self.average.values):
-            value.copy_(saved.read(f"average.{index}"))
+            value.copy_(laid_like(saved.read(f"average.{index}"), value))
         restore_state(self.optimiser, saved)
 
 
-def make_ready(model: StableDiffusion, settings: CommonSettings) -> None:
+def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = ALONE) -> None:
     """Freeze all of a model, and lay it out for training; what is trained is thawed step by step.
 
     Raises ModelError for an inpainting model, which would have to be shown masks.
@@ -183,6 +186,9 @@ def make_ready(model: StableDiffusion, settings: CommonSettings) -> None:
     for module in model.modules():
         module.requires_grad_(False)
     model.vae.to("cpu")  # latents are cached; only sheets need it
-    model.unet.to(memory_format=torch.channels_last)
+    if team.sharded:
+        team.spread(model)  # which wants rows behind one another
+    else:
+        model.unet.to(memory_format=torch.channels_last)
     if settings.checkpointing:
         model.unet.train().enable_gradient_checkpointing()

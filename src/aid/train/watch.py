@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,15 +47,21 @@ class Watch:
         """Measure the averaged weights, and lay the order's next round out; what to tell of it."""
         with self.training.settled():
             held, trained = (self.meter.losses(self.training, split) for split in ("held", "train"))
-            self.rows.append(self._decided(Row(done, held, trained)))
+            copied = copied_styles(self.out / SAMPLE_FOLDER, done)
+            held, trained, copied = self.training.team.led((held, trained, copied))
+            self.rows.append(self._decided(Row(done, held, trained), copied))
             if self._stops and best(self.rows, self.settings) == len(self.rows) - 1:
                 self._keep()
-        write_lines(self.out / BALANCE_FILE, [row.plain() for row in self.rows])
+        self._write()
         return self.tell()
 
-    def _decided(self, row: Row) -> Row:
+    def _write(self) -> None:
+        if self.training.team.leads:
+            write_lines(self.out / BALANCE_FILE, [row.plain() for row in self.rows])
+
+    def _decided(self, row: Row, copied: Sequence[str]) -> Row:
         rows, order = [*self.rows, row], self.plan.order
-        reached = at_point(rows, self.settings, copied_styles(self.out / SAMPLE_FOLDER, row.step))
+        reached = at_point(rows, self.settings, copied)
         before = self.rows[-1].weights if self.rows else dict.fromkeys(order.decks, 1.0)
         weights = weigh(rows, before, reached, self.settings)
         if order.live and row.step < self.plan.steps and any(weights.values()):
@@ -96,7 +103,8 @@ class Watch:
         """The weights as they are: the best so far."""
         tensors = {f"best.{index}": p.detach() for index, p in enumerate(self.training.parameters)}
         step = {"step": str(self.rows[-1].step)}
-        write_tensors(self.out / SCRATCH / BEST_FILE, tensors, step)
+        if self.training.team.leads:
+            write_tensors(self.out / SCRATCH / BEST_FILE, tensors, step)
 
     @property
     def saved_step(self) -> int:
@@ -106,7 +114,7 @@ class Watch:
     def adopt_best(self) -> str:
         """Make the best weights the training's own, if those of the end are not; what to tell."""
         step = self.saved_step
-        if step == self.rows[-1].step:
+        if step == self.rows[-1].step or not self.training.team.leads:
             return ""
         saved = read_header(self.out / SCRATCH / BEST_FILE)
         if saved.metadata.get("step") != str(step):
@@ -125,7 +133,7 @@ class Watch:
         for row in self.rows if order.live else ():
             if row.step < self.plan.steps:
                 order.lay({style: order.shares[style] * row.weights[style] for style in order.decks})
-        write_lines(self.out / BALANCE_FILE, [row.plain() for row in self.rows])
+        self._write()
 
 
 def watching(training: Training, plan: Plan, out: Path) -> Watch | None:
@@ -133,5 +141,7 @@ def watching(training: Training, plan: Plan, out: Path) -> Watch | None:
     settings = plan.settings
     if not plan.measured_every or not isinstance(settings, TrainingSettings):
         return None
+    if settings.balance.stop_at != "never" and training.team.sharded:
+        raise SettingsError("stop_at is given, and the weights are sharded", "processes with whole weights")
     meter = Meter(plan.dataset, list(plan.order.decks), settings, plan.scale)
     return Watch(training, plan, meter, out)

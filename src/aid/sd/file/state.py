@@ -58,9 +58,19 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, saved: Header) -> None:
         if key.startswith("optimiser."):
             _, index, name = key.split(".", 2)
             like, value = parameters[int(index)], saved.read(key)
-            laid = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            laid = laid_like(value, like) if value.shape == like.shape else value
             state.setdefault(int(index), {})[name] = laid
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def laid_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole saved tensor in the memory layout of `like`, or its share of what processes hold."""
+    if hasattr(like, "device_mesh"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(like, DTensor)
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
 def _states(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -183,6 +183,14 @@ def save_folder(
         for part, module in model.parts().items()
     }
     write_folder(path, architecture, parts, metadata)
+
+
+def with_unet(model: StableDiffusion, tensors: Mapping[str, Tensor]) -> StableDiffusion:
+    """The same model with a U-Net of its own, made of `tensors` by diffusers' names."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**model.architecture.unet_config())
+    unet.load_state_dict(tensors, assign=True)
+    return replace(model, unet=unet.eval())
 
 
 def ldm_tensors(model: StableDiffusion, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ from aid.sd.model.allocation import keep_freed_memory
 
 
 def torch_device(bench: Workbench) -> torch.device:
-    """The bench's device, "auto" being a GPU if there is one; applies its thread count, lets freed memory
-    be used again on a CPU, and on a GPU asks for kernels whose results don't vary.
+    """The bench's device, "auto" being a GPU if there is one, and one of its own for each of several
+    processes; applies its thread count, lets freed memory be used again on a CPU, and on a GPU asks for
+    kernels whose results don't vary.
 
     Raises SettingsError for a device that torch can't use here.
     """
@@ -22,6 +23,8 @@ def torch_device(bench: Workbench) -> torch.device:
     name = bench.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and bench.ranks > 1:
+        name = f"cuda:{bench.local_rank}"
     if name.startswith("cuda"):
         same_bits_on_cuda()
     if name == "cpu":
