@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,18 +19,20 @@ from aid.verbs import VERBS
 
 DEVICE = click.Option(["--device"], default="auto", help="auto, cpu, cuda or cuda:N.  [auto]")
 THREADS = click.Option(["--threads"], type=int, default=0, help="CPU threads; 0 is torch's choice.  [0]")
-
+RAY = click.Option(["--ray"], default="", help="Prepare on a Ray cluster: auto, local or HOST:PORT.  [off]")
 LAUNCHED = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 
 def command(name: str) -> click.Command:
     """The command of one verb, its options made from its settings and inputs."""
 
-    def run(out: Path, device: str, threads: int, **given: Any) -> None:
+    def run(out: Path, device: str, threads: int, ray: str = "", **given: Any) -> None:
         settings, inputs = verb_values(name, given)
-        click.echo(VERBS[name].load()(settings, inputs, out, bench(device, threads)))
+        click.echo(VERBS[name].load()(settings, inputs, out, replace(bench(device, threads), ray=ray)))
 
-    return verb_command(name, run)
+    made = verb_command(name, run)
+    made.params += [RAY] if name == "prepare" else []
+    return made
 
 
 def verb_command(

@@ -43,7 +43,7 @@ class Workbench:
     """`device` is a torch device name or "auto" (a GPU if there is one); `threads` 0 keeps torch's own.
 
     `rank` of `ranks` processes that train one model together, the `local_rank`-th on its machine; `sharded`,
-    they share its weights out among them.
+    they share its weights out among them. `ray` is the address of a Ray cluster that prepares pictures.
     """
 
     device: str = "auto"
@@ -53,3 +53,4 @@ class Workbench:
     ranks: int = 1
     local_rank: int = 0
     sharded: bool = False
+    ray: str = ""

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -53,12 +53,22 @@ class Cut:
     views: tuple[View, ...]
     look: Fingerprint
 
+    def without_pixels(self) -> Cut:
+        none = np.empty((0, 0, 3), dtype=np.uint8)
+        return replace(self, views=tuple(replace(view, pixels=none) for view in self.views))
+
 
 def in_order(work: Callable[[T], R], jobs: Iterable[T], bench: Workbench) -> Iterator[R]:
     """`work` over `jobs` on a few threads (Pillow and hashing let them run); results in the jobs' order.
 
-    Only a few results wait at a time, so what takes them may be as slow as it likes.
+    Only a few results wait at a time, so what takes them may be as slow as it likes. With a Ray cluster, its
+    workers do it.
     """
+    if bench.ray:
+        from aid.dataset import cluster
+
+        yield from cluster.in_order(work, jobs, bench.ray)
+        return
     workers = min(MAXIMUM_WORKERS, bench.threads or os.cpu_count() or 1)
     pool, left = ThreadPoolExecutor(workers), iter(jobs)
     try:

@@ -50,15 +50,22 @@ class Encoder:
             if key in self.vault:
                 self.tick(1, REUSED)
                 continue
-            waiting = self.waiting.setdefault(view.size, [])
-            waiting.append((key, view.pixels[:, ::-1] if mirrored else view.pixels))
-            if len(waiting) == self.batch:
-                self._encode(view.size)
+            self.take(key, view, mirrored)
+
+    def take(self, key: str, view: View, mirrored: bool) -> None:
+        """A view whose latent is still to be made."""
+        waiting = self.waiting.setdefault(view.size, [])
+        waiting.append((key, view.pixels[:, ::-1] if mirrored else view.pixels))
+        if len(waiting) == self.batch:
+            self._encode(view.size)
+
+    def encode_rest(self) -> None:
+        for size in sorted(self.waiting):
+            self._encode(size)
 
     def finish(self) -> None:
         """Encode what is left, and write the shards."""
-        for size in sorted(self.waiting):
-            self._encode(size)
+        self.encode_rest()
         self.vault.flush()
         for (size, mirrored), keys in sorted(self.rows.items()):
             self.vault.write_shard(size, mirrored, keys)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -60,9 +61,12 @@ def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: 
         vae = load_vae(inputs.vae, torch_device(bench))  # first: a wrong one is told at once
         vault = Vault(out, PART_BATCHES * settings.latent_batch)
         batch, mirrored = settings.latent_batch, settings.mirrored
-        prepare_pictures(
-            settings, inputs, out, bench, lambda tick: Encoder(vae, vault, batch, mirrored, tick)
-        )
+        encoder: Callable[..., Sink] = partial(Encoder, vae)
+        if bench.ray:
+            from aid.dataset.cluster_latent import ClusterEncoder
+
+            encoder = partial(ClusterEncoder, vae, inputs.vae, bench.ray)
+        prepare_pictures(settings, inputs, out, bench, lambda tick: encoder(vault, batch, mirrored, tick))
 
 
 @contextmanager
@@ -165,10 +169,12 @@ def _cut(
     def work(job: tuple[Original, str]) -> Cut | Aside:
         original, file = job
         try:
-            return cut_picture(original.candidate, out, file, plan, settings)
+            cut = cut_picture(original.candidate, out, file, plan, settings)
+            return cut.without_pixels() if far else cut
         except PictureError as error:
             return Aside(printable(str(error)), original.candidate.style)
 
+    far = bool(bench.ray)  # where pixels would have to travel
     kept: list[Kept] = []
     rows, masks = Counter[Size](), MaskSheet()
     label, each = ("encode", len(plan) * (1 + settings.mirrored)) if sink else ("crop", 1)
