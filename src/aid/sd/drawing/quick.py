@@ -20,7 +20,7 @@ TEXTS_KEPT = 2  # of a batch, what attention made of each
 VECTOR = 16  # float32 of the widest register: a row of keys that doesn't fill its last is half as fast
 FEW_POSITIONS = 8  # pixels of all rows
 LARGEST_PACKED = 1 << 20  # numbers of a convolution's weights; laying out larger ones is little of their work
-LAY_OUT: Any = getattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", None)  # of builds with oneDNN
+HAS_ONEDNN = torch._C._has_mkldnn
 
 
 @contextmanager
@@ -131,7 +131,8 @@ class PackedConvolution:
         layer = self.layer
         places = (layer.padding, layer.stride, layer.dilation, layer.groups)
         if x.shape not in self.packed:
-            self.packed[x.shape] = LAY_OUT(layer.weight.to_mkldnn(), *places, list(x.shape))
+            lay_out: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+            self.packed[x.shape] = lay_out(layer.weight.to_mkldnn(), *places, list(x.shape))
         operator = torch.ops.mkldnn._convolution_pointwise
         made: Tensor = operator(x, self.packed[x.shape], layer.bias, *places, "none", [], "")
         return made
@@ -141,7 +142,7 @@ def _is_packable(layer: nn.Conv2d) -> bool:
     """Whether `PackedConvolution` does all that the layer does, and a second copy of the weights is small."""
     plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
     small = layer.weight.numel() <= LARGEST_PACKED
-    return LAY_OUT is not None and plain and small and not isinstance(layer.padding, str)
+    return HAS_ONEDNN and plain and small and not isinstance(layer.padding, str)
 
 
 def _is_plain(block: Any) -> bool:
