@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -17,7 +18,7 @@ from aid.merge.note import Notes
 from aid.merge.plan import combination_of
 from aid.merge.recipe import Recipe, adapter_weights
 from aid.merge.settings import MergeInputs, MergeSettings
-from aid.merge.stream import Output, pieces_in_memory
+from aid.merge.stream import Output, fill, threads_of
 from aid.merge.whole import LIKENESS
 from aid.sd.file.precision import PRECISIONS
 from aid.sd.file.tensorfile import DTYPES, Stored
@@ -26,6 +27,8 @@ from aid.sd.model.device import torch_device
 from aid.sd.model.layouts import PLACES, VAE, Place
 from aid.sd.model.weights import Weights
 
+Homes = list[tuple[Place, Tensor]]
+"""Where one tensor of a file lies in the model, in parts perhaps."""
 Made = tuple[object, ...]
 """All that a tensor hangs on: if this is the same, so is the tensor."""
 
@@ -47,20 +50,20 @@ class Blend:
         precision: str = "fp32",
     ) -> None:
         """Raises as `merge` does."""
-        self._files = ExitStack()
+        bench = bench or Workbench()
+        self._files, self._threads = ExitStack(), threads_of(bench)
         try:
             self._job = open_job(settings, inputs, self._files)
             recipe, outputs = self._job.planned(settings)
             stored = {key: _stored(key, one, _notes(recipe, settings)) for key, one in outputs.items()}
             weights = _weights(self._job, recipe, stored)
-            self.model = fill_checkpoint(weights, torch_device(bench or Workbench()), PRECISIONS[precision])
+            self.model = fill_checkpoint(weights, torch_device(bench), PRECISIONS[precision])
         except BaseException:
             self._files.close()
             raise
         self._homes = _homes(self.model)
         self._made = _made(self._job, recipe, settings, self._homes)
 
-    @torch.no_grad()
     def become(self, settings: MergeSettings) -> int:
         """Blend the model anew by other settings; returns how many tensors had to be computed.
 
@@ -69,24 +72,16 @@ class Blend:
         wanted = _made(self._job, recipe, settings, self._homes)
         different = [key for key, made in wanted.items() if self._made.get(key) != made]
         notes = _notes(recipe, settings)
-        for key in different:
-            self._made.pop(key, None)
-            self._fill(key, outputs[key], notes)
-            self._made[key] = wanted[key]
-        return len(different)
 
-    def _fill(self, key: str, output: Output, notes: Notes) -> None:
-        homes = self._homes[key]
-        place, parameter = homes[0]
-        if len(homes) > 1 or place.transposed or not parameter.is_contiguous():
-            whole = _tensor(key, output, notes)
-            for place, parameter in homes:
-                parameter.copy_(place.take(whole).reshape(parameter.shape))
-            return
-        flat, dtype = parameter.view(-1), DTYPES[output.format.name]
-        for piece, values, found in pieces_in_memory(key, output):
-            notes(piece, found)
-            flat[piece.start : piece.start + piece.count] = torch.frombuffer(values, dtype=dtype)
+        def compute(key: str) -> None:
+            self._made.pop(key, None)
+            with torch.no_grad():
+                _put(self._homes[key], key, outputs[key], notes)
+            self._made[key] = wanted[key]
+
+        with ThreadPoolExecutor(self._threads, "blend") as pool:
+            list(pool.map(compute, different))
+        return len(different)
 
     def close(self) -> None:
         self._files.close()
@@ -104,13 +99,29 @@ def _notes(recipe: Recipe, settings: MergeSettings) -> Notes:
     return Notes(recipe, settings.broken == "keep", lambda count=1, note="": None)
 
 
+def _put(homes: Homes, key: str, output: Output, notes: Notes) -> None:
+    """Into the parameter's own memory, if that is laid out as a file's."""
+    place, parameter = homes[0]
+    alike = parameter.device.type == "cpu" and parameter.dtype == DTYPES[output.format.name]
+    if len(homes) == 1 and not place.transposed and alike and parameter.is_contiguous():
+        _fill(parameter, key, output, notes)
+        return
+    whole = _tensor(key, output, notes)
+    for place, parameter in homes:
+        parameter.copy_(place.take(whole).reshape(parameter.shape))
+
+
 def _tensor(key: str, output: Output, notes: Notes) -> Tensor:
-    flat = torch.empty(output.format.shape, dtype=DTYPES[output.format.name])
-    for piece, values, found in pieces_in_memory(key, output):
-        notes(piece, found)
-        part = torch.frombuffer(values, dtype=flat.dtype)
-        flat.view(-1)[piece.start : piece.start + piece.count] = part
-    return flat
+    tensor = torch.empty(output.format.shape, dtype=DTYPES[output.format.name])
+    _fill(tensor, key, output, notes)
+    return tensor
+
+
+def _fill(tensor: Tensor, key: str, output: Output, notes: Notes) -> None:
+    if output.format.size:
+        raw = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+        for piece, found in fill(key, output, raw):
+            notes(piece, found)
 
 
 def _stored(key: str, output: Output, notes: Notes) -> Stored:
@@ -122,9 +133,9 @@ def _weights(job: Job, recipe: Recipe, tensors: Mapping[str, Stored]) -> Weights
     return Weights(primary.path, job.architecture, tensors, primary.metadata)
 
 
-def _homes(model: StableDiffusion) -> dict[str, list[tuple[Place, Tensor]]]:
-    """LDM key -> where its values, or parts of them, lie in the model."""
-    homes: dict[str, list[tuple[Place, Tensor]]] = {}
+def _homes(model: StableDiffusion) -> dict[str, Homes]:
+    """By LDM key."""
+    homes: dict[str, Homes] = {}
     for part, module in model.parts().items():
         for name, parameter in module.named_parameters():
             place = PLACES[part](name, model.architecture.family)

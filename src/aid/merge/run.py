@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,12 +17,11 @@ from aid.merge.note import Distances, Notes
 from aid.merge.parent import Parent
 from aid.merge.recipe import Recipe
 from aid.merge.settings import MergeInputs, MergeSettings
-from aid.merge.stream import write_stream
+from aid.merge.stream import threads_of, write_stream
 from aid.sd.model.architecture import METADATA_KEY as ARCHITECTURE_KEY
 
 FILE = "model.safetensors"
 STILL_TRUE = ("sai_model_spec", "architecture", "implementation", "prediction_type", "resolution")
-THREADS = 4  # more don't help: a disk, or memory, is what is waited for
 
 
 @verb("merge")
@@ -41,15 +39,11 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
         metadata = _metadata(recipe, job.parents, inputs, out)
         with bench.progress.task("merge", total=len(outputs), unit="tensor") as tick:
             notes = Notes(recipe, settings.broken == "keep", tick)
-            sha256 = write_stream(out / FILE, outputs, metadata, _threads(bench), notes)
+            sha256 = write_stream(out / FILE, outputs, metadata, threads_of(bench), notes)
     write_json(out / "blocks.json", _blocks(recipe, notes.distances))
     if notes.broken:
         write_json(out / "broken.json", notes.broken)
     return {FILE: sha256}
-
-
-def _threads(bench: Workbench) -> int:
-    return bench.threads or min(THREADS, len(os.sched_getaffinity(0)))
 
 
 def _metadata(

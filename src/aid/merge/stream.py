@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aid.core.files import replacing
+from aid.core.workbench import Workbench
 from aid.merge.arithmetic import Found, Operand, arithmetic
 from aid.merge.parent import Parent
 from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, layout_bytes, written_order
@@ -25,6 +26,7 @@ from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, layout_bytes, writt
 DESK_BYTES = 3 << 20  # what a thread works on at once: memory doesn't grow with the number of models either
 STEP_BYTES = 8 << 10  # pieces are whole blocks of the kernel's, in any format
 T = TypeVar("T")
+THREADS = 4  # more don't help: a disk, or memory, is what is waited for
 SPARE = 2  # pieces that are done and wait for their turn to be hashed
 
 
@@ -82,6 +84,10 @@ class AtOnce(Executor):
         return future
 
 
+def threads_of(bench: Workbench) -> int:
+    return bench.threads or min(THREADS, len(os.sched_getaffinity(0)))
+
+
 def write_stream(
     path: Path, outputs: Mapping[str, Output], metadata: Mapping[str, str], threads: int, seen: Seen
 ) -> str:
@@ -101,16 +107,22 @@ def write_stream(
     return digest.hexdigest()
 
 
-def pieces_in_memory(key: str, output: Output) -> Iterator[tuple[Piece, memoryview, Found]]:
-    """One tensor, piece by piece; each piece's bytes are good until the next one is asked for."""
-    if isinstance(output.source, Whole):
-        values, found = output.source.make()
-        yield Piece(key, output, 0, len(values) // ITEM_BYTES[output.format.name], 0), values, found
+def fill(key: str, output: Output, into: memoryview) -> Iterator[tuple[Piece, Found]]:
+    """One tensor's bytes, put `into` memory piece by piece."""
+    source, item = output.source, ITEM_BYTES[output.format.name]
+    if isinstance(source, Whole):
+        values, found = source.make()
+        into[:] = values
+        yield Piece(key, output, 0, len(values) // item, 0), found
         return
-    parents = len(output.source.terms)
+    parents = len(source.terms)
     desk = Desk(parents, _piece_bytes(parents))
     for piece in _pieces_of(key, output, 0, _piece_bytes(parents)):
-        yield piece, *_computed(piece, output.source, desk)
+        own = into[piece.at : piece.at + piece.count * item]
+        values, found = _computed(piece, source, desk, own)
+        if values is not own:
+            own[:] = values
+        yield piece, found
 
 
 Result = tuple[Piece, memoryview, Found]
@@ -157,18 +169,20 @@ def _finished(
 
 
 def _compute(file: int, piece: Piece, source: Sum, desk: Desk) -> tuple[memoryview, Found]:
-    result, found = _computed(piece, source, desk)
+    room = desk.result[: piece.count * ITEM_BYTES[piece.output.format.name]]
+    result, found = _computed(piece, source, desk, room)
     return _written(file, piece, result), found
 
 
-def _computed(piece: Piece, source: Sum, desk: Desk) -> tuple[memoryview, Found]:
+def _computed(piece: Piece, source: Sum, desk: Desk, room: memoryview) -> tuple[memoryview, Found]:
+    """The piece, in `room` or, where it is one parent's alone, as it was read."""
     operands = []
     for (parent, weight), row in zip(source.terms, desk.rows, strict=False):
         name = parent.formats[piece.key].name
         values = row[: piece.count * ITEM_BYTES[name]]
         parent.read_into(piece.key, piece.start * ITEM_BYTES[name], values)
         operands.append(Operand(values, name, weight))
-    return _blended(operands, piece.count, piece.output.format.name, desk.result)
+    return _blended(operands, piece.count, piece.output.format.name, room)
 
 
 def _blended(
@@ -178,9 +192,8 @@ def _blended(
     if len(operands) == 1 and first.weight == 1.0 and first.format == format:
         seen = arithmetic([format]).look(first, count) if format in FLOATING else NOTHING
         return first.values, seen
-    result = room[: count * ITEM_BYTES[format]]
     way = arithmetic([*(one.format for one in operands), format])
-    return result, way.blend(operands, count, format, result)
+    return room, way.blend(operands, count, format, room)
 
 
 def _written(file: int, piece: Piece, values: memoryview) -> memoryview:

@@ -7,6 +7,7 @@ Sources: bbc-mc's sdweb-merge-block-weighted-gui, hako-mikan's sd-webui-supermer
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal
 
 from aid.core.blocks import BLOCKS, VAE_BLOCK
@@ -25,6 +26,7 @@ FIRST: dict[Convention, tuple[str, ...]] = {  # what counts as IN00
 }
 
 
+@lru_cache(maxsize=8192)
 def block_of(key: str, family: Family = "sd1", convention: Convention = "mbw") -> str:
     """`BASE`, `IN00`..`IN11`, `M00` or `OUT00`..`OUT11`; SDXL has nine of each, and `VAE` under `mecha`.
 
