@@ -40,8 +40,11 @@ from aid.make import Recipe as Recipe
 from aid.make import make as make
 from aid.make import read_recipe as read_recipe
 from aid.merge.blend import Blend as Blend
+from aid.merge.distance import distance as distance
 from aid.merge.extract import extract as extract
 from aid.merge.run import merge as merge
+from aid.merge.settings import DistanceInputs as DistanceInputs
+from aid.merge.settings import DistanceSettings as DistanceSettings
 from aid.merge.settings import ExtractInputs as ExtractInputs
 from aid.merge.settings import ExtractSettings as ExtractSettings
 from aid.merge.settings import MergeInputs as MergeInputs
@@ -56,6 +59,12 @@ from aid.sd.embedding.file import save_embedding as save_embedding
 from aid.sd.model.checkpoint import StableDiffusion as StableDiffusion
 from aid.sd.model.checkpoint import load_checkpoint as load_checkpoint
 from aid.sd.model.checkpoint import save_checkpoint as save_checkpoint
+from aid.search.run import search as search
+from aid.search.settings import SearchInputs as SearchInputs
+from aid.search.settings import SearchSettings as SearchSettings
+from aid.search.settings import SheetInputs as SheetInputs
+from aid.search.settings import SheetSettings as SheetSettings
+from aid.search.sheet import block_sheet as block_sheet
 from aid.starter import shipped as shipped
 from aid.train.embedding import embedding as embedding
 from aid.train.lora import lora as lora

@@ -49,6 +49,21 @@ VERBS = {
         "aid.train.embedding", "embedding", "Embedding", "Bad pictures -> negative Embedding."
     ),
     "merge": Entry("aid.merge.run", "merge", "Merge", "Checkpoints -> Checkpoint, block by block."),
+    "merge search": Entry(
+        "aid.search.run",
+        "search",
+        "Search",
+        "Checkpoints, dataset, judge -> weights that measure best.",
+    ),
+    "merge sheet": Entry(
+        "aid.search.sheet",
+        "block_sheet",
+        "Sheet",
+        "Checkpoints -> what a block's weight does to a picture.",
+    ),
+    "merge distance": Entry(
+        "aid.merge.distance", "distance", "Distance", "Checkpoints -> how far apart they are, block by block."
+    ),
     "merge extract": Entry(
         "aid.merge.extract", "extract", "Extract", "Two checkpoints -> Adapter: what one learned."
     ),

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from aid.estimate.scene import DISK_RATE, Scene, Work
-from aid.merge.settings import ExtractInputs, ExtractSettings, MergeInputs, MergeSettings
+from aid.merge.settings import (
+    DistanceInputs,
+    DistanceSettings,
+    ExtractInputs,
+    ExtractSettings,
+    MergeInputs,
+    MergeSettings,
+)
 from aid.sd.model.cost import Cost
 
 DOUBLE_RATE = 20e9  # FLOPs/s of one core, in double precision
@@ -19,6 +26,18 @@ def merge_work(settings: MergeSettings, inputs: MergeInputs, scene: Scene) -> Wo
         seconds=(len(costs) + 1) * size / DISK_RATE,
         memory=64 << 20,
         disk=size,
+        notes=tuple(cost.note for cost in costs),
+    )
+
+
+def distance_work(settings: DistanceSettings, inputs: DistanceInputs, scene: Scene) -> Work:
+    """Each model is read beside all that come before it."""
+    costs = [scene.cost(path) for path in inputs.models.values()] or [Cost()]
+    pairs = len(costs) * (len(costs) + 1) / 2
+    return Work(
+        f"{len(costs)} models of {costs[0].parameters / 1e6:,.1f} M parameters",
+        seconds=pairs * 2 * costs[0].parameters / DISK_RATE,
+        memory=64 << 20,
         notes=tuple(cost.note for cost in costs),
     )
 

@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from aid.core.blocks import SD1_BLOCKS
 from aid.core.gallery import SHOTS_FILE
 from aid.core.shot import Shot
 from aid.dataset.find import find
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import AidError
-from aid.estimate.merging import extract_work, merge_work
+from aid.estimate.merging import distance_work, extract_work, merge_work
 from aid.estimate.scene import DISK_RATE, Pictures, Scene, Work
 from aid.evaluate.settings import EvaluateInputs, EvaluateSettings, JudgeInputs, JudgeSettings
 from aid.generate.grid.layout import plan_grid
@@ -26,6 +27,7 @@ from aid.generate.settings import DrawingInputs, DrawingSettings, GenerateInputs
 from aid.release.settings import ReleaseInputs, ReleaseSettings
 from aid.sd.adapter.target import kohya_targets, skeleton
 from aid.sd.model.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost
+from aid.search.settings import SearchInputs, SearchSettings, SheetInputs, SheetSettings
 from aid.train.settings import (
     EmbeddingInputs,
     EmbeddingSettings,
@@ -284,6 +286,26 @@ def _look(pictures: Pictures) -> float:
     return pictures.count * (0.001 + pictures.pixels * LOOK_SECONDS)
 
 
+def _sheet(settings: SheetSettings, inputs: SheetInputs, scene: Scene) -> Work:
+    """A picture a block and weight."""
+    given = GenerateInputs(checkpoint=next(iter(inputs.models.values())))
+    pictures = (len(settings.blocks) or len(SD1_BLOCKS)) * len(settings.weights)
+    drawing = GenerateSettings(**settings.drawing.model_dump(), count=pictures)
+    return replace(_generate(drawing, given, scene), made=None)
+
+
+def _search(settings: SearchSettings, inputs: SearchInputs, scene: Scene) -> Work:
+    """The plan's pictures of each trial, and what is held out of the result and each parent."""
+    given = GenerateInputs(checkpoint=next(iter(inputs.models.values())), dataset=inputs.dataset)
+    once = _generate(settings.drawing, given, scene)
+    plan = settings.drawing.plan
+    ratio = settings.held_per_style / (plan.shots_per_style if plan else 1)
+    times = settings.trials + 1 + (len(inputs.models) + 1) * ratio
+    return replace(
+        once, sizes=f"{settings.trials} trials, each {once.sizes}", made=None, flops=once.flops * times
+    )
+
+
 def _release(settings: ReleaseSettings, inputs: ReleaseInputs, scene: Scene) -> Work:
     cost = scene.cost(inputs.checkpoint)
     size = cost.parameters * (4 if settings.precision == "fp32" else 2)
@@ -302,6 +324,9 @@ WORK: dict[str, Callable[[Any, Any, Scene], Work]] = {
     "train embedding": _embedding,
     "merge": merge_work,
     "merge extract": extract_work,
+    "merge distance": distance_work,
+    "merge sheet": _sheet,
+    "merge search": _search,
     "generate": _generate,
     "grid": _grid,
     "judge": _judge,

@@ -73,7 +73,7 @@ def adapter_hash(path: Path, metadata: Mapping[str, str]) -> str:
 def load_material(settings: DrawingSettings, inputs: DrawingInputs, bench: Workbench) -> Material:
     """Load what the inputs name. Raises FileError or ModelError naming the file that doesn't fit."""
     model = load_model(inputs.checkpoint, inputs.vae, settings.precision, bench)
-    embeddings, paths = _embeddings(inputs.embeddings, model)
+    embeddings, paths = named_embeddings(inputs.embeddings, model)
     pictures = [path for path in (inputs.init, inputs.mask) if path is not None]
     return Material(
         model,
@@ -108,7 +108,7 @@ def source_of(settings: DrawingSettings, inputs: DrawingInputs) -> Source | None
     return Source(picture=inputs.init.name, sha256=sha256_file(inputs.init), **told, **mask)
 
 
-def _embeddings(
+def named_embeddings(
     paths: Sequence[Path], model: StableDiffusion
 ) -> tuple[dict[str, Embedding], dict[str, Path]]:
     """By name, with their files. One named by itself must fit the model; in a folder, others are skipped."""

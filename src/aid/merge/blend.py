@@ -64,6 +64,11 @@ class Blend:
         self._homes = _homes(self.model)
         self._made = _made(self._job, recipe, settings, self._homes)
 
+    @property
+    def inputs(self) -> MergeInputs:
+        """The parents."""
+        return self._job.inputs
+
     def become(self, settings: MergeSettings) -> int:
         """Blend the model anew by other settings; returns how many tensors had to be computed.
 
@@ -119,7 +124,7 @@ def _tensor(key: str, output: Output, notes: Notes) -> Tensor:
 
 def _fill(tensor: Tensor, key: str, output: Output, notes: Notes) -> None:
     if output.format.size:
-        raw = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+        raw = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
         for piece, found in fill(key, output, raw):
             notes(piece, found)
 

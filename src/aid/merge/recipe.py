@@ -144,7 +144,7 @@ class Recipe:
 
 def primary_of(settings: MergeSettings) -> str:
     """The model that the others are added to: the preset's, the one named, or a chain's first."""
-    return settings.chain[0].models[0] if settings.chain else _resolve(settings)[0]
+    return settings.chain[0].models[0] if settings.chain else resolved(settings)[0]
 
 
 def adapter_weights(
@@ -165,7 +165,7 @@ def plan(settings: MergeSettings, models: Collection[str], family: Family = "sd1
     """
     if settings.chain:
         return _chain(settings, models, family)
-    primary, weights = _resolve(settings)
+    primary, weights = resolved(settings)
     _require(primary, models, "primary")
     for name in (*weights, *settings.steps):
         _require(name, models, "weights")
@@ -185,7 +185,7 @@ def plan(settings: MergeSettings, models: Collection[str], family: Family = "sd1
     return Recipe(primary, (primary, *others), family, settings.convention, rule)
 
 
-def _resolve(settings: MergeSettings) -> tuple[str, Weights]:
+def resolved(settings: MergeSettings) -> tuple[str, Weights]:
     if not settings.preset:
         return settings.primary or DEFAULT_PRIMARY, settings.weights
     if settings.preset not in PRESETS:

@@ -102,3 +102,17 @@ class ExtractInputs(Inputs):
     """The one that has learned something: an artifact, a file or a diffusers folder."""
     origin: Path
     """The one that it was trained from."""
+
+
+class DistanceSettings(Settings):
+    """How far models are from each other, block by block."""
+
+    convention: Literal["mbw", "supermerger", "mecha"] = "mbw"
+    """Whose blocks they are, as in `merge`."""
+
+
+class DistanceInputs(Inputs):
+    """Two models or more, of one architecture."""
+
+    models: dict[str, Path]
+    """Name -> checkpoint artifact or file."""
