@@ -89,10 +89,16 @@ _HOME = {
     "read_recipe": "aid.make",
     "save_checkpoint": "aid.sd.model.checkpoint",
     "save_embedding": "aid.sd.embedding.file",
-    "search": "aid.search.run",
     "shipped": "aid.starter",
 }
-_ROOMS = ("evaluate", "generate", "make", "merge", "release")  # called, they are the verbs of these names
+_ROOMS = (
+    "evaluate",
+    "generate",
+    "make",
+    "merge",
+    "release",
+    "search",
+)  # called, they are the verbs of these names
 
 __all__ = sorted([*_HOME, *_ROOMS])
 
