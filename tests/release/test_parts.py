@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import tomllib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from string import Formatter
@@ -25,6 +27,7 @@ from aid.release.card import hub_page, use, write_card
 from aid.release.facts import Facts
 from aid.release.language import wording
 from aid.release.listing import list_release
+from aid.release.making import making
 from aid.release.markdown import table
 from aid.release.method import block_text, making_of
 from aid.release.modelspec import describe_model
@@ -102,6 +105,22 @@ def test_a_weighted_merge_is_told_from_its_settings_alone() -> None:
     assert block_text(step.shares["cd"]) == "IN00-IN05 × 0.3, M00"
     assert block_text(step.shares["ab"]) == "BASE, IN00-IN05 × 0.7, IN06-IN11, OUT00-OUT11"
     assert step.sources["models.cd"] == "cdcdcdcdcd"
+
+
+def test_a_chain_is_told_by_its_steps(facts: Facts) -> None:
+    chain = [
+        {"name": "x", "mode": "ties", "models": ["ab", "cd", "ef"], "alpha": 0.5, "beta": 0.2, "seed": 0},
+        {"name": "", "mode": "slerp", "models": ["x", "ab"], "alpha": {"IN": 0.25}, "freeze": ["M00"]},
+    ]
+    models = {f"models.{name}": Source(sha256=name * 32) for name in ("ab", "cd", "ef")}
+    merged = Node(verb="merge", settings={"chain": chain, "weights": {}}, inputs=models)
+    run = lineage_of_run("release", {"checkpoint": merged})
+    steps = making_of(run, json.dumps({"shares": {"ab": {"BASE": 1.0}}}))
+    assert steps[0].shares is None, "no model has a share of what isn't a weighing"
+    for language in ("en", "zh"):
+        text = making(replace(facts, steps=steps), wording(language))
+        assert "`x = ties(ab, cd, ef), alpha 0.5, beta 0.2`" in text
+        assert '`slerp(x, ab), alpha {"IN": 0.25}, freeze ["M00"]`' in text
 
 
 def test_a_lineage_that_bites_its_own_tail_ends() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from aid.release.facts import Facts
 from aid.release.language import Wording
 from aid.release.markdown import bullets, folded, paragraphs, section, table
-from aid.release.method import Step, block_text, flat
+from aid.release.method import Step, block_text, flat, link_text
 
 
 def making(facts: Facts, words: Wording) -> str:
@@ -65,6 +65,9 @@ def _training(step: Step, words: Wording) -> str:
 
 def _merging(step: Step, words: Wording) -> str:
     models = {name.removeprefix("models."): text for name, text in step.sources.items() if "models." in name}
+    if chain := step.settings.get("chain"):
+        links = [f"`{link_text(link)}`" for link in chain]
+        return paragraphs(words.say("merge_chain", count=len(models)), bullets(links))
     if step.shares is None:
         preset = step.settings.get("preset") or "?"
         return words.say(

@@ -11,6 +11,12 @@ from aid.core.blocks import SD1_BLOCKS, expand
 from aid.core.lineage import Lineage, Node, Source
 from aid.errors import SettingsError
 
+DEFAULT_MODE = "weighted_sum"
+LINK_WORDS: dict[str, tuple[Any, ...]] = {
+    "alpha": (None,), "beta": (None, 0.0), "gamma": (None, 1.0), "elements": (None, []), "freeze": (None, []),
+    "seed": (None, 0),
+}  # fmt: skip
+"""What else is told of a chain's step, and the values that need no telling."""
 SHORT_HASH = 10  # characters, as A1111 shows a model's hash
 
 
@@ -36,7 +42,7 @@ def making_of(lineage: Lineage, merge_metadata: str = "") -> tuple[Step, ...]:
     """
     steps = _steps(lineage, "checkpoint", ("train finetune", "train lora", "merge"))
     exact = _exact_shares(merge_metadata)
-    if exact and steps and steps[-1].verb == "merge":
+    if exact and steps and steps[-1].verb == "merge" and not steps[-1].settings.get("chain"):
         steps[-1] = replace(steps[-1], shares=exact)
     return tuple(steps)
 
@@ -67,6 +73,18 @@ def block_text(shares: Mapping[str, float]) -> str:
         else:
             runs.append((block, block, shares[block]))
     return ", ".join(_run_text(*run) for run in runs)
+
+
+def link_text(link: Mapping[str, Any]) -> str:
+    """A step of a chain in one line: `x = ties(a, b, c), alpha 0.5, beta 0.2`."""
+    name = f"{link['name']} = " if link.get("name") else ""
+    told = [f"{name}{link.get('mode', DEFAULT_MODE)}({', '.join(map(str, link.get('models', ())))})"]
+    told += [f"{key} {_number_text(link[key])}" for key in LINK_WORDS if link.get(key) not in LINK_WORDS[key]]
+    return ", ".join(told).replace("`", "'")
+
+
+def _number_text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -156,9 +174,9 @@ def _exact_shares(metadata: str) -> dict[str, dict[str, float]] | None:
 
 
 def _shares(node: Node) -> dict[str, dict[str, float]] | None:
-    """The shares that a merge's settings spell out; None for a preset or a series, which they don't."""
+    """The shares that a merge's settings spell out; None for a preset, series or chain, which don't."""
     settings = node.settings
-    if node.verb != "merge" or settings.get("preset") or settings.get("steps"):
+    if node.verb != "merge" or any(settings.get(name) for name in ("preset", "steps", "chain")):
         return None
     try:
         given = {name: expand(weights) for name, weights in settings.get("weights", {}).items()}
