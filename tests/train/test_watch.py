@@ -99,7 +99,8 @@ def test_exposure_follows_the_weights_to_the_picture(straight: Path) -> None:
 
 def test_the_start_is_measured_before_anything_is_trained(straight: Path, inputs: FinetuneInputs) -> None:
     start = rows_of(straight)[0]
-    assert start.weights == {"alpha": 1.0, "beta": 1.0} and start.seen == {"alpha": 0, "beta": 0}
+    assert start.weights == pytest.approx({"alpha": 1.0, "beta": 1.0}, abs=0.2), "words that say nothing yet"
+    assert start.seen == {"alpha": 0, "beta": 0}
     assert set(held_shares(start, start).values()) == {1.0} and set(gaps(start, start).values()) == {0.0}
     assert all(
         len(losses) == 3 and min(losses) > 0 for losses in (*start.held.values(), *start.trained.values())
@@ -130,6 +131,18 @@ def test_it_measures_what_diffusers_would(inputs: FinetuneInputs, straight: Path
             found.append((predicted - noise).square().mean((1, 2, 3)))
     expected = torch.stack(found).mean(0)
     assert torch.allclose(torch.tensor(rows_of(straight)[0].held["alpha"]), expected, rtol=1e-4)
+
+
+def test_what_the_word_does_is_measured_on_the_same_pictures_and_noise(
+    inputs: FinetuneInputs, straight: Path
+) -> None:
+    meter = Meter(Dataset(inputs.dataset), ["alpha", "beta"], settings(MEASURED), 0.18215)
+    for held, wordless in zip(meter.probes["held"], meter.probes["wordless"], strict=True):
+        assert held.caption == f"by {held.record.style}, {wordless.caption}"
+        assert (held.record, held.number) == (wordless.record, wordless.number)
+    assert all(row.wordless.keys() == row.held.keys() != set() for row in rows_of(straight))
+    plain = MEASURED.model_copy(update={"by": "loss"})
+    assert not Meter(Dataset(inputs.dataset), ["alpha"], settings(plain), 0.18215).probes["wordless"]
 
 
 def test_measuring_disturbs_nothing(inputs: FinetuneInputs, tmp_path: Path) -> None:
@@ -185,7 +198,7 @@ def test_the_run_ends_when_all_styles_are_overfit_and_saves_the_best_weights(
 ) -> None:
     """With curves as given: lowest after 8 steps, overfit after 12. What is saved is what 8 steps make."""
     curves = {"held": [1.0, 0.6, 0.5, 0.55, 0.6, 0.6], "train": [1.0, 0.5, 0.4, 0.3, 0.2, 0.2]}
-    balance = MEASURED.model_copy(update={"stop_at": "slightly overfit"})
+    balance = MEASURED.model_copy(update={"by": "loss", "stop_at": "slightly overfit"})
     telling, models = Telling(), {}
     for name, steps in (("long", 20), ("short", 8)):
         left = {split: iter(curve) for split, curve in curves.items()}
@@ -215,17 +228,31 @@ def test_progress_does_not_hang_on_a_levels_scale(levels: list[list[float]], sca
 @given(
     st.lists(st.dictionaries(st.sampled_from("abc"), LEVELS, min_size=3, max_size=3), min_size=2, max_size=6),
     st.floats(0, 10), st.floats(1, 8), st.floats(0, 0.9), st.sampled_from(["never", "slightly overfit"]),
+    st.sampled_from(["word", "loss"]),
 )  # fmt: skip
 def test_weights_are_bounded(
-    measured: list[dict[str, list[float]]], strength: float, bound: float, smoothing: float, stop: str
+    measured: list[dict[str, list[float]]],
+    strength: float,
+    bound: float,
+    smoothing: float,
+    stop: str,
+    by: str,
 ) -> None:
     chosen = BalanceSettings.model_validate(
-        {"rule": "measured", "strength": strength, "bound": bound, "smoothing": smoothing, "stop_at": stop}
+        {
+            "rule": "measured",
+            "strength": strength,
+            "bound": bound,
+            "smoothing": smoothing,
+            "stop_at": stop,
+            "by": by,
+        }
     )
     weights = dict.fromkeys("abcd", 1.0)
     rows: list[Row] = []
     for step, held in enumerate(measured):
-        rows.append(Row(step, held, {style: losses[::-1] for style, losses in held.items()}))
+        turned = {style: losses[::-1] for style, losses in held.items()}
+        rows.append(Row(step, held, turned, wordless=dict(zip(held, [*turned.values()][::-1], strict=True))))
         weights = weigh(rows, weights, at_point(rows, chosen), chosen)
         least = min(chosen.rest, 1 / bound) if stop != "never" else 1 / bound
         assert all(least - 1e-9 <= weight <= bound + 1e-9 for weight in weights.values())
@@ -233,10 +260,14 @@ def test_weights_are_bounded(
 
 
 def test_who_is_behind_comes_up_more_often() -> None:
+    by_loss = MEASURED.model_copy(update={"by": "loss"})
     start = Row(0, {"slow": [1.0], "fast": [1.0]}, {"slow": [1.0], "fast": [1.0]})
     later = Row(9, {"slow": [0.9], "fast": [0.4]}, {"slow": [0.9], "fast": [0.4]})
-    weights = weigh([start, later], {"slow": 1.0, "fast": 1.0}, (), MEASURED)
+    weights = weigh([start, later], {"slow": 1.0, "fast": 1.0}, (), by_loss)
     assert weights["slow"] > 1.5 and weights["fast"] < 0.8
+    known = Row(9, {"slow": [0.2], "fast": [0.4]}, {}, wordless={"slow": [0.2], "fast": [0.8]})
+    weights = weigh([start, known], {"slow": 1.0, "fast": 1.0, "nameless": 1.0}, (), MEASURED)
+    assert weights["slow"] > 1.5 and weights["fast"] < 0.8 and weights["nameless"] == 1.0
     assert bounded(9.0, MEASURED) == pytest.approx(4) and bounded(-9.0, MEASURED) == pytest.approx(0.25)
 
 

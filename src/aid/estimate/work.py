@@ -171,9 +171,10 @@ def _drawn_styles(samples: SampleSettings, pictures: Pictures) -> int:
 
 
 def _measured(balance: BalanceSettings, pictures: Pictures, steps: int) -> int:
-    """Predictions that the styles' measurements make: of held-out and of trained pictures."""
+    """Predictions that the styles' measurements make: of held-out pictures, also without their style's word,
+    and of trained ones."""
     every = balance.interval(steps)
-    once = 2 * balance.pictures * balance.timesteps * max(1, len(pictures.styles))
+    once = (2 + balance.by_word) * balance.pictures * balance.timesteps * max(1, len(pictures.styles))
     return once * (1 + -(-steps // every)) if every else 0
 
 

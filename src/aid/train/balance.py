@@ -1,8 +1,9 @@
 """What follows from the measurements of a run: each style's progress, weight and overfit point.
 
 Losses at different noise levels, and of different styles, are not comparable as they are. So each is taken
-as a share of what the start model had at the same level, on the same pictures with the same noise, and the
-levels are averaged as logarithms: half of the loss gone counts alike wherever it is gone. A style's share
+as a share of what the start model had at the same level, on the same pictures with the same noise, or of what
+this model has without the style's word; and the levels are averaged as logarithms: half of the loss gone
+counts alike wherever it is gone. A style's share
 over the mean is the relative inverse training rate of GradNorm (Chen et al. 2018), which sets gradients by
 it; here it sets how often a style comes up.
 
@@ -36,6 +37,8 @@ class Row:
     """The styles that are slightly overfit."""
     seen: dict[str, int] = field(default_factory=dict)
     """Pictures of each style so far."""
+    wordless: Losses = field(default_factory=dict)
+    """Losses of the held-out pictures without the word of their style."""
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,6 +57,11 @@ def remaining(now: Sequence[float], start: Sequence[float]) -> float:
 def held_shares(row: Row, start: Row) -> dict[str, float]:
     """What is left of each style's held-out loss; 1 is as at the start."""
     return {style: remaining(losses, start.held[style]) for style, losses in row.held.items()}
+
+
+def word_shares(row: Row) -> dict[str, float]:
+    """The share of the held-out loss that a style's own word leaves; 1 is no help at all."""
+    return {style: remaining(row.held[style], losses) for style, losses in row.wordless.items()}
 
 
 def trained_shares(row: Row, start: Row) -> dict[str, float]:
@@ -99,9 +107,9 @@ def weigh(
 
     By measurement a style has (what is left of its loss / the mean of that) to the power of `strength`,
     within 1 / `bound` and `bound`; the mean is geometric, over those that still learn. A style without
-    held-out pictures has 1, and one at its point waits.
+    held-out pictures has 1, as has one without a word where that is what counts; one at its point waits.
     """
-    left = held_shares(rows[-1], rows[0]) if settings.rule == "measured" else {}
+    left = left_of(rows, settings) if settings.rule == "measured" else {}
     learning = [math.log(share) for style, share in left.items() if style not in reached and share > 0]
     centre = sum(learning) / len(learning) if learning else 0.0
     waiting = settings.rest if settings.stop_at == "slightly overfit" else 1 / settings.bound
@@ -112,6 +120,11 @@ def weigh(
             wanted = min(waiting, wanted)
         weights[style] = settings.smoothing * old + (1 - settings.smoothing) * wanted
     return weights
+
+
+def left_of(rows: Sequence[Row], settings: BalanceSettings) -> dict[str, float]:
+    """The share of each style's loss that is left, by the measure of `settings.by`."""
+    return word_shares(rows[-1]) if settings.by == "word" else held_shares(rows[-1], rows[0])
 
 
 def bounded(behind: float, settings: BalanceSettings) -> float:

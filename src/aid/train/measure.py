@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from aid.train.settings import TrainingSettings
 from aid.train.tables import TimestepSettings
 from aid.train.training import Training
 
+SPLITS = ("held", "train", "wordless")
 Losses = dict[str, list[float]]  # by style, one for each noise level
 DIGITS = 7
 
@@ -42,6 +43,7 @@ class Meter:
         self.dataset, self.settings, self.scale = dataset, settings, scale
         self.t = fixed_timesteps(settings.balance.timesteps, settings.timesteps)
         self.probes = {split: list(self._chosen(split, styles)) for split in ("held", "train")}
+        self.probes["wordless"] = list(self._wordless()) if settings.balance.by_word else []
 
     def _chosen(self, split: str, styles: Sequence[str]) -> Iterator[Probe]:
         found = [one for one in self.dataset.records if one.split == split and not one.regularisation]
@@ -51,6 +53,13 @@ class Meter:
             chance = random.Random(f"{self.settings.seed}/measured/{split}/{style}")
             drawn = chance.sample(own, min(self.settings.balance.pictures, len(own)))
             yield from (Probe(record, number, write(record)) for number, record in enumerate(drawn))
+
+    def _wordless(self) -> Iterator[Probe]:
+        """The held-out pictures again, without the word of their style, if it has one."""
+        write = fixed_captions(self.settings)
+        for probe in self.probes["held"]:
+            if probe.record.trigger:
+                yield replace(probe, caption=write(probe.record.model_copy(update={"style": ""})))
 
     @property
     def held_styles(self) -> set[str]:

@@ -58,8 +58,11 @@ class BalanceSettings(Settings):
     """`by_count`: each picture once an epoch. `equal`: each style alike. `author`: pictures of rare artists
     and characters, and good ones, up to 10 times, those of low quality never, as the author's scripts have
     it. `measured`: styles that are behind, by their held-out pictures, come up more often than those ahead.
-    `measured`: styles that are behind, by their held-out pictures, come up more often than those ahead. An
-    epoch has as many places as there are pictures, whatever the rule."""
+    An epoch has as many places as there are pictures, whatever the rule."""
+    by: Literal["word", "loss"] = "word"
+    """What tells `measured` who is behind. `word`: the loss of held-out pictures over that without the
+    style's word in the caption, which asks what a judge asks: does the word make the difference? `loss`: the
+    loss over that of the start model, which hangs on what the start model knew."""
     measure: bool = False
     """Measure every style even where nothing hangs on it, for the charts."""
     every: int = Field(default=0, ge=0)
@@ -69,8 +72,8 @@ class BalanceSettings(Settings):
     timesteps: int = Field(default=4, ge=1, le=100)
     """Noise levels at which each is measured, spread evenly over the law's probability."""
     strength: float = Field(default=3.0, ge=0)
-    """How strongly weights follow: a style with twice the mean's loss left comes up 2^`strength` times as
-    often. GradNorm's alpha."""
+    """How strongly weights follow: a style with twice the mean's share of loss left comes up 2^`strength`
+    times as often. GradNorm's alpha."""
     bound: float = Field(default=4.0, ge=1)
     """No style comes up more often than this times its usual share, nor less often than one part in it, but
     for what the others' weights do to the sum."""
@@ -97,6 +100,11 @@ class BalanceSettings(Settings):
     def interval(self, steps: int) -> int:
         """Steps between the measurements of a run; 0 if there are none."""
         return (self.every or -(-steps // MEASUREMENTS)) if self.measures else 0
+
+    @property
+    def by_word(self) -> bool:
+        """Whether held-out pictures are also measured without their style's word."""
+        return self.rule == "measured" and self.by == "word"
 
     @property
     def live(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from aid.sd.file.tensorfile import Header, read_header, write_tensors
 from aid.train.balance import Row, at_point, best, gaps, held_shares, weigh
 from aid.train.copies import copied_styles
 from aid.train.log import SAMPLE_FOLDER
-from aid.train.measure import Meter
+from aid.train.measure import SPLITS, Meter
 from aid.train.plan import Plan
 from aid.train.settings import TrainingSettings
 from aid.train.training import Training
@@ -46,10 +47,13 @@ class Watch:
     def measure(self, done: int) -> str:
         """Measure the averaged weights, and lay the order's next round out; what to tell of it."""
         with self.training.settled():
-            held, trained = (self.meter.losses(self.training, split) for split in ("held", "train"))
+            found = [
+                self.meter.losses(self.training, split) if self.meter.probes[split] else {}
+                for split in SPLITS
+            ]
             copied = copied_styles(self.out / SAMPLE_FOLDER, done)
-            held, trained, copied = self.training.team.led((held, trained, copied))
-            self.rows.append(self._decided(Row(done, held, trained), copied))
+            (held, trained, wordless), copied = self.training.team.led((found, copied))
+            self.rows.append(self._decided(Row(done, held, trained, wordless=wordless), copied))
             if self._stops and best(self.rows, self.settings) == len(self.rows) - 1:
                 self._keep()
         self._write()
@@ -66,7 +70,7 @@ class Watch:
         weights = weigh(rows, before, reached, self.settings)
         if order.live and row.step < self.plan.steps and any(weights.values()):
             order.lay({style: order.shares[style] * weight for style, weight in weights.items()})
-        return Row(row.step, row.held, row.trained, weights, reached, order.seen_before(row.step))
+        return replace(row, weights=weights, at_point=reached, seen=order.seen_before(row.step))
 
     @property
     def _stops(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from aid.sd.model.architecture import Family
@@ -140,16 +141,19 @@ class Place:
         return stored.T if self.transposed else stored
 
 
+@cache
 def unet_place(key: str, family: Family) -> Place:
     """Of a diffusers U-Net key."""
     return Place(unet_key(key, family))
 
 
+@cache
 def vae_place(key: str, family: Family) -> Place:
     """Of a diffusers VAE key."""
     return Place(vae_key(key))
 
 
+@cache
 def text_place(key: str, family: Family) -> Place:
     """Of a transformers CLIPTextModel key; transformers 5 leaves `text_model.` out of some."""
     key = key.removeprefix("text_model.")
@@ -157,6 +161,7 @@ def text_place(key: str, family: Family) -> Place:
     return _open_clip_place(prefix, key) if family == "sd2" else Place(prefix + key)
 
 
+@cache
 def text_2_place(key: str, family: Family) -> Place:
     """Of a transformers CLIPTextModelWithProjection key, SDXL's second text encoder."""
     return _open_clip_place(TEXT_2, key.removeprefix("text_model."))
