@@ -72,15 +72,13 @@ def suggest(space: Space, trials: Sequence[Trial], seed: int) -> Values:
         return space.start()
     optuna = _optuna()
     ranges = {one.name: optuna.distributions.FloatDistribution(one.low, one.high) for one in space.variables}
-    sampler = optuna.samplers.TPESampler(
-        seed=seed + len(trials), multivariate=True, n_startup_trials=8, constraints_func=lambda trial: (0.0,)
-    )
+    sampler = optuna.samplers.TPESampler(seed=seed + len(trials), multivariate=True, n_startup_trials=8)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for one in trials:
         study.add_trial(
             optuna.trial.create_trial(
                 params=dict(one.values), distributions=ranges, value=one.value,
-                system_attrs={"constraints": [one.below]},
+                constraints={"floor": one.below},
             )
         )  # fmt: skip
     return {name: round(value, 3) for name, value in study.ask(ranges).params.items()}
@@ -91,8 +89,5 @@ def _optuna() -> Any:
         import optuna
     except ImportError as error:
         raise SettingsError("a search needs optuna", next_step="pip install 'aid[search]'") from error
-    import warnings
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
