@@ -14,7 +14,9 @@ tool may treat the file as any SD1 VAE, and with --start to that one's axes.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import platform
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +28,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import avg_pool2d
 
-from aid.core.files import replacing
-from aid.errors import SettingsError
+from aid.core.files import replacing, sha256_file, sha256_of
+from aid.errors import FileError, SettingsError
 from aid.sd.file.state import (
     load_state,
     module_tensors,
@@ -44,17 +46,24 @@ WIDTHS = (16, 32, 64, 64)
 
 
 def read_pictures(world: Path, edge_px: int) -> torch.Tensor:
-    """Every picture under `world` as uint8 [n, 3, edge, edge]; cached beside it."""
-    cache = world.parent / f"{world.name}-{edge_px}.npy"
+    """Every picture under `world` as uint8 [n, 3, edge, edge], mapped from a cache beside it.
+
+    Raises FileError if there are none."""
+    paths = sorted(world.glob("*/*.webp"))
+    if not paths:
+        raise FileError(
+            f"{world} holds no pictures", "folders of .webp files, as starter/world.py makes them"
+        )
+    known = [(str(path.relative_to(world)), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    cache = world.parent / f"{world.name}-{edge_px}-{sha256_of(known)[:16]}.npy"
     if not cache.exists():
-        paths = sorted(world.glob("*/*.webp"))
         pixels = np.empty((len(paths), 3, edge_px, edge_px), np.uint8)
         for row, path in enumerate(paths):
             picture = Image.open(path).convert("RGB").resize((edge_px, edge_px), Image.Resampling.BOX)
             pixels[row] = np.asarray(picture).transpose(2, 0, 1)
         with replacing(cache) as stream:
             np.save(stream, pixels)
-    return torch.from_numpy(np.load(cache))
+    return torch.from_numpy(np.load(cache, mmap_mode="c"))
 
 
 def build_vae() -> AutoencoderKL:
@@ -176,7 +185,11 @@ class Training:
         chance = step_generator(chosen.seed, index)
         half = chosen.batch // 2
         rows = torch.randint(len(pictures), (chosen.batch - half,), generator=chance)
-        rest = [varied(others[row], chance) for row in torch.randint(len(others), (half,), generator=chance)]
+        all_rows = torch.randint(len(others) + len(pictures), (half,), generator=chance).tolist()
+        rest = [
+            varied(others[row] if row < len(others) else pictures[row - len(others)], chance)
+            for row in all_rows
+        ]
         x = torch.cat([reduced(pictures[rows]), *rest]).contiguous(memory_format=torch.channels_last)
         loss, square = loss_of(self.vae, x, chosen.kl, chosen.decoder_only, chance)
         self.optimiser.zero_grad(set_to_none=True)
@@ -206,8 +219,12 @@ class Training:
         return done
 
 
-def finish(training: Training, pictures: torch.Tensor, held: torch.Tensor) -> None:
-    """Write the averaged weights, scaled, with what they are in the metadata."""
+def sha256_of_pictures(pictures: torch.Tensor) -> str:
+    return hashlib.sha256(pictures.numpy()).hexdigest()
+
+
+def finish(training: Training, pictures: torch.Tensor, held: torch.Tensor, data: dict[str, str]) -> None:
+    """Write the averaged weights, scaled, with how they were made in the metadata."""
     vae, chosen = training.vae, training.chosen
     start = build_vae().eval() if chosen.start else None
     if start:
@@ -228,8 +245,10 @@ def finish(training: Training, pictures: torch.Tensor, held: torch.Tensor) -> No
     )
     metadata = {
         "made_by": "starter/train_vae.py",
-        "steps": str(chosen.steps),
-        "edge_px": str(chosen.edge_px),
+        **{name: str(getattr(chosen, name)) for name in ("edge_px", "steps", "batch", "rate", "kl", "seed")},
+        "start_sha256": sha256_file(chosen.start) if chosen.start else "",
+        "machine": f"CPU, {platform.machine()}, {chosen.threads} threads",
+        **data,
         "psnr_db": f"{psnr:.2f}",
         "config": json.dumps(dict(vae.config), default=str),
     }
@@ -268,9 +287,7 @@ def main(words: Sequence[str] | None = None) -> None:
     pixels = read_pictures(chosen.world, 2 * chosen.edge_px)
     is_held = torch.arange(len(pixels)) % 97 == 0
     held, trained = pixels[is_held], pixels[~is_held]
-    others = trained
-    if chosen.drawings:
-        others = torch.cat([read_pictures(chosen.drawings, 2 * chosen.edge_px), trained])
+    others = read_pictures(chosen.drawings, 2 * chosen.edge_px) if chosen.drawings else pixels[:0]
     training, unfinished = Training(chosen), chosen.out.with_suffix(".unfinished")
     refuse_another(unfinished, chosen)
     history: list[float] = []
@@ -281,7 +298,12 @@ def main(words: Sequence[str] | None = None) -> None:
             print(f"step {index + 1} psnr {np.mean(history):.2f} dB loss {loss:.4f}", flush=True)
         if (index + 1) % chosen.save_every == 0:
             save_state(unfinished, index + 1, training.tensors(), keep=2)
-    finish(training, pixels, held)
+    finish(
+        training,
+        pixels,
+        held,
+        {"world_sha256": sha256_of_pictures(pixels), "drawings_sha256": sha256_of_pictures(others)},
+    )
     shutil.rmtree(unfinished)
 
 

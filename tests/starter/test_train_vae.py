@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from aid.errors import SettingsError
+from aid.errors import FileError, SettingsError
 from aid.sd.file.tensorfile import read_header
 from aid.sd.model.architecture import TINY
 from aid.sd.model.checkpoint import create_checkpoint
@@ -101,3 +102,32 @@ def test_another_run_s_state_is_not_continued(train_vae: ModuleType, world: Path
         train_vae.main([str(world), str(out), *QUICK])
     with pytest.raises(SettingsError, match=r"vae\.unfinished was begun with .*delete that folder"):
         train_vae.main([str(world), str(out), *QUICK, "--rate", "1e-3"])
+
+
+@torch.no_grad()
+def test_folding_keeps_the_axes_of_the_start_and_what_comes_back(
+    train_vae: ModuleType, world: Path, straight: Path
+) -> None:
+    """Latents turned and stretched by hand are brought back to where the start has them."""
+    start, turned = (train_vae.build_vae().eval() for _ in range(2))
+    start.load_state_dict(load_file(straight))
+    turned.load_state_dict(load_file(straight))
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3)))[0] * 1.7
+    turned.quant_conv.weight[:4] = (turn @ turned.quant_conv.weight[:4, :, 0, 0])[:, :, None, None]
+    turned.quant_conv.bias[:4] = turn @ turned.quant_conv.bias[:4] + 0.3
+    back = turned.post_quant_conv.weight[:, :, 0, 0] @ turn.inverse()
+    turned.post_quant_conv.weight.copy_(back[:, :, None, None])
+    turned.post_quant_conv.bias -= back @ torch.full((4,), 0.3)
+    pixels = train_vae.read_pictures(world, 32)
+    x = train_vae.reduced(pixels)
+    assert (turned.encode(x).latent_dist.mean - start.encode(x).latent_dist.mean).abs().max() > 0.3
+    train_vae.fold(turned, pixels, start)
+    assert (turned.encode(x).latent_dist.mean - start.encode(x).latent_dist.mean).abs().max() < 1e-3
+    assert (turned(x).sample - start(x).sample).abs().max() < 1e-4
+
+
+def test_a_folder_without_pictures_is_named(train_vae: ModuleType, world: Path, tmp_path: Path) -> None:
+    words = [str(world), str(tmp_path / "vae.safetensors"), *QUICK, "--drawings", str(tmp_path / "none")]
+    with pytest.raises(FileError, match="none holds no pictures"):
+        train_vae.main(words)
+    assert list(tmp_path.iterdir()) == []
