@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from aid.cli import main
 from aid.cli.options import assignments, merge_trees
+from aid.cli.verb_command import bench
 from aid.core.lineage import describe
+from aid.errors import SettingsError
 from aid.starter import shipped
 from aid.verbs import VERBS
 
@@ -297,3 +299,14 @@ def test_joining_keeps_the_first_where_the_second_is_silent(
     assert set(joined) == set(first) | set(second)
     assert all(joined[key] == first[key] for key in set(first) - set(second))
     assert all(joined[key] == value for key, value in second.items() if not isinstance(value, dict))
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [("1", ""), ("0", "0"), ("2", "2")])
+def test_half_of_a_launchers_words_are_refused(
+    rank: str, ranks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would make this process one of several that aren't there."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    with pytest.raises(SettingsError, match=f"RANK={rank} and WORLD_SIZE"):
+        bench("cpu", 1)

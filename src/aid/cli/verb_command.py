@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from aid.cli.options import assignments, collect, merge_trees, options, settings_file
 from aid.core.workbench import Silence, Workbench
+from aid.errors import SettingsError
 from aid.make import checked
 from aid.verbs import VERBS
 
@@ -73,6 +74,12 @@ def bench(device: str, threads: int) -> Workbench:
     from aid.cli.console import ConsoleProgress
 
     rank, ranks, local = (_from_launcher(name, other) for name, other in LAUNCHED.items())
+    if not 0 <= rank < ranks:
+        raise SettingsError(
+            f"the environment says RANK={rank} and WORLD_SIZE={ranks}",
+            "a rank below the number of processes",
+            "Start AID by torchrun or accelerate launch, or unset both.",
+        )
     sharded = ranks > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
     return Workbench(device, threads, Silence() if rank else ConsoleProgress(), rank, ranks, local, sharded)
 

@@ -32,7 +32,7 @@ def connected(address: str) -> Any:
         try:
             _knock(address)
             ray.init(address=address, log_to_driver=False, include_dashboard=False)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, OverflowError, ValueError, RuntimeError) as error:
             raise SettingsError(
                 f"no Ray cluster at {address} ({error})", "auto, local or HOST:PORT"
             ) from error

@@ -204,8 +204,8 @@ def _written(file: int, piece: Piece, values: memoryview) -> memoryview:
 
 
 def _piece_bytes(parents: int) -> int:
-    """Of the widest format at work."""
-    return DESK_BYTES // (parents + 1) // STEP_BYTES * STEP_BYTES
+    """Of the widest format at work; a step at least, however many parents share the desk."""
+    return max(1, DESK_BYTES // (parents + 1) // STEP_BYTES) * STEP_BYTES
 
 
 def _pieces(outputs: Mapping[str, Output], data_start: int, piece_bytes: int) -> Iterator[Piece]:

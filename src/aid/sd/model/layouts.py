@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from aid.sd.model.architecture import Family
@@ -39,6 +39,7 @@ POSITIONS: dict[Family, str] = {  # int64, 0 to 76; OpenCLIP has none
 }
 PROJECTION = f"{TEXT_2}text_projection"
 AVERAGE = "model_ema."
+PLACES_KEPT = 8192  # of each part; SDXL has 2,515 in all
 
 FLAT = re.compile(r"mid\.attn_1\.(q|k|v|proj_out)\.weight$")  # the VAE's attention
 T = TypeVar("T")
@@ -141,19 +142,19 @@ class Place:
         return stored.T if self.transposed else stored
 
 
-@cache
+@lru_cache(PLACES_KEPT)
 def unet_place(key: str, family: Family) -> Place:
     """Of a diffusers U-Net key."""
     return Place(unet_key(key, family))
 
 
-@cache
+@lru_cache(PLACES_KEPT)
 def vae_place(key: str, family: Family) -> Place:
     """Of a diffusers VAE key."""
     return Place(vae_key(key))
 
 
-@cache
+@lru_cache(PLACES_KEPT)
 def text_place(key: str, family: Family) -> Place:
     """Of a transformers CLIPTextModel key; transformers 5 leaves `text_model.` out of some."""
     key = key.removeprefix("text_model.")
@@ -161,7 +162,7 @@ def text_place(key: str, family: Family) -> Place:
     return _open_clip_place(prefix, key) if family == "sd2" else Place(prefix + key)
 
 
-@cache
+@lru_cache(PLACES_KEPT)
 def text_2_place(key: str, family: Family) -> Place:
     """Of a transformers CLIPTextModelWithProjection key, SDXL's second text encoder."""
     return _open_clip_place(TEXT_2, key.removeprefix("text_model."))
