@@ -4,7 +4,7 @@
     python starter/drawings.py OUT
 
 Every drawing is `OUT/SET/NAME.webp` (lossless), on white or on a colour, whole or closer; its name alone
-decides. Of the skin tones that many names come in, a fifth is drawn.
+decides. Of the names that end in a `skin-tone`, a fifth is drawn. Run it again to continue.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from world import HERE, rasterise
+
+from aid.core.files import replacing
 
 SETS = (
     "twemoji", "noto", "noto-v1", "fxemoji", "emojione", "streamline-emojis", "fluent-emoji-flat",
@@ -47,12 +49,17 @@ def draw_set(name: str, out: Path, edge_px: int) -> int:
     for icon, content in sorted(found["icons"].items()):
         if "skin-tone" in icon and random.Random(icon).getrandbits(16) % 5:
             continue
+        file = folder / f"{icon}.webp"
+        drawn += file.exists()
+        if file.exists():
+            continue
         try:
             picture = rasterise(framed(content, found, f"{name}/{icon}"), edge_px)
         except ValueError as error:
             print(f"{name}/{icon} can't be drawn: {error}")
             continue
-        picture.save(folder / f"{icon}.webp", lossless=True, quality=80)
+        with replacing(file) as stream:
+            picture.save(stream, "webp", lossless=True, quality=80)
         drawn += 1
     return drawn
 
