@@ -146,6 +146,7 @@ def _style(
     drawn = steps // samples.every * sheet * samples.steps * 2 if samples.every else 0
     measured = _measured(settings.balance, pictures, steps)
     kept = cost.unet_numbers(alive, cells) * settings.noise_draws + cost.text_numbers()
+    disk = saved * (2 if settings.output == "fp16" else 4)
     unet = passes * settings.noise_draws * cost.unet_flops(cells)
     return Work(
         f"{_many(steps, 'step')} of {_many(batch, 'picture')} x {_many(settings.noise_draws, 'draw')}, "
@@ -157,8 +158,8 @@ def _style(
         number_bytes=2 if half else 4,
         memory=4 * (cost.parameters - trained)
         + trained * _standing_bytes(settings)
-        + _passing_bytes(settings, trained, kept),
-        disk=saved * (2 if settings.output == "fp16" else 4),
+        + max(_passing_bytes(settings, trained, kept), disk),  # what is saved stands beside the optimiser
+        disk=disk,
         scratch=trained * STATE_BYTES * min(steps // settings.save_every, settings.keep_states + 1)
         + (4 * trained if settings.balance.stop_at != "never" else 0),
         notes=(cost.note, pictures.note, _copied(trained * STATE_BYTES * settings.save_behind)),
