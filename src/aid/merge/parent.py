@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from sys import intern
 from typing import TYPE_CHECKING
 
 from aid.errors import FileError, ModelError
@@ -61,14 +62,20 @@ def open_parent(name: str, path: Path, open_files: ExitStack) -> Parent:
         return _unpacked(name, file)
     layout = read_layout(file)
     stream = open_files.enter_context(file.open("rb", buffering=0))
-    entries = {modern_key(key): entry for key, entry in layout.entries.items()}
+    entries = {intern(modern_key(key)): entry for key, entry in layout.entries.items()}
 
     def read_into(key: str, start: int, values: memoryview) -> None:
         if os.preadv(stream.fileno(), [values], entries[key].start + start) != len(values):
             raise FileError(f"{file} ends inside {key}", "a file that stays as it is while it is read")
 
-    formats = {key: Format(entry.format, entry.shape) for key, entry in entries.items()}
+    formats = {key: _format(entry.format, entry.shape) for key, entry in entries.items()}
     return Parent(name, file, formats, layout.metadata, read_into)
+
+
+@lru_cache(maxsize=4096)
+def _format(name: str, shape: tuple[int, ...]) -> Format:
+    """One object for all parents, of which there may be many."""
+    return Format(name, shape)
 
 
 def _unpacked(name: str, path: Path) -> Parent:

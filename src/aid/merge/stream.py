@@ -23,7 +23,7 @@ from aid.merge.arithmetic import Found, Operand, arithmetic
 from aid.merge.parent import Parent
 from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, layout_bytes, written_order
 
-DESK_BYTES = 3 << 20  # what a thread works on at once: memory doesn't grow with the number of models either
+DESK_BYTES = 3 << 19  # what a thread works on at once: memory doesn't grow with the number of models either
 STEP_BYTES = 8 << 10  # pieces are whole blocks of the kernel's, in any format
 T = TypeVar("T")
 THREADS = 4  # more don't help: a disk, or memory, is what is waited for
