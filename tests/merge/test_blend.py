@@ -108,6 +108,21 @@ def test_only_what_changed_is_computed(parents: dict[str, Path]) -> None:
         assert all(torch.equal(after[key], before[key]) for key in after)
 
 
+def test_another_primary_brings_its_precision(parents: dict[str, Path], tmp_path: Path) -> None:
+    """`b` alone, by its weight over an fp16 primary and as the primary in fp32, isn't the same model."""
+    fine, chance = load_checkpoint(parents["b"]), torch.Generator().manual_seed(9)
+    for module in fine.parts().values():
+        for parameter in module.parameters():
+            parameter.data += 1e-5 * torch.randn(parameter.shape, generator=chance)
+    save_checkpoint(fine, tmp_path / "fine.safetensors", {}, torch.float32)
+    inputs = MergeInputs(models={"a": parents["a"], "b": tmp_path / "fine.safetensors"})
+    everything = dict.fromkeys(("BASE", "IN", "M00", "OUT"), 1.0)
+    with Blend(MergeSettings(primary="a", weights={"b": everything}), inputs) as blend:
+        alone = MergeSettings(primary="b", weights={"a": {"BASE": 0.0}})
+        assert blend.become(alone) > 0
+        require_same(blend.model, alone, inputs, tmp_path / "alone")
+
+
 def test_adapters_by_block_and_a_vae_that_stays(parents: dict[str, Path], tmp_path: Path) -> None:
     told = ExtractInputs(tuned=parents["b"], origin=parents["c"])
     lora = extract(ExtractSettings(rank=2), told, tmp_path / "lora") / "extracted.safetensors"

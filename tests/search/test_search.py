@@ -85,7 +85,7 @@ def test_the_result_is_compared_with_each_parent_on_prompts_that_no_trial_drew(f
             and comparison.artefact.difference.low <= comparison.artefact.difference.high
         )
     shots = [json.loads(line)["shot"] for line in (found / "held/best/shots.jsonl").read_text().splitlines()]
-    assert all(shot["seed"] >= 1 << 40 for shot in shots)
+    assert all(1 << 31 <= shot["seed"] < 1 << 32 for shot in shots), "other noise: torch takes 32 bits"
     assert (found / "held/parents/style/grid.png").is_file() and not (found / "scratch").exists()
 
 

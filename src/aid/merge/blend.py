@@ -154,8 +154,9 @@ def _made(job: Job, recipe: Recipe, settings: MergeSettings, keys: Iterable[str]
     combinations = {key: combination_of(key, recipe, job.parents) for key in keys if _is_blended(key, job)}
     ranged = tuple(sorted((key, one) for key, one in combinations.items() if _is_ranged(one)))
     adapters = _adapters(job, recipe, settings)
+    written = (recipe.primary, settings.precision, settings.broken)  # the primary gives the format too
     return {
-        key: (one, settings.precision, adapters[recipe.block(key)], ranged if _is_ranged(one) else ())
+        key: (one, written, adapters[recipe.block(key)], ranged if _is_ranged(one) else ())
         for key, one in combinations.items()
     }
 

@@ -92,5 +92,5 @@ def _require_room(variables: Sequence[Variable], rows: Mapping[str, Mapping[str,
             raise SettingsError(
                 f"the weights of {block} could add up to {total:g}",
                 "at most 1",
-                "Lower the knobs' `high`, or give the merge `steps`, of which each has 0 to 1.",
+                "Turn them less far, or give the merge `steps`, of which each has 0 to 1.",
             )

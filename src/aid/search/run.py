@@ -30,7 +30,7 @@ from aid.search.settings import SearchInputs, SearchSettings
 from aid.search.trial import Measured, Trial, best_of, read_trials, suggest, write_trials
 
 BEST_FILE, RESULT_FILE = "best.toml", "result.json"
-APART = 1 << 40  # between the seeds of trials and of what is held out
+APART = 1 << 31  # between the seeds of trials and of what is held out; torch takes a seed's low 32 bits alone
 PROMPTS_TRIED = 8  # for each that is held out
 
 

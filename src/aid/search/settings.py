@@ -46,7 +46,7 @@ class SearchSettings(Settings):
     drawing: GenerateSettings = GenerateSettings(plan=Plan(shots_per_style=4))
     """How each trial's pictures are drawn; its plan says which."""
     trials: int = Field(default=40, ge=2)
-    """Merges tried, the given one first. Raised later, the search goes on where it ended."""
+    """Merges tried, the given one first."""
     floor: float = Field(default=0.9, ge=0, le=1)
     """Of each style's score in the primary alone, the share that a merge must keep in every style."""
     content: float = Field(default=0.5, ge=0)

@@ -81,7 +81,8 @@ def suggest(space: Space, trials: Sequence[Trial], seed: int) -> Values:
                 constraints={"floor": one.below},
             )
         )  # fmt: skip
-    return {name: round(value, 3) for name, value in study.ask(ranges).params.items()}
+    asked = study.ask(ranges).params
+    return {one.name: min(max(round(asked[one.name], 3), one.low), one.high) for one in space.variables}
 
 
 def _optuna() -> Any:
