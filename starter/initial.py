@@ -1,22 +1,23 @@
-"""Put a trained VAE beside a fresh U-Net and text encoder: what base.toml starts from.
+"""Put a trained VAE beside a fresh U-Net and text encoder, or a starter's: what base.toml starts from.
 
-python starter/initial.py VAE.safetensors OUT.safetensors --seed 1
+python starter/initial.py VAE.safetensors OUT.safetensors [--seed 1 | --of CHECKPOINT]
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from train_vae import read_vae
 
 from aid.sd.model.architecture import Architecture
-from aid.sd.model.checkpoint import create_checkpoint, save_checkpoint
+from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
 
 STARTER = Architecture(
-    unet_widths=(32, 64, 128, 128), unet_heads=4, unet_groups=8,
-    text_width=128, text_heads=4, vae_widths=(16, 32, 64, 64), vae_groups=4, native_edge_px=64,
+    unet_widths=(32, 64, 128, 128), unet_heads=4, unet_groups=8, text_width=128, text_heads=4,
+    native_edge_px=128,
 )  # fmt: skip
 
 
@@ -25,10 +26,13 @@ def main() -> None:
     parser.add_argument("vae", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--of", type=Path, help="a starter, whose U-Net and text encoder go on")
     chosen = parser.parse_args()
-    model = create_checkpoint(STARTER, chosen.seed)
-    model.vae.load_state_dict(load_file(chosen.vae))
-    save_checkpoint(model, chosen.out, {}, torch.float32)
+    vae = read_vae(chosen.vae)
+    widths, groups = tuple(vae.config.block_out_channels), vae.config.norm_num_groups
+    architecture = STARTER.model_copy(update={"vae_widths": widths, "vae_groups": groups})
+    old = load_checkpoint(chosen.of) if chosen.of else create_checkpoint(architecture, chosen.seed)
+    save_checkpoint(replace(old, vae=vae, architecture=architecture), chosen.out, {}, torch.float32)
 
 
 if __name__ == "__main__":

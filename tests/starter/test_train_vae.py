@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from aid.errors import FileError, SettingsError
 from aid.sd.file.tensorfile import read_header
@@ -17,7 +16,7 @@ from aid.sd.model.architecture import TINY
 from aid.sd.model.checkpoint import create_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "starter" / "train_vae.py"
-QUICK = ["--edge-px", "16", "--batch", "1", "--steps", "4", "--save-every", "2"]
+QUICK = ["--edge-px", "16", "8", "--batch", "1", "--steps", "4", "--save-every", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,9 @@ def stop_after(train_vae: ModuleType, steps: int, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("--decoder-only",), ("--drawings",)], ids=["whole", "decoder only", "drawings"]
+    "more",
+    [(), ("--decoder-only",), ("--drawings",), ("--axes-only", "--widths", "8", "16", "16", "16")],
+    ids=["whole", "decoder only", "drawings", "other widths"],
 )
 def test_a_stopped_run_continues_to_the_same_bytes(
     train_vae: ModuleType, world: Path, straight: Path, tmp_path: Path, more: tuple[str, ...]
@@ -109,9 +110,7 @@ def test_folding_keeps_the_axes_of_the_start_and_what_comes_back(
     train_vae: ModuleType, world: Path, straight: Path
 ) -> None:
     """Latents turned and stretched by hand are brought back to where the start has them."""
-    start, turned = (train_vae.build_vae().eval() for _ in range(2))
-    start.load_state_dict(load_file(straight))
-    turned.load_state_dict(load_file(straight))
+    start, turned = (train_vae.read_vae(straight) for _ in range(2))
     turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3)))[0] * 1.7
     turned.quant_conv.weight[:4] = (turn @ turned.quant_conv.weight[:4, :, 0, 0])[:, :, None, None]
     turned.quant_conv.bias[:4] = turn @ turned.quant_conv.bias[:4] + 0.3
@@ -119,9 +118,9 @@ def test_folding_keeps_the_axes_of_the_start_and_what_comes_back(
     turned.post_quant_conv.weight.copy_(back[:, :, None, None])
     turned.post_quant_conv.bias -= back @ torch.full((4,), 0.3)
     pixels = train_vae.read_pictures(world, 32)
-    x = train_vae.reduced(pixels)
+    x = train_vae.reduced(pixels, 16)
     assert (turned.encode(x).latent_dist.mean - start.encode(x).latent_dist.mean).abs().max() > 0.3
-    train_vae.fold(turned, pixels, start)
+    train_vae.fold(turned, pixels, 16, start)
     assert (turned.encode(x).latent_dist.mean - start.encode(x).latent_dist.mean).abs().max() < 1e-3
     assert (turned(x).sample - start(x).sample).abs().max() < 1e-4
 
