@@ -90,9 +90,8 @@ def load_model(checkpoint: Path, vae: Path | None, precision: str, bench: Workbe
     """A checkpoint ready to draw with. Raises FileError or ModelError as `load_checkpoint` does."""
     device = torch_device(bench)
     model = load_checkpoint(checkpoint, device, PRECISIONS[precision], vae)
-    if device.type == "cpu":
-        model.unet.to(memory_format=torch.channels_last)
-        model.vae.to(memory_format=torch.channels_last)
+    model.unet.to(memory_format=torch.channels_last)
+    model.vae.to(memory_format=torch.channels_last)
     return model
 
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aid.errors import ModelError
+from aid.sd.drawing.recording import forget
 from aid.sd.file.state import laid_like
 from aid.sd.file.tensorfile import Header
 from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.model.compilation import compile_blocks
 from aid.sd.prompt.text import Conditioning
 from aid.train.average import Average
 from aid.train.condition import condition
@@ -152,6 +154,7 @@ class Training:
         with self.settled():
             yield self.team.whole_model(self.model)
         self.model.vae.to("cpu")
+        forget(self.model.unet)
 
     @contextmanager
     def settled(self) -> Iterator[None]:
@@ -192,3 +195,5 @@ def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = AL
         model.unet.to(memory_format=torch.channels_last)
     if settings.checkpointing:
         model.unet.train().enable_gradient_checkpointing()
+    if settings.compiled:
+        compile_blocks(model.unet)

@@ -1,4 +1,5 @@
-"""The U-Net's layers as drawing can have them quicker than training can: the same results but for rounding.
+"""The U-Net as drawing can have it quicker than training can: the same results but for rounding. On a GPU its
+calls are recorded, elsewhere its layers are exchanged.
 
 While a batch is drawn the text and the weights stay as they are, and no gradient is asked for.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
+from aid.sd.drawing.recording import recorder
 from aid.sd.model.checkpoint import StableDiffusion
 
 TEXTS_KEPT = 2  # of a batch, what attention made of each
@@ -25,18 +28,29 @@ HAS_ONEDNN = torch._C._has_mkldnn
 
 @contextmanager
 def quick(model: StableDiffusion) -> Iterator[None]:
-    """The U-Net with quick layers; it is as it was at the end."""
+    """The U-Net made quick; it is as it was at the end."""
     changed: list[Any] = []
-    on_cpu = model.device.type == "cpu"
     try:
-        for name, layer in model.unet_layers:
-            if "forward" not in vars(layer) and (forward := _quick_forward(name, layer, on_cpu)):
-                layer.forward = forward
-                changed.append(layer)
+        for layer, forward in _forwards(model):
+            layer.forward = forward
+            changed.append(layer)
         yield
     finally:
         for layer in changed:
             del layer.forward
+
+
+def _forwards(model: StableDiffusion) -> Iterator[tuple[Any, Callable[..., Any]]]:
+    """What is exchanged, and for what."""
+    unet, on_cpu = model.unet, model.device.type == "cpu"
+    if "forward" in vars(unet):
+        return
+    if model.device.type == "cuda":
+        yield unet, partial(recorder(unet).forward, unet)
+        return
+    for name, layer in model.unet_layers:
+        if "forward" not in vars(layer) and (forward := _quick_forward(name, layer, on_cpu)):
+            yield layer, forward
 
 
 def _quick_forward(name: str, layer: Any, on_cpu: bool) -> Callable[..., Tensor] | None:

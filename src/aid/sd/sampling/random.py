@@ -79,7 +79,12 @@ class PictureNoise:
             if self.seed_delta:
                 self.generators = [self._generator(seed + self.seed_delta) for seed in self.seeds]
             self.is_first = False
-        return torch.stack(drawn).to(self.device)
+        noise = torch.stack(drawn)
+        if self.device.type == "cuda" and noise.device.type == "cpu":
+            return noise.pin_memory().to(
+                self.device, non_blocking=True
+            )  # without waiting for the step before
+        return noise.to(self.device)
 
     def brownian(self, lowest: Tensor, highest: Tensor) -> BrownianNoise:
         """Noise for SDE samplers between two levels: one tree a picture, from its seed (ENSD has no part)."""
