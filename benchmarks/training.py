@@ -179,27 +179,39 @@ def step_rows(name: str, checkpoint: Path, edge: int, batch: int, rounds: int, f
     ]
 
 
-def save_row(checkpoint: Path, folder: Path, rounds: int = 5) -> Row:
-    """How long training stands still for a state, beside writing that state. The first copy is not counted:
-    its memory is used again by all that follow."""
-    model = load_checkpoint(checkpoint)
-    settings = FinetuneSettings(steps=9)
-    training = style_training(model, weights_of(model), settings, 9)
-    for parameter in training.parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    training.update(0)
-    stalls, writes = [], []
-    with Saver(folder / "behind", 1) as saver:
-        for step in range(rounds + 1):
-            began = time.perf_counter()
-            saver.save(step, training.tensors())
-            stalls.append(time.perf_counter() - began)
+def save_rows(checkpoint: Path, edge: int, batch: int, folder: Path, rounds: int = 5) -> list[Row]:
+    """How long training stands still for a state, and how much longer a step takes while it is copied, beside
+    writing that state. The first copy is not counted: its memory is used again by all that follow."""
+    folder.mkdir()
+    model, dataset = load_checkpoint(checkpoint, torch_device(Workbench())), make_dataset(folder, edge)
+    settings = FinetuneSettings(steps=5 * (rounds + 1), batch_size=batch, checkpointing=False)
+    plan = plan_styles(dataset, settings, model.architecture.vae_scale)
+    training, log = style_training(model, weights_of(model), settings, plan.steps), Log(folder, 0)
+    waits, plain, stalls, longer, writes = [0.0], [0.0], [], [], []
+    with Saver(folder / "behind", 1) as saver, Ahead(plan) as ahead:
+        training.may_change = lambda: waits.append(wall(saver.taken))
+        for index in range(plan.steps):
+            saved = index % 5 == 4
+            began = wall(lambda step: saver.save(step, training.tensors()), index) if saved else 0.0
+            took = wall(lambda step: take(training, ahead.step(step), log, saver), index)
+            if not saved:
+                plain.append(took)
+                continue
+            stalls.append(began + waits[-1])
+            longer.append(began + took - statistics.median(plain[-4:]))
             saver.wait()
-            began = time.perf_counter()
-            save_state(folder / "before", step, training.tensors(), 1)
-            writes.append(time.perf_counter() - began)
-    stall, write = statistics.median(stalls[1:]), statistics.median(writes[1:])
-    return Row("save, training stands still", 1e3 * stall, "ms", 1e3 * write)
+            writes.append(wall(save_state, folder / "before", index, training.tensors(), 1))
+    write = 1e3 * statistics.median(writes[1:])
+    return [
+        Row("save, training stands still", 1e3 * statistics.median(stalls[1:]), "ms", write),
+        Row("save, the step beside it takes longer by", 1e3 * statistics.median(longer[1:]), "ms", write),
+    ]
+
+
+def wall(work: Callable[..., object], *given: object) -> float:
+    began = time.perf_counter()
+    work(*given)
+    return time.perf_counter() - began
 
 
 def first_step_row(checkpoint: Path, folder: Path, edge: int, batch: int) -> Row:
@@ -236,7 +248,7 @@ def main() -> None:
                 chosen.rounds,
                 folder / "b",
             )
-            rows.append(save_row(chosen.checkpoint, folder))
+            rows += save_rows(chosen.checkpoint, chosen.edge, chosen.batch, folder / "d")
             rows.append(first_step_row(chosen.checkpoint, folder / "c", chosen.edge, chosen.batch))
         report(rows, chosen.json)
 

@@ -23,7 +23,10 @@ from aid.train.plan import Step
 from aid.train.run import finetune
 from aid.train.saving import Saver
 from aid.train.settings import FinetuneInputs
+from aid.train.tables import SampleSettings
 from aid.train.training import Training
+
+SHEET = SampleSettings(every=1, prompts=("x",), steps=1, width=64, height=64)
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +116,12 @@ def test_a_spike_is_told_from_the_usual(tmp_path: Path) -> None:
     log.close()
 
 
-def test_a_saver_copies_at_once_and_writes_behind(tmp_path: Path) -> None:
+def test_a_saver_copies_and_writes_behind(tmp_path: Path) -> None:
     tensor = torch.arange(4_000_000, dtype=torch.float32)
     with Saver(tmp_path, keep=2) as saver:
         for step in (1, 2, 3):
             saver.save(step, {"x": tensor})
+            saver.taken()
             tensor += 1  # while it is written
     assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == [
         "state-00000002.safetensors", "state-00000003.safetensors",
@@ -140,6 +144,32 @@ def test_saving_behind_or_not_gives_the_same_bytes(inputs: FinetuneInputs, tmp_p
     models = [tmp_path / name / "model.safetensors" for name in ("behind", "before")]
     ours, theirs = map(read_tensors, models)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"fused_backward": True, "gradient_norm": 0.0}, {"samples": SHEET}],
+    ids=["", "fused backward", "sheets"],
+)
+def test_a_state_is_of_one_step_however_long_its_copying_takes(
+    inputs: FinetuneInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    words = {"save_every": 1, "keep_states": 9, "noise_draws": 1, **change}
+    copy = Saver._copy
+
+    def slow(self: Saver, *given: Any) -> Any:
+        time.sleep(0.3)
+        return copy(self, *given)
+
+    monkeypatch.setattr(Saver, "_copy", slow)
+    for name, behind in (("behind", True), ("before", False)):
+        with pytest.raises(KeyboardInterrupt):
+            run(inputs, tmp_path / name, 4, save_behind=behind, **words)
+    behind, before = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "scratch").iterdir()}
+        for name in (".behind.building", ".before.building")
+    )
+    assert len(before) == 3 and behind == before
 
 
 def test_a_full_disk_stops_it_with_the_last_state_and_the_old_result_whole(

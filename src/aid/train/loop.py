@@ -51,6 +51,7 @@ def train(
         Ahead(plan) as ahead,
         bench.progress.task(label, plan.steps, "step", done) as tick,
     ):
+        training.may_change = saver.taken
         if settings.trouble == "roll_back" and not done:
             saver.save(0, training.tensors())
         over = watch is not None and measured(watch, done, bench)

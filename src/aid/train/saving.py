@@ -1,4 +1,5 @@
-"""States saved while training goes on: copied in memory at once, written by a second thread."""
+"""States saved while training goes on: copied in memory while the next step is computed, written by the same
+second thread."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from aid.sd.file.state import save_state
 
+State = dict[str, Tensor]
+
 
 class Saver:
     """Writes states into a folder under construction, one at a time, each whole before it is named. The
@@ -21,7 +24,8 @@ class Saver:
     def __init__(self, folder: Path, keep: int, behind: bool = True, writes: bool = True) -> None:
         self.folder, self.keep, self.behind, self.writes = folder, keep, behind, writes
         self.thread = ThreadPoolExecutor(1, "save")
-        self.copies: dict[str, Tensor] = {}
+        self.copies: State = {}
+        self.copying: Future[State] | None = None
         self.pending: Future[None] | None = None
 
     def __enter__(self) -> Self:
@@ -33,34 +37,45 @@ class Saver:
             self.wait()
 
     def save(self, step: int, tensors: Mapping[str, Tensor], also: Callable[[], None] | None = None) -> None:
-        """Take a copy and return; it is written, and then `also` called, while training goes on."""
+        """Return at once: a copy is taken and written, and then `also` called, while training goes on. None
+        of `tensors` may change before `taken` has returned."""
         self.wait()
         if not self.writes:
             return
         if not self.behind:
             self._write(step, dict(tensors), also)
             return
-        self.pending = self.thread.submit(self._write, step, self._copy(tensors), also)
+        self.copying = self.thread.submit(self._copy, dict(tensors), stream_of(tensors))
+        self.pending = self.thread.submit(self._write_copy, step, self.copying, also)
+
+    def taken(self) -> None:
+        """Until nothing that was to be saved is needed any more but its copy."""
+        copying, self.copying = self.copying, None
+        if copying is not None:
+            copying.result()
 
     def wait(self) -> None:
         """Until what was taken is on disk. Raises what went wrong there."""
-        pending, self.pending = self.pending, None
+        pending, self.pending, self.copying = self.pending, None, None
         if pending is not None:
             pending.result()
 
-    def _write(self, step: int, tensors: dict[str, Tensor], also: Callable[[], None] | None) -> None:
+    def _write_copy(self, step: int, copying: Future[State], also: Callable[[], None] | None) -> None:
+        self._write(step, copying.result(), also)
+
+    def _write(self, step: int, tensors: State, also: Callable[[], None] | None) -> None:
         save_state(self.folder, step, tensors, self.keep)
         if also is not None:
             also()
 
     @torch.no_grad()
-    def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _copy(self, tensors: State, stream: torch.cuda.Stream | None) -> State:
         """Copies into memory that the save before used too: new memory is slower than copying."""
         self.copies = {name: self._room(name, tensor) for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
-            self.copies[name].copy_(tensor, non_blocking=True)
-        if any(tensor.is_cuda for tensor in tensors.values()):
-            torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch._foreach_copy_([*self.copies.values()], [*tensors.values()], non_blocking=True)
+        if stream is not None:
+            stream.synchronize()
         return self.copies
 
     def _room(self, name: str, tensor: Tensor) -> Tensor:
@@ -68,3 +83,14 @@ class Saver:
         if held is not None and (held.shape, held.dtype) == (tensor.shape, tensor.dtype):
             return held
         return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+
+
+def stream_of(tensors: Mapping[str, Tensor]) -> torch.cuda.Stream | None:
+    """Where a GPU that holds tensors copies them beside what it computes, once it has done all that it was
+    told until now; None where they are in the CPU's memory."""
+    device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+    if device is None:
+        return None
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream

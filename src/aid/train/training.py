@@ -58,6 +58,9 @@ class Training:
         self.at_work: list[bool] = []
         self.adopted: Sequence[Tensor] = ()  # weights to be saved instead of the last, once training is over
         self.beside: Callable[[], dict[str, Tensor]] = dict  # what a state holds that is no weight
+        self.may_change: Callable[[], None] = lambda: (
+            None
+        )  # waits for what is still to be copied of the state
         self.norms: list[Tensor] | None = [] if fused_backward else None
         if fused_backward:
             self._update_in_backward()
@@ -86,6 +89,7 @@ class Training:
         value = float(loss.detach())
         if not math.isfinite(value):
             return value, math.nan
+        self.may_change()
         (filled * loss).backward()  # type: ignore[no-untyped-call]
         norms, self.norms = self.norms or [], []
         return value, float(torch.stack(norms).norm()) if norms else 0.0
@@ -117,6 +121,7 @@ class Training:
 
     def update(self, index: int) -> None:
         """Let the gradients change the weights."""
+        self.may_change()
         if self.norms is None:
             self._set_rates(index)
             self.optimiser.step()
@@ -159,6 +164,7 @@ class Training:
     @contextmanager
     def settled(self) -> Iterator[None]:
         """U-Net and text encoders with the weights that would be saved."""
+        self.may_change()
         with at_rest(self.optimiser, self.parameters), self.average.applied(), torch.no_grad():
             for parameter, weight in zip(self.parameters, self.adopted, strict=False):
                 parameter.copy_(weight)
