@@ -28,8 +28,8 @@ CAPTION = "by style, 1girl, red hair, smile, outdoors"
 class Loop:
     """What both scripts have in common."""
 
-    def __init__(self, model: StableDiffusion) -> None:
-        self.accelerator = Accelerator(cpu=model.device.type == "cpu")
+    def __init__(self, model: StableDiffusion, precision: str = "no") -> None:
+        self.accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision=precision)
         self.model = model
         model.vae.requires_grad_(False)
         self.parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]

@@ -1,0 +1,214 @@
+"""SD1.5 and SDXL at their real size on a GPU: pictures drawn and trained on a second, beside diffusers.
+
+    python benchmarks/graphics_card.py [--parts draw train sdxl] [--batch N ...] [--rounds N] [--json FILE]
+
+Weights are random and made on the card. Drawing is SD1.5, 512 px, half precision, 32 steps Euler a with
+guidance, to PNGs: `aid generate`'s own way, diffusers' pipeline as it is and with its blocks compiled, and
+the bare calls. Training is U-Net and text encoder in bfloat16 from cached latents; its limit is the card's
+peak, which a product of two matrices of 8192 x 8192 tells. diffusers' loop encodes its pictures in every
+step, as its script does, but finds them on the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+from drawing import STEPS, Bench
+from reporting import Row, report
+from trainers import Loop
+from training import lively, make_dataset, ours
+
+from aid.generate.material import Material
+from aid.sd.model.architecture import SD1, SDXL, Architecture
+from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint
+from aid.sd.model.cost import Cost
+from aid.sd.model.device import same_bits_on_cuda
+from aid.sd.picture.infotext import Weights
+from aid.train.run import lighten
+from aid.train.settings import FinetuneSettings
+
+CARD = "cuda"
+SIZE = 8192  # of the matrices whose product tells the card's peak
+FORWARD_AND_BACKWARD = 3  # times the FLOPs of a forward pass
+WARM_UP = 3  # steps
+Run = Callable[[], None]
+
+
+def idle() -> None:
+    """No step: what the one before it held can be freed."""
+
+
+def made(architecture: Architecture, dtype: torch.dtype = torch.float32) -> StableDiffusion:
+    with torch.device(CARD):
+        model = create_checkpoint(architecture, 1)
+    for module in model.modules():
+        module.to(CARD, dtype)
+    return model
+
+
+def peak_flops(rounds: int = 20) -> float:
+    """FLOPs a second of one large product in bfloat16."""
+    a, b = (torch.randn(SIZE, SIZE, device=CARD, dtype=torch.bfloat16) for _ in range(2))
+    seconds = timed(lambda: a @ b, rounds, warm_up=5)
+    return 2 * SIZE**3 / seconds
+
+
+def timed(run: Callable[[], Any], rounds: int, warm_up: int = WARM_UP) -> float:
+    """Seconds of one call, once it is warm."""
+    for _ in range(warm_up):
+        run()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(rounds):
+        run()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) / rounds
+
+
+def pipeline(model: StableDiffusion, compiled: bool) -> Any:
+    scheduler = EulerAncestralDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="linspace",
+        steps_offset=0,
+    )  # fmt: skip
+    unet = copy.deepcopy(model.unet)
+    if compiled:
+        unet.compile_repeated_blocks(fullgraph=True)
+    pipe: Any = StableDiffusionPipeline(
+        model.vae, model.text_encoder, model.tokenizer, unet, scheduler, None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw_rows(batches: list[int], rounds: int) -> Iterator[Row]:
+    model = made(SD1, torch.float16)
+    model.unet.to(memory_format=torch.channels_last)
+    model.vae.to(memory_format=torch.channels_last)
+    material = Material(model, {}, {}, Weights("random"))
+    pipes = {"diffusers": pipeline(model, False), "diffusers, blocks compiled": pipeline(model, True)}
+    for batch in batches:
+        with tempfile.TemporaryDirectory() as folder:
+            benches = {name: Bench(material, pipe, 512, batch, Path(folder)) for name, pipe in pipes.items()}
+            ways = {name: bench.theirs for name, bench in benches.items()}
+            first = benches["diffusers"]
+            first.count = max(batch, 2)
+            ways |= {"ours": first.ours, "bare": first.bare}
+            yield from drawn(f"SD1.5 512 px fp16, batch {batch}", first, ways, rounds, batch)
+
+
+def drawn(name: str, bench: Bench, ways: dict[str, Run], rounds: int, batch: int) -> Iterator[Row]:
+    """Steps a second: calls of the U-Net for one batch, with all that a picture needs beside them."""
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for index in range(rounds + 1):
+        for way, run in ways.items():
+            seconds = bench.seconds(run)
+            if index:
+                taken[way].append(seconds)
+    rates = {way: STEPS / (statistics.median(found) * batch) for way, found in taken.items()}
+    bare, rate = rates.pop("bare"), rates.pop("ours")
+    yield Row(f"{name}, steps", rate, "1/s", bare, rates)
+
+
+def diffusers_step(batch: int, edge: int) -> Run:
+    """A step of its dreambooth script with --mixed_precision bf16."""
+    model = lively(made(SD1))
+    loop = Loop(model, "bf16")
+    model.vae.to(torch.bfloat16)
+    pixels = torch.rand(batch, 3, edge, edge, device=CARD, dtype=torch.bfloat16) * 2 - 1
+
+    def step() -> None:
+        with torch.no_grad():
+            latents = model.vae.encode(pixels).latent_dist.sample() * model.architecture.vae_scale
+        loop.step(latents.float(), loop.tokens(batch))
+
+    return step
+
+
+def our_step(architecture: Architecture, edge: int, folder: Path, **chosen: Any) -> Run:
+    folder.mkdir()
+    settings = FinetuneSettings(steps=999, unet_rate=1e-6, text_rate=1e-6, warmup=0, **chosen)
+    model = lively(made(architecture))
+    if settings.optimiser == "adamw_bf16":
+        lighten(model)
+    return ours(model, make_dataset(folder, edge, 4 * settings.batch_size), settings, folder)
+
+
+def trained(name: str, batch: int, steps: dict[str, Callable[[], Run]], limit: float, rounds: int) -> Row:
+    """Pictures a second of each, one after another: two of them don't fit beside each other."""
+    rates: dict[str, float] = {}
+    for way, make in steps.items():
+        try:
+            step = make()
+            rates[way] = batch / timed(step, rounds)
+        except torch.cuda.OutOfMemoryError as error:
+            print(f"{name}, {way}: {str(error).splitlines()[0]}", flush=True)
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        print(f"{name}, {way}: {rates.get(way, 0):.1f} pictures/s, {memory:.1f} GiB", flush=True)
+        step = idle
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return Row(f"{name}, pictures", rates.pop("ours", 0.0), "1/s", limit, rates)
+
+
+def train_rows(batch: int, rounds: int, peak: float) -> Iterator[Row]:
+    limit = peak / (FORWARD_AND_BACKWARD * Cost(SD1).unet_flops(64 * 64))
+    common = {"batch_size": batch, "precision": "bf16", "checkpointing": False, "ema": 0.0}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        steps: dict[str, Callable[[], Run]] = {
+            "ours": lambda: our_step(SD1, 512, folder / "a", **common, compiled=True),
+            "ours, not compiled": lambda: our_step(SD1, 512, folder / "b", **common),
+            "diffusers": lambda: diffusers_step(batch, 512),
+        }
+        yield trained(f"SD1.5 512 px bf16, batch {batch}", batch, steps, limit, rounds)
+
+
+def sdxl_rows(batch: int, rounds: int, peak: float) -> Iterator[Row]:
+    limit = peak / (FORWARD_AND_BACKWARD * Cost(SDXL).unet_flops(128 * 128))
+    common = {"batch_size": batch, "precision": "bf16", "optimiser": "adamw_bf16", "ema": 0.0}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        steps: dict[str, Callable[[], Run]] = {
+            "ours": lambda: our_step(SDXL, 1024, folder / "a", **common, compiled=True),
+            "ours, not compiled": lambda: our_step(SDXL, 1024, folder / "b", **common),
+        }
+        yield trained(f"SDXL 1024 px bf16, recomputed, batch {batch}", batch, steps, limit, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", nargs="+", default=["draw", "train", "sdxl"])
+    parser.add_argument("--draw-batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--train-batch", type=int, default=32)
+    parser.add_argument("--sdxl-batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    same_bits_on_cuda()
+    peak = peak_flops()
+    print(f"{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s", flush=True)
+    parts: dict[str, Callable[[], Iterator[Row]]] = {
+        "draw": lambda: draw_rows(chosen.draw_batch, chosen.rounds),
+        "train": lambda: train_rows(chosen.train_batch, 2 * chosen.rounds, peak),
+        "sdxl": lambda: sdxl_rows(chosen.sdxl_batch, chosen.rounds, peak),
+    }
+    rows: list[Row] = []
+    for part in chosen.parts:
+        rows += parts[part]()
+        report(rows, chosen.json)
+
+
+if __name__ == "__main__":
+    main()
