@@ -128,7 +128,7 @@ def test_a_chain_of_any_depth_is_one_sum(trio: dict[str, Path], tmp_path: Path) 
     assert_rounded_once(merged(trio, out, chain=chain), exact)
     blocks = json.loads((out / "blocks.json").read_bytes())
     assert blocks["IN00"]["shares"] == pytest.approx({"a": 1.0, "b": 0.4375, "c": -0.4375})
-    assert blocks["M00"]["distance"] == {"a": 0.0, "b": None, "c": None}
+    assert blocks["M00"]["shares"] == {"a": 1.0}
 
 
 def test_what_cancels_out_is_not_read(trio: dict[str, Path], tmp_path: Path) -> None:

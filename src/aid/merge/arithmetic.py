@@ -26,24 +26,18 @@ class Operand(NamedTuple):
     weight: float = 1.0
 
 
-class Found(NamedTuple):
-    """What was seen on the way: each operand's squared distance from the result, the result's squares, and
-    whether something isn't finite: operand `fault - 1`, or with -1 only the result; 0 is fine."""
-
-    distances: tuple[float, ...]
-    square: float
-    fault: int
-
-
 class Arithmetic(Protocol):
-    """A way to compute."""
+    """A way to compute, with the first `count` values of each operand."""
 
-    def blend(self, operands: Sequence[Operand], count: int, format: str, out: memoryview) -> Found:
-        """The first `count` values' sum into `out`."""
+    def blend(self, operands: Sequence[Operand], count: int, format: str, out: memoryview) -> int:
+        """Their sum into `out`. Returns its fault: 0 for none, k + 1 if operand k holds NaN or infinity, and
+        -1 if only the sum does."""
         ...
 
-    def look(self, operand: Operand, count: int) -> Found:
-        """What `blend` finds of values that are copied as they are."""
+    def is_finite(self, operand: Operand, count: int) -> bool: ...
+
+    def square(self, operand: Operand, less: Operand | None, count: int) -> float:
+        """The sum of squared differences, each taken in float32; None stands for zeros."""
         ...
 
 
@@ -54,39 +48,49 @@ class Kernel:
     library: ctypes.CDLL
     plainly: bool = False
 
-    def blend(self, operands: Sequence[Operand], count: int, format: str, out: memoryview) -> Found:
-        return self._run(operands, count, CODES[format], _address(out))
-
-    def look(self, operand: Operand, count: int) -> Found:
-        return self._run((operand,), count, CODES[operand.format], None)
-
-    def _run(self, operands: Sequence[Operand], count: int, code: int, out: int | None) -> Found:
+    def blend(self, operands: Sequence[Operand], count: int, format: str, out: memoryview) -> int:
         terms = len(operands)
         values = (ctypes.c_void_p * terms)(*(_address(one.values) for one in operands))
         formats = (ctypes.c_int * terms)(*(CODES[one.format] for one in operands))
         weights = (ctypes.c_double * terms)(*(one.weight for one in operands))
-        squares = (ctypes.c_double * (terms + 1))()
-        fault = self.library.aid_blend(
-            ctypes.c_long(count), terms, values, formats, weights, code, ctypes.c_void_p(out), squares,
-            self.plainly,
-        )  # fmt: skip
+        fault: int = self.library.aid_blend(
+            ctypes.c_long(count), terms, values, formats, weights, CODES[format], _pointer(out), self.plainly
+        )
         if fault == NO_MEMORY:
             raise MemoryError
-        *distances, square = squares
-        return Found(tuple(distances), square, fault)
+        return fault
+
+    def is_finite(self, operand: Operand, count: int) -> bool:
+        values, format = _pointer(operand.values), CODES[operand.format]
+        return not self.library.aid_has_no_end(ctypes.c_long(count), values, format)
+
+    def square(self, operand: Operand, less: Operand | None, count: int) -> float:
+        own, other = operand, less or operand
+        values = _pointer(less.values) if less else None
+        found: float = self.library.aid_square(
+            ctypes.c_long(count), _pointer(own.values), CODES[own.format], values, CODES[other.format],
+            self.plainly,
+        )  # fmt: skip
+        return found
 
 
 def _address(values: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(values))
 
 
+def _pointer(values: memoryview) -> ctypes.c_void_p:
+    return ctypes.c_void_p(_address(values))
+
+
 @cache
 def kernel() -> Kernel | None:
     """The compiled kernel, if it was built and this machine can load it."""
     try:
-        return Kernel(ctypes.CDLL(str(LIBRARY)))
+        library = ctypes.CDLL(str(LIBRARY))
     except OSError:
         return None
+    library.aid_square.restype = ctypes.c_double
+    return Kernel(library)
 
 
 def arithmetic(formats: Sequence[str]) -> Arithmetic:

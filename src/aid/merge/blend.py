@@ -55,7 +55,7 @@ class Blend:
         try:
             self._job = open_job(settings, inputs, self._files)
             recipe, outputs = self._job.planned(settings)
-            stored = {key: _stored(key, one, _notes(recipe, settings)) for key, one in outputs.items()}
+            stored = {key: _stored(key, one, _notes(settings)) for key, one in outputs.items()}
             weights = _weights(self._job, recipe, stored)
             self.model = fill_checkpoint(weights, torch_device(bench), PRECISIONS[precision])
         except BaseException:
@@ -76,7 +76,7 @@ class Blend:
         recipe, outputs = self._job.planned(settings)
         wanted = _made(self._job, recipe, settings, self._homes)
         different = [key for key, made in wanted.items() if self._made.get(key) != made]
-        notes = _notes(recipe, settings)
+        notes = _notes(settings)
 
         def compute(key: str) -> None:
             self._made.pop(key, None)
@@ -100,8 +100,8 @@ class Blend:
         self.close()
 
 
-def _notes(recipe: Recipe, settings: MergeSettings) -> Notes:
-    return Notes(recipe, settings.broken == "keep", lambda count=1, note="": None)
+def _notes(settings: MergeSettings) -> Notes:
+    return Notes(settings.broken == "keep", lambda count=1, note="": None)
 
 
 def _put(homes: Homes, key: str, output: Output, notes: Notes) -> None:
@@ -125,8 +125,8 @@ def _tensor(key: str, output: Output, notes: Notes) -> Tensor:
 def _fill(tensor: Tensor, key: str, output: Output, notes: Notes) -> None:
     if output.format.size:
         raw = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
-        for piece, found in fill(key, output, raw):
-            notes(piece, found)
+        for piece, fault in fill(key, output, raw):
+            notes(piece, fault)
 
 
 def _stored(key: str, output: Output, notes: Notes) -> Stored:

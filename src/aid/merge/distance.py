@@ -12,10 +12,10 @@ from aid.core.blocks import BLOCKS
 from aid.core.files import replacing, write_json, write_text
 from aid.core.workbench import Workbench
 from aid.errors import ModelError, SettingsError
+from aid.merge.arithmetic import Operand, arithmetic
 from aid.merge.parent import Parent, open_parent, require_one_architecture
 from aid.merge.settings import DistanceInputs, DistanceSettings
-from aid.merge.stream import Output, Sum, fill
-from aid.sd.file.header import FLOATING
+from aid.sd.file.header import FLOATING, ITEM_BYTES
 from aid.sd.model.blocks import block_of, extra_blocks, is_merged
 from aid.sd.model.detection import detect
 
@@ -81,17 +81,22 @@ def _rows(parent: Parent, others: Sequence[Parent], grouped: Mapping[str, Sequen
 
 
 def _squares(key: str, parent: Parent, others: Sequence[Parent]) -> tuple[float, list[float]]:
-    """A tensor's own square and its squared distances: what the kernel notes of a sum that is this tensor."""
-    terms = ((parent, 1.0), *((other, 0.0) for other in others))
-    own, squares = 0.0, [0.0] * len(others)
-    format = parent.formats[key]
-    for piece, found in fill(key, Output(format, Sum(terms)), memoryview(bytearray(format.size))):
-        if found.fault:
-            name = terms[found.fault - 1][0] if found.fault > 0 else parent
-            raise ModelError(f"{name}: {piece.key} holds NaN or infinity", "finite weights")
-        own += found.square
-        squares = [a + b for a, b in zip(squares, found.distances[1:], strict=True)]
-    return own, squares
+    """A tensor's own square and its squared distances."""
+    own = _operand(key, parent)
+    count = len(own.values) // ITEM_BYTES[own.format]
+    squares = []
+    for other in others:
+        less = _operand(key, other)
+        squares.append(arithmetic([own.format, less.format]).square(own, less, count))
+    return arithmetic([own.format]).square(own, None, count), squares
+
+
+def _operand(key: str, parent: Parent) -> Operand:
+    format = parent.formats[key].name
+    operand = Operand(parent.read(key), format)
+    if not arithmetic([format]).is_finite(operand, len(operand.values) // ITEM_BYTES[format]):
+        raise ModelError(f"{parent}: {key} holds NaN or infinity", "finite weights")
+    return operand
 
 
 def markdown(table: Table) -> str:

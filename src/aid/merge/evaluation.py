@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aid.merge.arithmetic import Found, Operand, arithmetic
+from aid.merge.arithmetic import Operand, arithmetic
 from aid.merge.combination import Call, Combination
 from aid.merge.parent import Parent
-from aid.merge.stream import NOTHING
 from aid.merge.whole import LIKENESS, WHOLE, Numbers
 from aid.sd.file.header import ITEM_BYTES, Format
 
@@ -32,11 +31,11 @@ class Evaluation:
     bakes: Mapping[str, Bake] = field(default_factory=dict)
     bounds: dict[tuple[str, tuple[Combination, ...]], Bounds] = field(default_factory=dict)
 
-    def make(self, key: str, format: Format) -> tuple[memoryview, Found]:
-        """A tensor's bytes, rounded once."""
+    def make(self, key: str, format: Format) -> tuple[memoryview, int]:
+        """A tensor's bytes, rounded once, and its fault."""
         result = memoryview(bytearray(format.size))
         if not self.calls[key] and key not in self.bakes:
-            return result, NOTHING  # everything cancelled out
+            return result, 0  # everything cancelled out
         if key in self.bakes:
             baked = self.bakes[key](self.array(key, self.calls[key], "F32"))
             values = Operand(_bytes_of(np.ascontiguousarray(baked)), "F32")
@@ -47,7 +46,7 @@ class Evaluation:
 
     def _blend(
         self, key: str, combination: Combination, working: str, format: str, result: memoryview
-    ) -> Found:
+    ) -> int:
         operands = [self._operand(key, leaf, weight, working) for leaf, weight in combination]
         way = arithmetic([*(one.format for one in operands), format])
         return way.blend(operands, len(result) // ITEM_BYTES[format], format, result)

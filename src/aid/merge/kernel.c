@@ -1,14 +1,14 @@
 /* Weighted sums of tensors of any floating format: each value is computed in double precision and rounded once.
 
    Built without contraction (no fused multiply-add), so that every machine and the torch path give the same
-   bytes. The loops are compiled twice, plainly and for AVX2; which one runs is found out when it is called. */
+   bytes. The loops are compiled twice, plainly and for AVX2; which run is found out when they are called. */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define LANES 64 /* sums side by side: as many as stay in registers */
+#define LANES 64 /* squares summed side by side: as many as stay in registers */
 #define BLOCK 1024 /* values at a time: the rows of some twenty models stay in the second-level cache */
 
 enum format { F64, F32, F16, BF16 };
@@ -68,7 +68,71 @@ INLINE uint16_t narrow_brain(float value) {
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
 
-INLINE void narrow_row(int format, const double *sum, float *odd, void *to, long count, narrow_half *half) {
+/* Whether there is a NaN or infinity among them: the exponent is all ones. */
+INLINE int has_no_end(int format, const void *row, long count) {
+    uint64_t found = 0;
+    uint32_t found32 = 0;
+    uint16_t found16 = 0, ones = format == F16 ? 0x7c00 : 0x7f80;
+    if (format == F64)
+        for (long i = 0; i < count; i++) {
+            const uint64_t exponent = 0x7ff0000000000000;
+            found |= (((const uint64_t *)row)[i] & exponent) == exponent;
+        }
+    else if (format == F32)
+        for (long i = 0; i < count; i++) found32 |= (((const uint32_t *)row)[i] & 0x7f800000) == 0x7f800000;
+    else
+        for (long i = 0; i < count; i++) found16 |= (((const uint16_t *)row)[i] & ones) == ones;
+    return found || found32 || found16;
+}
+
+static const int ITEM_BYTES[] = {8, 4, 2, 2};
+
+/* What is summed, and a block of it as floats. */
+struct sum {
+    int terms;
+    const void *const *values;
+    const int *formats;
+    const double *weights;
+    float *rows;
+};
+
+INLINE const void *place(const struct sum *own, int term, long at) {
+    return (const char *)own->values[term] + at * ITEM_BYTES[own->formats[term]];
+}
+
+/* Term by term, for any formats. */
+INLINE void sum_terms(const struct sum *own, long at, double *sum, long count) {
+    for (int term = 0; term < own->terms; term++) {
+        const double *exact = place(own, term, at), weight = own->weights[term];
+        const float *row = own->rows + (long)term * BLOCK;
+        if (own->formats[term] == F64 && !term) for (long i = 0; i < count; i++) sum[i] = weight * exact[i];
+        else if (own->formats[term] == F64) for (long i = 0; i < count; i++) sum[i] += weight * exact[i];
+        else if (!term) for (long i = 0; i < count; i++) sum[i] = weight * row[i];
+        else for (long i = 0; i < count; i++) sum[i] += weight * row[i];
+    }
+}
+
+/* The same of a whole block of floats; where `terms` is known to the compiler, the sums stay in registers. */
+INLINE void sum_rows(const float *restrict rows, const double *restrict weights, int terms, double *restrict sum) {
+    for (int i = 0; i < BLOCK; i++) {
+        double total = weights[0] * rows[i];
+        for (int term = 1; term < terms; term++) total += weights[term] * rows[term * BLOCK + i];
+        sum[i] = total;
+    }
+}
+
+INLINE void sum_block(const struct sum *own, long at, double *sum, long count) {
+    int doubles = 0;
+    for (int term = 0; term < own->terms; term++) doubles |= own->formats[term] == F64;
+    if (!doubles && own->terms == 1) sum_rows(own->rows, own->weights, 1, sum);
+    else if (!doubles && own->terms == 2) sum_rows(own->rows, own->weights, 2, sum);
+    else if (!doubles && own->terms == 3) sum_rows(own->rows, own->weights, 3, sum);
+    else if (!doubles && own->terms == 4) sum_rows(own->rows, own->weights, 4, sum);
+    else sum_terms(own, at, sum, count);
+}
+
+INLINE void narrow_row(int format, const double *sum, void *to, long count, narrow_half *half) {
+    float odd[BLOCK];
     if (format == F64) { memcpy(to, sum, count * 8); return; }
     if (format == F32) { for (long i = 0; i < count; i++) ((float *)to)[i] = (float)sum[i]; return; }
     for (long i = 0; i < count; i++) odd[i] = to_odd(sum[i]);
@@ -76,17 +140,26 @@ INLINE void narrow_row(int format, const double *sum, float *odd, void *to, long
     else for (long i = 0; i < count; i++) ((uint16_t *)to)[i] = narrow_brain(odd[i]);
 }
 
-INLINE int has_no_end(const float *row, long count) {
-    uint32_t found = 0;
-    for (long i = 0; i < count; i++) found |= (bits_of(row[i]) & 0x7f800000) == 0x7f800000;
-    return found != 0;
+/* Which term the NaN or infinity comes from; -1 if from none. */
+static int culprit(const struct sum *own, long at, long count) {
+    for (int term = 0; term < own->terms; term++)
+        if (has_no_end(own->formats[term], place(own, term, at), count)) return term + 1;
+    return -1;
 }
 
-/* Which term the NaN or infinity comes from; -1 if from none. */
-static int culprit(const float *rows, int terms, long count) {
-    for (int term = 0; term < terms; term++)
-        if (has_no_end(rows + (long)term * BLOCK, count)) return term + 1;
-    return -1;
+INLINE int blend(struct sum *own, long count, int format, void *out, widen_half *widen, narrow_half *narrow) {
+    double sum[BLOCK];
+    int fault = 0;
+    for (long at = 0; at < count; at += BLOCK) {
+        char *to = (char *)out + at * ITEM_BYTES[format];
+        long here = count - at < BLOCK ? count - at : BLOCK;
+        for (int term = 0; term < own->terms; term++)
+            widen_row(own->formats[term], place(own, term, at), own->rows + (long)term * BLOCK, here, widen);
+        sum_block(own, at, sum, here);
+        narrow_row(format, sum, to, here, narrow);
+        if (!fault && has_no_end(format, to, here)) fault = culprit(own, at, here);
+    }
+    return fault;
 }
 
 /* The sum of a block's squared differences: in LANES sums side by side, which are then added in halves. torch can
@@ -103,95 +176,75 @@ INLINE float squared(const float *row, const float *less) {
     return sums[0];
 }
 
-INLINE void add_row(const void *from, int format, const float *row, double weight, int first, double *sum,
-                    long count) {
-    const double *exact = from;
-    if (format == F64 && first) for (long i = 0; i < count; i++) sum[i] = weight * exact[i];
-    else if (format == F64) for (long i = 0; i < count; i++) sum[i] += weight * exact[i];
-    else if (first) for (long i = 0; i < count; i++) sum[i] = weight * row[i];
-    else for (long i = 0; i < count; i++) sum[i] += weight * row[i];
-}
-
-static const int ITEM_BYTES[] = {8, 4, 2, 2};
-
-INLINE int blend(long count, int terms, const void *const *values, const int *formats, const double *weights,
-                 int format, void *out, double *squares, widen_half *widen, narrow_half *narrow) {
-    static const float nothing[BLOCK];
-    float *rows = calloc((size_t)(terms + 1) * BLOCK, sizeof(float)), *result = rows + (long)terms * BLOCK;
-    double sum[BLOCK];
-    int fault = rows ? 0 : -2;
-    for (long at = 0; at < count && rows; at += BLOCK) {
+INLINE double square(long count, const void *from, int format, const void *to, int other, widen_half *widen) {
+    double found = 0;
+    for (long at = 0; at < count; at += BLOCK) {
+        float row[BLOCK] = {0}, less[BLOCK] = {0};
         long here = count - at < BLOCK ? count - at : BLOCK;
-        if (here < BLOCK) memset(rows, 0, (size_t)(terms + 1) * BLOCK * sizeof(float));
-        for (int term = 0; term < terms; term++) {
-            const char *from = (const char *)values[term] + at * ITEM_BYTES[formats[term]];
-            float *row = rows + (long)term * BLOCK;
-            widen_row(formats[term], from, row, here, widen);
-            if (out) add_row(from, formats[term], row, weights[term], term == 0, sum, here);
-        }
-        if (out) {
-            char *to = (char *)out + at * ITEM_BYTES[format];
-            narrow_row(format, sum, result, to, here, narrow);
-            widen_row(format, to, result, here, widen);
-        } else memcpy(result, rows, BLOCK * sizeof(float));
-        for (int term = 0; out && term < terms; term++)
-            squares[term] += squared(rows + (long)term * BLOCK, result);
-        float square = squared(result, nothing);
-        squares[terms] += square;
-        if (!fault && !isfinite(square) && has_no_end(result, here)) /* one in a term is one in the sum */
-            fault = culprit(rows, terms, here);
+        widen_row(format, (const char *)from + at * ITEM_BYTES[format], row, here, widen);
+        if (to) widen_row(other, (const char *)to + at * ITEM_BYTES[other], less, here, widen);
+        found += squared(row, less);
     }
-    free(rows);
-    return fault;
+    return found;
 }
 
-static int blend_plainly(long count, int terms, const void *const *values, const int *formats,
-                         const double *weights, int format, void *out, double *squares) {
-    return blend(count, terms, values, formats, weights, format, out, squares, widen_half_plainly,
-                 narrow_half_plainly);
-}
+/* The loops, compiled for one kind of processor. */
+#define COMPILED(KIND, TARGET) \
+    TARGET static int blend_##KIND(struct sum *own, long count, int format, void *out) { \
+        return blend(own, count, format, out, widen_half_##KIND, narrow_half_##KIND); \
+    } \
+    TARGET static double square_##KIND(long count, const void *from, int format, const void *to, int other) { \
+        return square(count, from, format, to, other, widen_half_##KIND); \
+    }
+
+COMPILED(plainly, )
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define FAST __attribute__((target("avx2,f16c")))
+#define AVX2 __attribute__((target("avx2,f16c")))
 
-FAST static void widen_half_fast(const uint16_t *from, float *to, long count) {
+AVX2 static void widen_half_avx2(const uint16_t *from, float *to, long count) {
     long i = 0;
     for (; i + 8 <= count; i += 8)
         _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
     for (; i < count; i++) to[i] = _cvtsh_ss(from[i]);
 }
 
-FAST static void narrow_half_fast(const float *from, uint16_t *to, long count) {
+AVX2 static void narrow_half_avx2(const float *from, uint16_t *to, long count) {
     long i = 0;
     for (; i + 8 <= count; i += 8)
         _mm_storeu_si128((__m128i *)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
     for (; i < count; i++) to[i] = _cvtss_sh(from[i], 0);
 }
 
-FAST static int blend_fast(long count, int terms, const void *const *values, const int *formats,
-                           const double *weights, int format, void *out, double *squares) {
-    return blend(count, terms, values, formats, weights, format, out, squares, widen_half_fast,
-                 narrow_half_fast);
-}
+COMPILED(avx2, AVX2)
 
-static int is_fast(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+#define CHOSEN(NAME, ...) \
+    (!plainly && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? NAME##_avx2(__VA_ARGS__) \
+                                                                                  : NAME##_plainly(__VA_ARGS__))
 #else
-#define blend_fast blend_plainly
-static int is_fast(void) { return 0; }
+#define CHOSEN(NAME, ...) ((void)plainly, NAME##_plainly(__VA_ARGS__))
 #endif
 
-/* out = sum of weights[k] * values[k], `count` values each, in the formats given (enum format). Without `out`
-   there is one term, the result itself, which is only looked at.
-
-   squares has terms + 1 places, to which are added: for each term the squared distance between its values and
-   the result, then the result's own squares. `plainly` does without vector instructions.
+/* out = sum of weights[k] * values[k], `count` values each, in the formats given (enum format). `plainly` does
+   without vector instructions.
 
    Returns 0; k + 1 if term k holds NaN or infinity; -1 if only the result does; -2 without memory. */
 int aid_blend(long count, int terms, const void *const *values, const int *formats, const double *weights,
-              int format, void *out, double *squares, int plainly) {
-    if (!plainly && is_fast())
-        return blend_fast(count, terms, values, formats, weights, format, out, squares);
-    return blend_plainly(count, terms, values, formats, weights, format, out, squares);
+              int format, void *out, int plainly) {
+    float *rows = calloc((size_t)terms * BLOCK, sizeof(float));
+    if (!rows) return -2;
+    struct sum own = {terms, values, formats, weights, rows};
+    int fault = CHOSEN(blend, &own, count, format, out);
+    free(rows);
+    return fault;
 }
+
+/* The sum of squared differences, in floats; `to` may be NULL, which stands for zeros. */
+double aid_square(long count, const void *from, int format, const void *to, int other, int plainly) {
+    return CHOSEN(square, count, from, format, to, other);
+}
+
+/* Whether there is a NaN or infinity among `count` values. */
+int aid_has_no_end(long count, const void *values, int format) { return has_no_end(format, values, count); }

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aid.errors import ModelError
-from aid.merge.arithmetic import Found
 from aid.merge.combination import Combination
 from aid.merge.parent import Parent
 from aid.merge.recipe import Recipe
-from aid.merge.stream import NOTHING, Output, Sum, Whole
+from aid.merge.stream import Output, Sum, Whole
 from aid.sd.file.header import FLOATING, Format
 from aid.sd.model.blocks import is_merged
 from aid.sd.model.detection import V_MARKER, ZERO_MARKER
@@ -106,10 +105,10 @@ def _cast(own: Format, format: str | None) -> Format:
     return Format(format, own.shape) if format and own.name in FLOATING else own
 
 
-def _positions(own: Format) -> tuple[memoryview, Found]:
+def _positions(own: Format) -> tuple[memoryview, int]:
     """0, 1, 2 ...: other tools' merges average them, and lose some."""
     count = own.size // Format(own.name, ()).size
-    return memoryview(b"".join(number.to_bytes(8, "little") for number in range(count))), NOTHING
+    return memoryview(b"".join(number.to_bytes(8, "little") for number in range(count))), 0
 
 
 def _require_fit(vae: Parent, primary: Parent) -> None:

@@ -131,9 +131,6 @@ class Recipe:
         """A block's weights by model, or by mode where that isn't a weighing."""
         return {leaf if isinstance(leaf, str) else leaf.mode: weight for leaf, weight in self.nominal(block)}
 
-    def is_linear(self, block: str) -> bool:
-        return all(isinstance(leaf, str) for leaf, _ in self.nominal(block))
-
     def by_model(self) -> dict[str, dict[str, float]]:
         """Model -> block -> weight."""
         rows = {block: self.shares(block) for block in self.blocks}

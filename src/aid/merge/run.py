@@ -13,7 +13,7 @@ from aid.core.files import write_json
 from aid.core.lineage import METADATA_KEY
 from aid.core.workbench import Workbench
 from aid.merge.job import open_job
-from aid.merge.note import Distances, Notes
+from aid.merge.note import Notes
 from aid.merge.parent import Parent
 from aid.merge.recipe import Recipe
 from aid.merge.settings import MergeInputs, MergeSettings
@@ -28,8 +28,8 @@ STILL_TRUE = ("sai_model_spec", "architecture", "implementation", "prediction_ty
 def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbench) -> Hashes:
     """Put the models together block by block into `model.safetensors`, in one pass, whatever the recipe.
 
-    Whose blocks they are is `settings.convention`'s matter. `blocks.json` tells each block's shares, and how
-    far the result is from the parents that gave something; a parent that gives a block nothing isn't read.
+    Whose blocks they are is `settings.convention`'s matter. `blocks.json` tells each block's shares; a
+    parent that gives a block nothing isn't read.
 
     Raises SettingsError for weights that can't be meant and ModelError for parents that don't fit.
     """
@@ -38,9 +38,9 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
         recipe, outputs = job.planned(settings)
         metadata = _metadata(recipe, job.parents, inputs, out)
         with bench.progress.task("merge", total=len(outputs), unit="tensor") as tick:
-            notes = Notes(recipe, settings.broken == "keep", tick)
+            notes = Notes(settings.broken == "keep", tick)
             sha256 = write_stream(out / FILE, outputs, metadata, threads_of(bench), notes)
-    write_json(out / "blocks.json", _blocks(recipe, notes.distances))
+    write_json(out / "blocks.json", _blocks(recipe))
     if notes.broken:
         write_json(out / "broken.json", notes.broken)
     return {FILE: sha256}
@@ -68,14 +68,6 @@ def _metadata(
     }
 
 
-def _blocks(recipe: Recipe, distances: Distances) -> dict[str, Any]:
-    """Block -> shares, and relative distance by parent; null where a parent gave nothing and wasn't read."""
-    unread = dict.fromkeys(recipe.order)
-    return {
-        block: {
-            "shares": recipe.shares(block),
-            "distance": {**unread, **distances.relative(block)},
-        }
-        for block in recipe.blocks
-        if block in distances.norms or not recipe.is_linear(block)
-    }
+def _blocks(recipe: Recipe) -> dict[str, Any]:
+    """Block -> shares."""
+    return {block: {"shares": recipe.shares(block)} for block in recipe.blocks}

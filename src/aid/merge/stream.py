@@ -1,7 +1,7 @@
 """A safetensors file written while its parents are read, piece by piece: memory doesn't grow with the models.
 
-Pieces are computed by threads, each in buffers of its own, and looked at in the file's order. So the bytes,
-the hash and what was measured are the same for any number of threads.
+Pieces are computed by threads, each in buffers of its own, and looked at in the file's order. So the bytes
+and the hash are the same for any number of threads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from aid.core.files import replacing
 from aid.core.workbench import Workbench
-from aid.merge.arithmetic import Found, Operand, arithmetic
+from aid.merge.arithmetic import Operand, arithmetic
 from aid.merge.parent import Parent
 from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, layout_bytes, written_order
 
@@ -39,9 +39,9 @@ class Sum:
 
 @dataclass(frozen=True)
 class Whole:
-    """A tensor that is made at once: all its bytes, and what was found."""
+    """A tensor that is made at once: all its bytes, and its fault as `Arithmetic.blend` tells it."""
 
-    make: Callable[[], tuple[memoryview, Found]]
+    make: Callable[[], tuple[memoryview, int]]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Piece:
     at: int
 
 
-Seen = Callable[[Piece, Found], None]
-"""Told what was found in each piece, in the file's order."""
+Seen = Callable[[Piece, int], None]
+"""Told of each piece, in the file's order, and its fault."""
 
 
 class Desk:
@@ -101,32 +101,31 @@ def write_stream(
     with replacing(path, size) as stream:
         stream.write(head)
         stream.flush()
-        for piece, written, found in _results(stream.fileno(), outputs, len(head), threads):
+        for piece, written, fault in _results(stream.fileno(), outputs, len(head), threads):
             digest.update(written)
-            seen(piece, found)
+            seen(piece, fault)
     return digest.hexdigest()
 
 
-def fill(key: str, output: Output, into: memoryview) -> Iterator[tuple[Piece, Found]]:
+def fill(key: str, output: Output, into: memoryview) -> Iterator[tuple[Piece, int]]:
     """One tensor's bytes, put `into` memory piece by piece."""
     source, item = output.source, ITEM_BYTES[output.format.name]
     if isinstance(source, Whole):
-        values, found = source.make()
+        values, fault = source.make()
         into[:] = values
-        yield Piece(key, output, 0, len(values) // item, 0), found
+        yield Piece(key, output, 0, len(values) // item, 0), fault
         return
     parents = len(source.terms)
     desk = Desk(parents, _piece_bytes(parents))
     for piece in _pieces_of(key, output, 0, _piece_bytes(parents)):
         own = into[piece.at : piece.at + piece.count * item]
-        values, found = _computed(piece, source, desk, own)
+        values, fault = _computed(piece, source, desk, own)
         if values is not own:
             own[:] = values
-        yield piece, found
+        yield piece, fault
 
 
-Result = tuple[Piece, memoryview, Found]
-NOTHING = Found((), 0.0, 0)
+Result = tuple[Piece, memoryview, int]
 
 
 def _results(file: int, outputs: Mapping[str, Output], data_start: int, threads: int) -> Iterator[Result]:
@@ -138,14 +137,14 @@ def _results(file: int, outputs: Mapping[str, Output], data_start: int, threads:
     desks: queue.SimpleQueue[Desk] = queue.SimpleQueue()
     for _ in range(most):
         desks.put(Desk(widest, piece_bytes))
-    pending: deque[tuple[Piece, Desk, Future[tuple[memoryview, Found]]]] = deque()
+    pending: deque[tuple[Piece, Desk, Future[tuple[memoryview, int]]]] = deque()
     with ThreadPoolExecutor(threads, "merge") if threads > 1 else AtOnce() as pool:
         try:
             for piece in _pieces(outputs, data_start, piece_bytes):
                 if isinstance(piece.output.source, Whole):
                     yield from _finished(pending, desks, 0)
-                    values, found = piece.output.source.make()
-                    yield piece, _written(file, piece, values), found
+                    values, fault = piece.output.source.make()
+                    yield piece, _written(file, piece, values), fault
                     continue
                 yield from _finished(pending, desks, most - 1)
                 desk = desks.get()
@@ -156,25 +155,25 @@ def _results(file: int, outputs: Mapping[str, Output], data_start: int, threads:
 
 
 def _finished(
-    pending: deque[tuple[Piece, Desk, Future[tuple[memoryview, Found]]]],
+    pending: deque[tuple[Piece, Desk, Future[tuple[memoryview, int]]]],
     desks: queue.SimpleQueue[Desk],
     most: int,
 ) -> Iterator[Result]:
     """The oldest results, until at most `most` pieces are under way."""
     while len(pending) > most:
         piece, desk, future = pending.popleft()
-        written, found = future.result()
-        yield piece, written, found
+        written, fault = future.result()
+        yield piece, written, fault
         desks.put(desk)
 
 
-def _compute(file: int, piece: Piece, source: Sum, desk: Desk) -> tuple[memoryview, Found]:
+def _compute(file: int, piece: Piece, source: Sum, desk: Desk) -> tuple[memoryview, int]:
     room = desk.result[: piece.count * ITEM_BYTES[piece.output.format.name]]
-    result, found = _computed(piece, source, desk, room)
-    return _written(file, piece, result), found
+    result, fault = _computed(piece, source, desk, room)
+    return _written(file, piece, result), fault
 
 
-def _computed(piece: Piece, source: Sum, desk: Desk, room: memoryview) -> tuple[memoryview, Found]:
+def _computed(piece: Piece, source: Sum, desk: Desk, room: memoryview) -> tuple[memoryview, int]:
     """The piece, in `room` or, where it is one parent's alone, as it was read."""
     operands = []
     for (parent, weight), row in zip(source.terms, desk.rows, strict=False):
@@ -187,11 +186,11 @@ def _computed(piece: Piece, source: Sum, desk: Desk, room: memoryview) -> tuple[
 
 def _blended(
     operands: Sequence[Operand], count: int, format: str, room: memoryview
-) -> tuple[memoryview, Found]:
+) -> tuple[memoryview, int]:
     first = operands[0]
     if len(operands) == 1 and first.weight == 1.0 and first.format == format:
-        seen = arithmetic([format]).look(first, count) if format in FLOATING else NOTHING
-        return first.values, seen
+        sound = format not in FLOATING or arithmetic([format]).is_finite(first, count)
+        return first.values, 0 if sound else 1
     way = arithmetic([*(one.format for one in operands), format])
     return room, way.blend(operands, count, format, room)
 
