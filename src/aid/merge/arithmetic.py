@@ -84,12 +84,12 @@ def _pointer(values: memoryview) -> ctypes.c_void_p:
 
 @cache
 def kernel() -> Kernel | None:
-    """The compiled kernel, if it was built and this machine can load it."""
+    """The compiled kernel, if it was built from this version's source and this machine can load it."""
     try:
         library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+        library.aid_square.restype = ctypes.c_double
+    except (OSError, AttributeError):
         return None
-    library.aid_square.restype = ctypes.c_double
     return Kernel(library)
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import queue
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
 
 from aid.core.files import replacing
 from aid.core.workbench import Workbench
@@ -25,7 +23,6 @@ from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, layout_bytes, writt
 
 DESK_BYTES = 3 << 19  # what a thread works on at once: memory doesn't grow with the number of models either
 STEP_BYTES = 8 << 10  # pieces are whole blocks of the kernel's, in any format
-T = TypeVar("T")
 THREADS = 4  # more don't help: a disk, or memory, is what is waited for
 SPARE = 2  # pieces that are done and wait for their turn to be hashed
 
@@ -52,7 +49,7 @@ class Output:
     source: Sum | Whole
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """`count` values of a tensor from value `start` on; `at` is their place in the file."""
 
@@ -73,15 +70,6 @@ class Desk:
     def __init__(self, parents: int, piece_bytes: int) -> None:
         self.rows = [memoryview(bytearray(piece_bytes)) for _ in range(parents)]
         self.result = memoryview(bytearray(piece_bytes))
-
-
-class AtOnce(Executor):
-    """The one thread that there is does the work when it is handed over, while it is in the cache."""
-
-    def submit(self, work: Callable[..., T], /, *given: Any, **named: Any) -> Future[T]:
-        future: Future[T] = Future()
-        future.set_result(work(*given, **named))
-        return future
 
 
 def threads_of(bench: Workbench) -> int:
@@ -126,51 +114,52 @@ def fill(key: str, output: Output, into: memoryview) -> Iterator[tuple[Piece, in
 
 
 Result = tuple[Piece, memoryview, int]
+"""A piece, its bytes as they were written, and its fault."""
+Pending = deque[tuple[Desk, Future[Result]]]
 
 
 def _results(file: int, outputs: Mapping[str, Output], data_start: int, threads: int) -> Iterator[Result]:
-    """Each piece as it was written, in order."""
+    """Of each piece, in order; its bytes hold until the next."""
     sums = (one.source for one in outputs.values())
     widest = max((len(one.terms) for one in sums if isinstance(one, Sum)), default=0)
     piece_bytes = _piece_bytes(widest)
-    most = threads + SPARE if threads > 1 else 1
-    desks: queue.SimpleQueue[Desk] = queue.SimpleQueue()
-    for _ in range(most):
-        desks.put(Desk(widest, piece_bytes))
-    pending: deque[tuple[Piece, Desk, Future[tuple[memoryview, int]]]] = deque()
-    with ThreadPoolExecutor(threads, "merge") if threads > 1 else AtOnce() as pool:
+    pieces = _pieces(outputs, data_start, piece_bytes)
+    desks = deque(Desk(widest, piece_bytes) for _ in range(threads + SPARE if threads > 1 else 1))
+    if threads == 1:  # what was computed is hashed while it is in the cache
+        yield from (_made(file, piece, desks[0]) for piece in pieces)
+        return
+    pending: Pending = deque()
+    with ThreadPoolExecutor(threads, "merge") as pool:
         try:
-            for piece in _pieces(outputs, data_start, piece_bytes):
-                if isinstance(piece.output.source, Whole):
+            for piece in pieces:
+                if isinstance(piece.output.source, Whole):  # alone: it takes memory
                     yield from _finished(pending, desks, 0)
-                    values, fault = piece.output.source.make()
-                    yield piece, _written(file, piece, values), fault
-                    continue
-                yield from _finished(pending, desks, most - 1)
-                desk = desks.get()
-                pending.append((piece, desk, pool.submit(_compute, file, piece, piece.output.source, desk)))
+                    yield _made(file, piece, desks[0])
+                else:
+                    yield from _finished(pending, desks, threads + SPARE - 1)
+                    desk = desks.popleft()
+                    pending.append((desk, pool.submit(_made, file, piece, desk)))
             yield from _finished(pending, desks, 0)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _finished(
-    pending: deque[tuple[Piece, Desk, Future[tuple[memoryview, int]]]],
-    desks: queue.SimpleQueue[Desk],
-    most: int,
-) -> Iterator[Result]:
+def _finished(pending: Pending, desks: deque[Desk], most: int) -> Iterator[Result]:
     """The oldest results, until at most `most` pieces are under way."""
     while len(pending) > most:
-        piece, desk, future = pending.popleft()
-        written, fault = future.result()
-        yield piece, written, fault
-        desks.put(desk)
+        desk, future = pending.popleft()
+        yield future.result()
+        desks.append(desk)
 
 
-def _compute(file: int, piece: Piece, source: Sum, desk: Desk) -> tuple[memoryview, int]:
-    room = desk.result[: piece.count * ITEM_BYTES[piece.output.format.name]]
-    result, fault = _computed(piece, source, desk, room)
-    return _written(file, piece, result), fault
+def _made(file: int, piece: Piece, desk: Desk) -> Result:
+    source = piece.output.source
+    if isinstance(source, Whole):
+        values, fault = source.make()
+    else:
+        room = desk.result[: piece.count * ITEM_BYTES[piece.output.format.name]]
+        values, fault = _computed(piece, source, desk, room)
+    return piece, _written(file, piece, values), fault
 
 
 def _computed(piece: Piece, source: Sum, desk: Desk, room: memoryview) -> tuple[memoryview, int]:
