@@ -173,7 +173,7 @@ def test_captions_can_be_kept_whole(dataset: Path) -> None:
     whole = CaptionSettings(shuffle=False, dropout=0.0, windows=2)
     settings = QUICK.model_copy(update={"caption": whole})
     step = plan_styles(Dataset(dataset), settings, 0.18215).step(0)
-    ids = token_windows(load_tokenizer(), step.captions, 2)
+    ids = token_windows(step.captions, 2)
     assert ids.shape == (3, 2, 77)
     text = load_tokenizer().decode(ids[0, 0], skip_special_tokens=True)
     assert text.replace(" ,", ",").strip() == step.records[0].caption

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aid.core.dataset import Dataset, Record
-from aid.sd.model.tokenizer import BOS, CHUNK, EOS
+from aid.sd.model.tokenizer import BOS, CHUNK, EOS, tokenize
+
+REMEMBERED = 4096  # captions' tokens
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -45,13 +48,14 @@ def read_masks(dataset: Dataset, records: Sequence[Record], mirrored: Sequence[b
     return torch.from_numpy(stacked).unsqueeze(1).float() / 255
 
 
-def token_windows(tokenizer: object, captions: Sequence[str], windows: int) -> Tensor:
+def token_windows(captions: Sequence[str], windows: int) -> Tensor:
     """Captions as windows of 77 ids, [b, windows, 77]: BOS, 75 tokens, EOS; EOS pads."""
-    plain = tokenizer(list(captions), add_special_tokens=False, verbose=False).input_ids  # type: ignore[operator]
-    ids = torch.full((len(plain), windows, CHUNK + 2), EOS)
-    ids[:, :, 0] = BOS
-    for row, tokens in enumerate(plain):
-        for window in range(windows):
-            part = tokens[window * CHUNK : (window + 1) * CHUNK]
-            ids[row, window, 1 : 1 + len(part)] = torch.tensor(part, dtype=torch.long)
-    return ids
+    return torch.tensor([caption_windows(caption, windows) for caption in captions])
+
+
+@lru_cache(REMEMBERED)
+def caption_windows(caption: str, windows: int) -> list[list[int]]:
+    """One caption's. Remembered: the thread that makes a step asks first, beside the step before."""
+    [tokens] = tokenize([caption])
+    parts = [tokens[start : start + CHUNK] for start in range(0, windows * CHUNK, CHUNK)]
+    return [[BOS, *part, *[EOS] * (CHUNK + 1 - len(part))] for part in parts]

@@ -24,7 +24,7 @@ def encode_captions(
     model: StableDiffusion, captions: Sequence[str], windows: int, clip_skip: int = 1
 ) -> Conditioning:
     """Captions in `windows` windows of 77 ids as a context [b, windows * 77, width], gradients included."""
-    ids = token_windows(model.tokenizer, captions, windows).to(model.device).flatten(0, 1)
+    ids = token_windows(captions, windows).to(model.device).flatten(0, 1)
     pooled = None
     if model.text_encoder_2 is not None:
         first = encode_penultimate(model.text_encoder, ids)[0]

@@ -99,11 +99,16 @@ class Condition:
 
 
 class Diffusion:
-    """A model's noise schedule on one device, and the loss under it."""
+    """A model's noise schedule on one device, and the loss under it: what hangs on the timestep alone, [1000]
+    each."""
 
     def __init__(self, device: torch.device, architecture: Architecture, settings: LossSettings) -> None:
-        self.alphas = alphas_cumprod(architecture.zero_terminal_snr).to(device)
-        self.prediction, self.settings = architecture.prediction, settings
+        ᾱ = alphas_cumprod(architecture.zero_terminal_snr)
+        sigma, prediction = ((1 - ᾱ) / ᾱ).sqrt(), architecture.prediction
+        c = SCHEDULES[settings.huber_schedule](torch.arange(STEPS), sigma, settings.huber_c)
+        weights = WEIGHTINGS[settings.weighting](ᾱ / (1 - ᾱ), settings.snr_gamma, prediction)
+        self.alphas, self.c, self.weights = ᾱ.to(device), c.to(device), weights.to(device)
+        self.target, self.distance = TARGETS[prediction], DISTANCES[settings.distance]
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = sqrt(alpha_t) x_0 + sqrt(1 - alpha_t) eps, [b, 4, h/8, w/8]."""
@@ -113,15 +118,11 @@ class Diffusion:
 
     def losses(self, unet: Any, noised: Noised, condition: Condition) -> Tensor:
         """One weighted mean distance a picture, [b]."""
-        settings, ᾱ = self.settings, self.alphas[noised.t]
         x = self.add_noise(noised.latents, noised.shown, noised.t)
         predicted = unet(x, noised.t, condition.context, added_cond_kwargs=condition.added).sample.float()
-        target = TARGETS[self.prediction](noised.latents, noised.noise, ᾱ[:, None, None, None])
-        sigma = ((1 - ᾱ) / ᾱ).sqrt()
-        c = SCHEDULES[settings.huber_schedule](noised.t, sigma, settings.huber_c)[:, None, None, None]
-        distances = DISTANCES[settings.distance](predicted, target, c)
+        ᾱ, c = (table[noised.t][:, None, None, None] for table in (self.alphas, self.c))
+        distances = self.distance(predicted, self.target(noised.latents, noised.noise, ᾱ), c)
         if noised.mask is not None:
             distances = distances * noised.mask
-        weight = WEIGHTINGS[settings.weighting](ᾱ / (1 - ᾱ), settings.snr_gamma, self.prediction)
-        weighted: Tensor = distances.mean((1, 2, 3)) * weight
+        weighted: Tensor = distances.mean((1, 2, 3)) * self.weights[noised.t]
         return weighted

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from aid.errors import SettingsError
 from aid.sd.file.state import laid_like, optimiser_tensors, restore_optimiser
 from aid.sd.file.tensorfile import Header
+from aid.train.fused import FusedAdamW
 from aid.train.group import Group
 from aid.train.rounding import RoundedAdamW
 from aid.train.settings import TrainingSettings
@@ -28,8 +29,8 @@ Make = Callable[[list[Words], Words], Optimizer]
 
 
 def adamw(groups: list[Words], words: Words) -> Optimizer:
-    """Loshchilov & Hutter 2017."""
-    return torch.optim.AdamW(groups, fused=True, **words)
+    """See aid.train.fused."""
+    return FusedAdamW(groups, **words)
 
 
 def adamw_bf16(groups: list[Words], words: Words) -> Optimizer:
@@ -175,7 +176,7 @@ def _laid_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _is_torchs(optimiser: Optimizer) -> bool:
-    return type(optimiser).__module__.startswith("torch.")
+    return isinstance(optimiser, (torch.optim.AdamW, torch.optim.Adafactor))
 
 
 def step_alone(optimiser: Optimizer, group: int, parameter: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aid.core.dataset import Dataset, Record, count_tags
 from aid.errors import SettingsError
-from aid.train.batch import read_latents, read_masks, step_generator
+from aid.train.batch import read_latents, read_masks, step_generator, token_windows
 from aid.train.caption import Captions
 from aid.train.noising import Noised, draw_noise
 from aid.train.order import Order, Replay, steps_of
@@ -35,7 +35,9 @@ class Step:
 
     def parts(self, size: int) -> Iterator[Step]:
         """The step cut into pieces of at most `size` records; 0 leaves it whole."""
-        size = size or len(self.records)
+        if not 0 < size < len(self.records):
+            yield self
+            return
         draws = len(self.noised.t) // len(self.records)
         for start in range(0, len(self.records), size):
             rows = slice(start, start + size)
@@ -112,7 +114,10 @@ def plan_styles(dataset: Dataset, settings: TrainingSettings, scale: float) -> P
     def write(records: Sequence[Record], index: int) -> list[str]:
         chance = random.Random(f"{settings.seed}/caption/{index}")
         epoch = index // order.steps_per_epoch
-        return [captions.write(record, index, epoch, chance) for record in records]
+        written = [captions.write(record, index, epoch, chance) for record in records]
+        if not settings.caption.weighted:
+            token_windows(written, settings.caption.windows)  # here, beside the step before, for `encode`
+        return written
 
     dataset.require_latents()
     return Plan(dataset, settings, scale, steps, order, replay, write, settings.regularisation_weight, every)

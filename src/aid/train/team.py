@@ -82,16 +82,24 @@ class Team:
             for gradient, piece in zip(bucket, pieces, strict=True):
                 gradient.copy_(piece.view(gradient.shape))
 
-    def clip(self, parameters: Sequence[Tensor], limit: float) -> Tensor:
-        """Scale gradients to a norm of `limit` at most; the norm that they had."""
+    def norm(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Of all gradients."""
+        gradients = [one.grad for one in parameters if one.grad is not None]
         if not self.sharded:
-            return torch.nn.utils.clip_grad_norm_(parameters, limit)
-        pairs = [(is_sharded(one), local(one.grad)) for one in parameters if one.grad is not None]
-        spread, whole = ([gradient for kind, gradient in pairs if kind is side] for side in (True, False))
+            return torch.nn.utils.get_total_norm(gradients)
+        spread, whole = (
+            [local(one) for one in gradients if is_sharded(one) is side] for side in (True, False)
+        )
         square = self.sum(torch.nn.utils.get_total_norm(spread).square())
-        norm = (square + torch.nn.utils.get_total_norm(whole).square()).sqrt()
-        torch._foreach_mul_([gradient for _, gradient in pairs], (limit / (norm + 1e-6)).clamp(max=1.0))
-        return norm
+        return (square + torch.nn.utils.get_total_norm(whole).square()).sqrt()
+
+    def scale(self, parameters: Sequence[Tensor], limit: float, norm: Tensor) -> None:
+        """Bring gradients whose norm is known to a norm of `limit` at most."""
+        if not self.sharded:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            return
+        gradients = [local(one.grad) for one in parameters if one.grad is not None]
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
     def spread(self, model: StableDiffusion) -> None:
         """Share out the U-Net, block by block."""
