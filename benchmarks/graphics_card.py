@@ -26,7 +26,7 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from drawing import STEPS, Bench
 from reporting import Row, report
 from trainers import Loop
-from training import lively, make_dataset, ours
+from training import LATE, lively, make_dataset, ours
 
 from aid.generate.material import Material
 from aid.sd.model.architecture import SD1, SDXL, Architecture
@@ -41,6 +41,7 @@ CARD = "cuda"
 SIZE = 8192  # of the matrices whose product tells the card's peak
 FORWARD_AND_BACKWARD = 3  # times the FLOPs of a forward pass
 WARM_UP = 3  # steps
+FEWEST = 2  # pictures of a run
 Run = Callable[[], None]
 
 
@@ -92,6 +93,7 @@ def pipeline(model: StableDiffusion, compiled: bool) -> Any:
 
 
 def draw_rows(batches: list[int], rounds: int) -> Iterator[Row]:
+    """Steps a second: calls of the U-Net for one batch, with all that a picture needs beside them."""
     model = made(SD1, torch.float16)
     model.unet.to(memory_format=torch.channels_last)
     model.vae.to(memory_format=torch.channels_last)
@@ -100,24 +102,21 @@ def draw_rows(batches: list[int], rounds: int) -> Iterator[Row]:
     for batch in batches:
         with tempfile.TemporaryDirectory() as folder:
             benches = {name: Bench(material, pipe, 512, batch, Path(folder)) for name, pipe in pipes.items()}
-            ways = {name: bench.theirs for name, bench in benches.items()}
+            for bench in benches.values():
+                bench.count = max(batch, FEWEST)
             first = benches["diffusers"]
-            first.count = max(batch, 2)
-            ways |= {"ours": first.ours, "bare": first.bare}
-            yield from drawn(f"SD1.5 512 px fp16, batch {batch}", first, ways, rounds, batch)
+            ways = {"ours": first.ours, "bare": first.bare}
+            ways |= {name: bench.theirs for name, bench in benches.items()}
+            rates = {way: STEPS / (seconds_of(first, run, rounds) * batch) for way, run in ways.items()}
+        bare, rate = rates.pop("bare"), rates.pop("ours")
+        yield Row(f"SD1.5 512 px fp16, batch {batch}, steps", rate, "1/s", bare, rates)
 
 
-def drawn(name: str, bench: Bench, ways: dict[str, Run], rounds: int, batch: int) -> Iterator[Row]:
-    """Steps a second: calls of the U-Net for one batch, with all that a picture needs beside them."""
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    for index in range(rounds + 1):
-        for way, run in ways.items():
-            seconds = bench.seconds(run)
-            if index:
-                taken[way].append(seconds)
-    rates = {way: STEPS / (statistics.median(found) * batch) for way, found in taken.items()}
-    bare, rate = rates.pop("bare"), rates.pop("ours")
-    yield Row(f"{name}, steps", rate, "1/s", bare, rates)
+def seconds_of(bench: Bench, run: Run, rounds: int) -> float:
+    """Of one picture, the first run not counted."""
+    found = statistics.median([bench.seconds(run) for _ in range(rounds + 1)][1:])
+    print(f"batch {bench.batch}, {run.__qualname__}: {found:.3f} s a picture", flush=True)
+    return found
 
 
 def diffusers_step(batch: int, edge: int) -> Run:
@@ -137,7 +136,7 @@ def diffusers_step(batch: int, edge: int) -> Run:
 
 def our_step(architecture: Architecture, edge: int, folder: Path, **chosen: Any) -> Run:
     folder.mkdir()
-    settings = FinetuneSettings(steps=999, unet_rate=1e-6, text_rate=1e-6, warmup=0, **chosen)
+    settings = FinetuneSettings(steps=LATE + 999, unet_rate=1e-6, text_rate=1e-6, warmup=0, **chosen)
     model = lively(made(architecture))
     if settings.optimiser == "adamw_bf16":
         lighten(model)
@@ -168,9 +167,9 @@ def train_rows(batch: int, rounds: int, peak: float) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         steps: dict[str, Callable[[], Run]] = {
-            "ours": lambda: our_step(SD1, 512, folder / "a", **common, compiled=True),
-            "ours, not compiled": lambda: our_step(SD1, 512, folder / "b", **common),
+            "ours, not compiled": lambda: our_step(SD1, 512, folder / "a", **common),
             "diffusers": lambda: diffusers_step(batch, 512),
+            "ours": lambda: our_step(SD1, 512, folder / "b", **common, compiled=True),
         }
         yield trained(f"SD1.5 512 px bf16, batch {batch}", batch, steps, limit, rounds)
 
@@ -181,8 +180,8 @@ def sdxl_rows(batch: int, rounds: int, peak: float) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         steps: dict[str, Callable[[], Run]] = {
-            "ours": lambda: our_step(SDXL, 1024, folder / "a", **common, compiled=True),
-            "ours, not compiled": lambda: our_step(SDXL, 1024, folder / "b", **common),
+            "ours, not compiled": lambda: our_step(SDXL, 1024, folder / "a", **common),
+            "ours": lambda: our_step(SDXL, 1024, folder / "b", **common, compiled=True),
         }
         yield trained(f"SDXL 1024 px bf16, recomputed, batch {batch}", batch, steps, limit, rounds)
 

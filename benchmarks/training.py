@@ -71,7 +71,7 @@ except KeyboardInterrupt: pass
 
 def lively(model: StableDiffusion) -> StableDiffusion:
     """No layer of it is silent: behind one, gradients are so small that a CPU is slow at them."""
-    chance = torch.Generator().manual_seed(0)
+    chance = torch.Generator(model.device).manual_seed(0)
     for parameter in [*model.unet.parameters(), *model.text_encoder.parameters()]:
         if not parameter.any():
             parameter.data.normal_(0, 0.02, generator=chance)

