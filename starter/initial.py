@@ -16,21 +16,22 @@ from aid.sd.model.architecture import Architecture
 from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
 
 STARTER = Architecture(
-    unet_widths=(32, 64, 128, 128), unet_heads=4, unet_groups=8, text_width=128, text_heads=4,
-    native_edge_px=128,
-)  # fmt: skip
+    unet_widths=(32, 64, 128, 128), unet_heads=4, unet_groups=8, text_width=128, text_heads=4
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("vae", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--edge-px", type=int, default=64, help="the size it will draw at")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--of", type=Path, help="a starter, whose U-Net and text encoder go on")
     chosen = parser.parse_args()
     vae = read_vae(chosen.vae)
     widths, groups = tuple(vae.config.block_out_channels), vae.config.norm_num_groups
-    architecture = STARTER.model_copy(update={"vae_widths": widths, "vae_groups": groups})
+    told = {"vae_widths": widths, "vae_groups": groups, "native_edge_px": chosen.edge_px}
+    architecture = STARTER.model_copy(update=told)
     old = load_checkpoint(chosen.of) if chosen.of else create_checkpoint(architecture, chosen.seed)
     save_checkpoint(replace(old, vae=vae, architecture=architecture), chosen.out, {}, torch.float32)
 
