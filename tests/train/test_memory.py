@@ -14,7 +14,7 @@ from test_finetune import QUICK, Interrupting
 
 from aid.core.workbench import Workbench
 from aid.sd.file.tensorfile import read_tensors
-from aid.train.rounding import random_bits, round_stochastically
+from aid.train.rounding import PIECE_NUMBERS, RoundedAdamW, pieces, random_bits, round_stochastically
 from aid.train.run import finetune
 from aid.train.settings import FinetuneInputs, FinetuneSettings
 
@@ -51,6 +51,27 @@ def test_small_steps_add_up_only_when_rounded_at_random() -> None:
         weight = round_stochastically(weight.float() + 1e-4, random_bits(0, step, 0, CPU))
         plain = (plain.float() + 1e-4).bfloat16()
     assert bool((plain == 1).all()) and weight.float().mean() == pytest.approx(1.02, abs=1e-3)
+
+
+def test_small_weights_are_changed_together_as_adamw_changes_them_apart() -> None:
+    """Of float32 ones nothing is rounded: the same as torch's AdamW, whatever shares a piece."""
+    shapes = [(3, 5), (7,), (2, 4, 3, 3), (PIECE_NUMBERS // 64 + 1, 64), (1,)]
+    chance = torch.Generator().manual_seed(1)
+    ours = [torch.randn(shape, generator=chance) for shape in shapes]
+    ours[2] = ours[2].contiguous(memory_format=torch.channels_last)
+    theirs = [weight.clone() for weight in ours]
+    words = {"lr": 1e-2, "weight_decay": 0.1}
+    mine, peer = RoundedAdamW([{"params": ours}], **words), torch.optim.AdamW(theirs, **words)
+    assert [len(together) for together in pieces(ours)] == [3, 1, 1]
+    for _ in range(3):
+        for weight, other in zip(ours, theirs, strict=True):
+            weight.grad = torch.randn(weight.shape, generator=chance)
+            other.grad = weight.grad.clone()
+        ours[0].grad = theirs[0].grad = None  # one stands still
+        mine.step()
+        peer.step()
+    for weight, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ those of torchastic and OneTrainer: 16 random ones are added below the kept ones
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 LOW_BITS = 16  # of a float32, those that a bfloat16 has not
 PIECE_NUMBERS = 1 << 22  # changed at once, so that little beside the weights is in memory
+GPU_PIECE_NUMBERS = 1 << 24  # there, launching forty kernels a piece takes longer than computing small ones
 
 
 def random_bits(seed: int, step: int, index: int, device: torch.device) -> torch.Generator:
@@ -59,21 +60,69 @@ class RoundedAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step(parameter, parameter.grad, group)
+            alike: dict[tuple[torch.dtype, int], list[Tensor]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    alike.setdefault((weight.dtype, self._count(weight)), []).append(weight)
+            for (_, step), weights in alike.items():
+                for together in pieces(weights):
+                    chance = random_bits(self.seed, step, self.places[together[0]], together[0].device)
+                    self._change(together, step, group, chance)
 
-    def _step(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _count(self, weight: Tensor) -> int:
+        """Which of a weight's steps this is, from 1."""
         state = self.state[weight]
         if not state:
             state |= {"step": 0, "mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
         state["step"] += 1
-        chance = random_bits(self.seed, state["step"], self.places[weight], weight.device)
-        rows = max(1, PIECE_NUMBERS * len(weight) // max(1, weight.numel()))
-        whole = (weight, gradient, state["mean"], state["square"])
-        for start in range(0, len(weight), rows):
-            w, g, m, v = (tensor[start : start + rows] for tensor in whole)
-            change(w, g, m, v, state["step"], group, chance)
+        count: int = state["step"]
+        return count
+
+    def _change(
+        self, weights: list[Tensor], step: int, group: dict[str, Any], chance: torch.Generator
+    ) -> None:
+        means, squares = ([self.state[weight][name] for weight in weights] for name in ("mean", "square"))
+        if len(weights) > 1:
+            gradients = joined([weight.grad for weight in weights])  # type: ignore[misc]
+            changed = joined(weights), joined(means), joined(squares)
+            change(changed[0], gradients, *changed[1:], step, group, chance)
+            for into, values in zip((weights, means, squares), changed, strict=True):
+                put_back(into, values)
+            return
+        whole = (weights[0], weights[0].grad, means[0], squares[0])
+        rows = max(1, most_numbers(weights[0]) * len(weights[0]) // max(1, weights[0].numel()))
+        for start in range(0, len(weights[0]), rows):
+            w, g, m, v = (tensor[start : start + rows] for tensor in whole)  # type: ignore[index]
+            change(w, g, m, v, step, group, chance)
+
+
+def pieces(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Weights that are changed together, in their order: as many as make a piece, a larger one alone."""
+    together: list[Tensor] = []
+    numbers = 0
+    for weight in weights:
+        numbers += weight.numel()
+        if together and numbers > most_numbers(weight):
+            yield together
+            together, numbers = [], weight.numel()
+        together.append(weight)
+    if together:
+        yield together
+
+
+def most_numbers(weight: Tensor) -> int:
+    return GPU_PIECE_NUMBERS if weight.is_cuda else PIECE_NUMBERS
+
+
+def joined(tensors: Iterable[Tensor]) -> Tensor:
+    """All their numbers, one behind another."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def put_back(into: list[Tensor], numbers: Tensor) -> None:
+    """What `joined` made, into tensors like those it was made of."""
+    parts: Any = torch.split(numbers, [tensor.numel() for tensor in into])
+    torch._foreach_copy_(into, [part.view(tensor.shape) for part, tensor in zip(parts, into, strict=True)])
 
 
 def change(
@@ -88,8 +137,9 @@ def change(
     """AdamW's `step`-th step, from 1, in place."""
     first, second = group["betas"]
     gradient = gradient.float()
-    store(mean, m := mean.float().lerp_(gradient, 1 - first), chance)
-    store(square, v := square.float().lerp_(gradient.square(), 1 - second), chance)
+    m, v = (moment.to(torch.float32, copy=True) for moment in (mean, square))
+    store(mean, m.lerp_(gradient, 1 - first), chance)
+    store(square, v.lerp_(gradient.square(), 1 - second), chance)
     size = v.div_(1 - second**step).sqrt_().add_(group["eps"])
     moved = m.div_(size).mul_(-group["lr"] / (1 - first**step))
     store(weight, moved.add_(weight.float(), alpha=1 - group["lr"] * group["weight_decay"]), chance)
