@@ -14,10 +14,10 @@ from PIL import Image, ImageFilter
 from aid.core.report import Report
 from aid.errors import ArtifactError, PictureError
 from aid.evaluate.compare import Comparison
-from aid.evaluate.examination import Card
 from aid.evaluate.run import evaluate
 from aid.evaluate.score import Judged
 from aid.evaluate.settings import EvaluateInputs, EvaluateSettings
+from aid.judging.examination import Card
 
 Judging = Callable[..., Path]
 

@@ -17,10 +17,10 @@ from aid.core.files import write_lines
 from aid.core.lineage import read_lineage
 from aid.core.workbench import Silence, Ticker, Workbench
 from aid.errors import ArtifactError, PictureError, SettingsError
-from aid.evaluate.examination import Card
-from aid.evaluate.judge import load_judge
 from aid.evaluate.judge_run import judge
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
+from aid.judging.examination import Card
+from aid.judging.judge import load_judge
 
 SHORT = JudgeSettings(epochs=5, batch_size=24, width=4, save_every=2)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aid.errors import SettingsError
-from aid.evaluate.panel import Verdict, answers, assemble, derive, has_tag
+from aid.judging.panel import Verdict, answers, assemble, derive, has_tag
 
 Pictures = list[tuple[str, Sequence[str]]]
 

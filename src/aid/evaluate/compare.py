@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from aid.core.report import Score, mean, proportion
 from aid.core.shot import Shot
 from aid.errors import ArtifactError
-from aid.evaluate.panel import STYLE
 from aid.evaluate.score import Judged
+from aid.judging.panel import STYLE
 
 
 class Pairing(BaseModel):

@@ -14,13 +14,13 @@ from aid.core.lineage import METADATA_KEY
 from aid.core.report import proportion
 from aid.core.workbench import Workbench
 from aid.errors import ArtifactError, SettingsError
-from aid.evaluate.artefact import fit, trace
-from aid.evaluate.examination import Card, examine
-from aid.evaluate.judge import CARD_FILE, NETWORK, WEIGHTS_FILE, look
-from aid.evaluate.panel import Asked, Panel, assemble, derive
-from aid.evaluate.picture import read_views
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
 from aid.evaluate.training import Lessons, answer_sheet, train
+from aid.judging.artefact import fit, trace
+from aid.judging.examination import Card, examine
+from aid.judging.judge import CARD_FILE, NETWORK, WEIGHTS_FILE, look
+from aid.judging.panel import Asked, Panel, assemble, derive
+from aid.judging.picture import read_views
 from aid.sd.file.tensorfile import write_tensors
 
 

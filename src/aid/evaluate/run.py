@@ -8,10 +8,10 @@ from aid.core.artifact import verb
 from aid.core.files import write_lines, write_text
 from aid.core.workbench import Workbench
 from aid.evaluate.compare import compare
-from aid.evaluate.judge import load_judge
 from aid.evaluate.score import build_report, judge_gallery, unjudged_cells
 from aid.evaluate.settings import EvaluateInputs, EvaluateSettings
 from aid.evaluate.table import markdown
+from aid.judging.judge import load_judge
 
 
 @verb("evaluate")

@@ -12,11 +12,11 @@ from aid.core.gallery import read_gallery
 from aid.core.report import Report, Score, StyleRow, mean, proportion
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
-from aid.evaluate.artefact import trace
-from aid.evaluate.examination import Card, tally
-from aid.evaluate.judge import Judge, look
-from aid.evaluate.panel import STYLE, Panel, Verdict, answers, has_tag
-from aid.evaluate.picture import read_views
+from aid.judging.artefact import trace
+from aid.judging.examination import Card, tally
+from aid.judging.judge import Judge, look
+from aid.judging.panel import STYLE, Panel, Verdict, answers, has_tag
+from aid.judging.picture import read_views
 
 WITHHELD, NEAR_COPIES = "withheld", "near_copies"
 

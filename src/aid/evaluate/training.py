@@ -12,9 +12,9 @@ from torch import Tensor
 from aid.core.rate import rate_factor
 from aid.core.workbench import Workbench
 from aid.evaluate.augment import augment
-from aid.evaluate.network import JudgeNetwork, fresh_network, loss, normalised
-from aid.evaluate.panel import Asked, Panel
 from aid.evaluate.settings import JudgeSettings
+from aid.judging.network import JudgeNetwork, fresh_network, loss, normalised
+from aid.judging.panel import Asked, Panel
 from aid.sd.file.state import (
     load_state,
     module_tensors,

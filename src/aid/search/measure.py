@@ -9,10 +9,10 @@ from pathlib import Path
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
-from aid.evaluate.judge import Judge
-from aid.evaluate.panel import STYLE
 from aid.evaluate.score import Judged, judge_gallery
 from aid.generate.gallery import picture_name, write_gallery
+from aid.judging.judge import Judge
+from aid.judging.panel import STYLE
 from aid.sd.drawing.pipeline import draw
 from aid.sd.embedding.file import Embedding
 from aid.sd.model.checkpoint import StableDiffusion

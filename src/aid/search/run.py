@@ -18,9 +18,9 @@ from aid.core.toml import toml
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.evaluate.compare import Comparison, compare
-from aid.evaluate.judge import load_judge
 from aid.generate.material import named_embeddings
 from aid.generate.plan import shots_of_plan
+from aid.judging.judge import load_judge
 from aid.merge.blend import Blend
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.sd.model.checkpoint import StableDiffusion

@@ -14,8 +14,8 @@ from torch import Tensor
 from aid.core.picture import open_picture
 from aid.core.workbench import Workbench
 from aid.errors import PictureError
-from aid.evaluate.network import EDGE_PX
-from aid.evaluate.texture import SIZE, texture
+from aid.judging.network import EDGE_PX
+from aid.judging.texture import SIZE, texture
 from aid.sd.picture.layout import thumbnail
 
 LEAST_EDGE_PX = 16

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from aid.core.report import Score, proportion
-from aid.evaluate.panel import STYLE, Asked, Panel, Verdict, answers, has_tag
+from aid.judging.panel import STYLE, Asked, Panel, Verdict, answers, has_tag
 
 
 class Cell(BaseModel):

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aid.evaluate.picture import Views
-from aid.evaluate.texture import LEAST_SPREAD
+from aid.judging.picture import Views
+from aid.judging.texture import LEAST_SPREAD
 from aid.sd.picture.layout import copy_distance, layout, nearest
 
 NEIGHBOURS = 4

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from aid.evaluate.panel import Panel, Verdict
+from aid.judging.panel import Panel, Verdict
 
 EDGE_PX = 64
 

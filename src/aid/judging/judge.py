@@ -11,10 +11,10 @@ from torch import Tensor
 
 from aid.core.workbench import Workbench
 from aid.errors import ArtifactError
-from aid.evaluate.artefact import Reference
-from aid.evaluate.examination import Card
-from aid.evaluate.network import JudgeNetwork, fresh_network, normalised, verdicts
-from aid.evaluate.panel import Panel, Verdict
+from aid.judging.artefact import Reference
+from aid.judging.examination import Card
+from aid.judging.network import JudgeNetwork, fresh_network, normalised, verdicts
+from aid.judging.panel import Panel, Verdict
 from aid.sd.file.tensorfile import read_tensors
 from aid.sd.model.device import torch_device
 
