@@ -15,7 +15,7 @@ from aid.core.workbench import Workbench
 from aid.merge.combination import Call, Combination
 from aid.merge.job import Job, open_job
 from aid.merge.note import Notes
-from aid.merge.plan import combination_of
+from aid.merge.plan import Plan
 from aid.merge.recipe import Recipe, adapter_weights
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.merge.stream import Output, fill, threads_of
@@ -54,15 +54,15 @@ class Blend:
         self._files, self._threads = ExitStack(), threads_of(bench)
         try:
             self._job = open_job(settings, inputs, self._files)
-            recipe, outputs = self._job.planned(settings)
-            stored = {key: _stored(key, one, _notes(settings)) for key, one in outputs.items()}
-            weights = _weights(self._job, recipe, stored)
+            plan, notes = self._job.planned(settings), _notes(settings)
+            stored = {key: _stored(key, one, notes) for key, one in plan.outputs(plan.combinations).items()}
+            weights = _weights(self._job, plan.recipe, stored)
             self.model = fill_checkpoint(weights, torch_device(bench), PRECISIONS[precision])
         except BaseException:
             self._files.close()
             raise
         self._homes = _homes(self.model)
-        self._made = _made(self._job, recipe, settings, self._homes)
+        self._made = _made(self._job, plan, settings, self._homes)
 
     @property
     def inputs(self) -> MergeInputs:
@@ -73,10 +73,10 @@ class Blend:
         """Blend the model anew by other settings; returns how many tensors had to be computed.
 
         Raises as `merge` does; then the model is neither, until it becomes something whole."""
-        recipe, outputs = self._job.planned(settings)
-        wanted = _made(self._job, recipe, settings, self._homes)
+        plan = self._job.planned(settings)
+        wanted = _made(self._job, plan, settings, self._homes)
         different = [key for key, made in wanted.items() if self._made.get(key) != made]
-        notes = _notes(settings)
+        outputs, notes = plan.outputs(different), _notes(settings)
 
         def compute(key: str) -> None:
             self._made.pop(key, None)
@@ -150,8 +150,9 @@ def _homes(model: StableDiffusion) -> dict[str, Homes]:
     return homes
 
 
-def _made(job: Job, recipe: Recipe, settings: MergeSettings, keys: Iterable[str]) -> dict[str, Made]:
-    combinations = {key: combination_of(key, recipe, job.parents) for key in keys if _is_blended(key, job)}
+def _made(job: Job, plan: Plan, settings: MergeSettings, keys: Iterable[str]) -> dict[str, Made]:
+    recipe = plan.recipe
+    combinations = {key: plan.combinations[key] for key in keys if _is_blended(key, job, plan)}
     ranged = tuple(sorted((key, one) for key, one in combinations.items() if _is_ranged(one)))
     adapters = _adapters(job, recipe, settings)
     written = (recipe.primary, settings.precision, settings.broken)  # the primary gives the format too
@@ -161,11 +162,9 @@ def _made(job: Job, recipe: Recipe, settings: MergeSettings, keys: Iterable[str]
     }
 
 
-def _is_blended(key: str, job: Job) -> bool:
+def _is_blended(key: str, job: Job, plan: Plan) -> bool:
     """Whether settings decide it: a VAE that was given stays as it is."""
-    if job.vae is not None and key.startswith(VAE):
-        return False
-    return any(key in parent.formats for parent in job.parents.values())
+    return key in plan.combinations and not (job.vae is not None and key.startswith(VAE))
 
 
 def _is_ranged(combination: Combination) -> bool:

@@ -6,7 +6,7 @@ sums as its operands. So every value is computed once and rounded once, and what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Union
@@ -60,13 +60,12 @@ def _settled(weight: float) -> float:
     return 1.0 if abs(weight - 1.0) <= ROUNDING else weight
 
 
-def shared(models: Sequence[str], weights: Mapping[str, float], held: Sequence[str]) -> Combination:
+@lru_cache(maxsize=4096)
+def shared(shares: tuple[tuple[str, float], ...], held: tuple[str, ...]) -> Combination:
     """The models' shares. Those of models without the tensor go to the first that has it: MBW leaves or
     copies such tensors."""
-    lent = sum(share for name, share in weights.items() if name not in held)
-    own = {
-        name: weights.get(name, 0.0) + (lent if name == held[0] else 0.0) for name in models if name in held
-    }
+    lent = sum(share for name, share in shares if name not in held)
+    own = {name: share + (lent if name == held[0] else 0.0) for name, share in shares if name in held}
     return weighed([(1.0, tuple(own.items()))])
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aid.merge.parent import Parent, open_parent, open_vae_parent, require_blocks, require_one_architecture
-from aid.merge.plan import Wanted, planned
+from aid.merge.plan import Plan, Wanted, planned
 from aid.merge.recipe import Recipe, adapter_weights, plan, primary_of
 from aid.merge.settings import MergeInputs, MergeSettings
-from aid.merge.stream import Output
 from aid.sd.model.architecture import SD1, Architecture
 from aid.sd.model.detection import detect
 
@@ -47,12 +46,12 @@ class Job:
 
         return plan_adapters(self.inputs.loras, weights, self.architecture, recipe.block)
 
-    def planned(self, settings: MergeSettings) -> tuple[Recipe, dict[str, Output]]:
-        """Every tensor of the result. Raises as `recipe` does."""
+    def planned(self, settings: MergeSettings) -> Plan:
+        """Raises as `recipe` does."""
         recipe = self.recipe(settings)
         bakes = self.bakes(settings, recipe)
         wanted = Wanted(FORMATS.get(settings.precision), self.vae, settings.prune, bakes)
-        return recipe, planned(recipe, self.parents, wanted)
+        return planned(recipe, self.parents, wanted)
 
 
 def open_job(settings: MergeSettings, inputs: MergeInputs, open_files: ExitStack) -> Job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from aid.sd.model.detection import V_MARKER, ZERO_MARKER
 from aid.sd.model.layouts import POSITIONS, TEXT_ROOT, UNET, VAE
 
 if TYPE_CHECKING:
-    from aid.merge.evaluation import Bake
+    from aid.merge.evaluation import Bake, Evaluation
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,56 @@ class Wanted:
     """Adapters, for the tensors that they change."""
 
 
-def planned(recipe: Recipe, parents: Mapping[str, Parent], wanted: Wanted) -> dict[str, Output]:
-    """Every tensor of the result. Raises ModelError for a VAE or an adapter that doesn't fit."""
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, and what every tensor of the result is made of."""
+
+    recipe: Recipe
+    parents: Mapping[str, Parent]
+    wanted: Wanted
+    combinations: Mapping[str, Combination]
+
+    def outputs(self, keys: Iterable[str]) -> dict[str, Output]:
+        """How each of these tensors is made."""
+        evaluation = self._evaluation()
+        return {key: self._output(key, evaluation) for key in keys}
+
+    def _output(self, key: str, evaluation: Evaluation | None) -> Output:
+        own = self.parents[_held(key, self.recipe, self.parents)[0]].formats[key]
+        if key in POSITIONS.values():
+            return Output(Format("I64", own.shape), Whole(lambda: _positions(own)))
+        format = _cast(own, self.wanted.format)
+        if self.wanted.vae is not None and key.startswith(VAE):
+            return Output(format, Sum(((self.wanted.vae, 1.0),)))
+        if evaluation is not None and key in evaluation.calls:
+            return Output(format, Whole(lambda: evaluation.make(key, format)))
+        return Output(format, Sum(_terms(self.combinations[key], self.parents)))
+
+    def _evaluation(self) -> Evaluation | None:
+        """Of those tensors that aren't sums of parents' alone, if there are any."""
+        needed = {key: one for key, one in self.combinations.items() if self._is_evaluated(key, one)}
+        if not needed:
+            return None
+        from aid.merge.evaluation import Evaluation  # numpy is needed for these alone
+
+        return Evaluation(self.parents, needed, self.wanted.bakes)
+
+    def _is_evaluated(self, key: str, combination: Combination) -> bool:
+        if key in POSITIONS.values() or (self.wanted.vae is not None and key.startswith(VAE)):
+            return False
+        return key in self.wanted.bakes or not _is_sum(combination)
+
+
+def planned(recipe: Recipe, parents: Mapping[str, Parent], wanted: Wanted) -> Plan:
+    """Raises ModelError for a VAE or an adapter that doesn't fit."""
     primary = parents[recipe.primary]
     if wanted.vae is not None:
         _require_fit(wanted.vae, primary)
     keys = dict.fromkeys(key for name in recipe.order for key in parents[name].formats)
     kept = [key for key in keys if not wanted.prune or _is_model(key, recipe)]
-    outputs = {key: _output(key, recipe, parents, wanted) for key in kept}
-    if missing := wanted.bakes.keys() - outputs.keys():
+    if missing := wanted.bakes.keys() - kept:
         raise ModelError(f"{primary} lacks {min(missing)}", "every tensor that an adapter changes")
-    return outputs | _evaluated(outputs, recipe, parents, wanted)
+    return Plan(recipe, parents, wanted, {key: _combination(key, recipe, parents) for key in kept})
 
 
 def _is_model(key: str, recipe: Recipe) -> bool:
@@ -50,43 +89,11 @@ def _is_model(key: str, recipe: Recipe) -> bool:
     return key.startswith((UNET, TEXT_ROOT[recipe.family], VAE)) or key in (V_MARKER, ZERO_MARKER)
 
 
-def _output(key: str, recipe: Recipe, parents: Mapping[str, Parent], wanted: Wanted) -> Output:
-    """Tensors that need more than a sum are for `_evaluated`: here they have none."""
-    held = _held(key, recipe, parents)
-    own = parents[held[0]].formats[key]
-    if key in POSITIONS.values():
-        return Output(Format("I64", own.shape), Whole(lambda: _positions(own)))
-    format = _cast(own, wanted.format)
-    if wanted.vae is not None and key.startswith(VAE):
-        return Output(format, Sum(((wanted.vae, 1.0),)))
-    return Output(format, Sum(_terms(combination_of(key, recipe, parents), parents)))
-
-
-def _evaluated(
-    outputs: Mapping[str, Output], recipe: Recipe, parents: Mapping[str, Parent], wanted: Wanted
-) -> dict[str, Output]:
-    """Those tensors that aren't sums of parents' alone."""
-    sums = [key for key, one in outputs.items() if isinstance(one.source, Sum)]
-    taken = {key for key in sums if not (wanted.vae is not None and key.startswith(VAE))}
-    combinations = {key: combination_of(key, recipe, parents) for key in sums if key in taken}
-    needed = {key: one for key, one in combinations.items() if key in wanted.bakes or not _is_sum(one)}
-    if not needed:
-        return {}
-    from aid.merge.evaluation import Evaluation  # numpy is needed for these alone
-
-    evaluation = Evaluation(parents, needed, wanted.bakes)
-
-    def whole(key: str, format: Format) -> Output:
-        return Output(format, Whole(lambda: evaluation.make(key, format)))
-
-    return {key: whole(key, outputs[key].format) for key in needed}
-
-
 def _held(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> tuple[str, ...]:
     return tuple(name for name in recipe.order if key in parents[name].formats)
 
 
-def combination_of(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> Combination:
+def _combination(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> Combination:
     """What a tensor is made of. Whole numbers aren't averaged, nor is what is no part of a model."""
     held = _held(key, recipe, parents)
     averaged = parents[held[0]].formats[key].name in FLOATING and is_merged(key, recipe.convention)

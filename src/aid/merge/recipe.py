@@ -66,13 +66,12 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Shares:
-    """One pass: `shares[block][model]` add up to 1."""
+    """One pass: each block's shares, in the models' order, add up to 1."""
 
-    order: tuple[str, ...]
-    shares: Mapping[str, Mapping[str, float]]
+    shares: Mapping[str, tuple[tuple[str, float], ...]]
 
     def combination(self, key: str, block: str, held: tuple[str, ...]) -> Combination:
-        return shared(self.order, self.shares[block], held)
+        return shared(self.shares[block], held)
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def plan(settings: MergeSettings, models: Collection[str], family: Family = "sd1
     if settings.steps:
         rule: Rule = _series(primary, settings.steps, by_model)
     else:
-        rule = Shares((primary, *others), _shares(primary, by_model, (*BLOCKS[family], *extra)))
+        rule = Shares(_shares((primary, *others), by_model, (*BLOCKS[family], *extra)))
     return Recipe(primary, (primary, *others), family, settings.convention, rule)
 
 
@@ -220,15 +219,18 @@ def _order(
     return (*steps, *sorted(set(models) - {primary, *steps}))
 
 
-def _shares(primary: str, weights: ByModel, blocks: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Block -> model -> share; the primary's is what the others leave."""
+def _shares(
+    order: Sequence[str], weights: ByModel, blocks: Sequence[str]
+) -> dict[str, tuple[tuple[str, float], ...]]:
+    """Block -> models with their shares; the first's is what the others leave."""
     shares = {}
     for block in blocks:
         given = {name: row[block] for name, row in weights.items()}
         left = 1.0 - math.fsum(given.values())
         if left < -ROUNDING:
             raise SettingsError(f"the weights of {block} add up to {1 - left:g}", "at most 1")
-        shares[block] = {name: share for name, share in {primary: left, **given}.items() if share > ROUNDING}
+        row = {order[0]: left, **given}
+        shares[block] = tuple((name, row.get(name, 0.0)) for name in order)
     return shares
 
 

@@ -35,12 +35,13 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
     """
     with ExitStack() as open_files:
         job = open_job(settings, inputs, open_files)
-        recipe, outputs = job.planned(settings)
-        metadata = _metadata(recipe, job.parents, inputs, out)
+        plan = job.planned(settings)
+        outputs = plan.outputs(plan.combinations)
+        metadata = _metadata(plan.recipe, job.parents, inputs, out)
         with bench.progress.task("merge", total=len(outputs), unit="tensor") as tick:
             notes = Notes(settings.broken == "keep", tick)
             sha256 = write_stream(out / FILE, outputs, metadata, threads_of(bench), notes)
-    write_json(out / "blocks.json", _blocks(recipe))
+    write_json(out / "blocks.json", _blocks(plan.recipe))
     if notes.broken:
         write_json(out / "broken.json", notes.broken)
     return {FILE: sha256}
