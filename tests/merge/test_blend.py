@@ -134,6 +134,14 @@ def test_adapters_by_block_and_a_vae_that_stays(parents: dict[str, Path], tmp_pa
         require_same(blend.model, less, inputs, tmp_path / "other")
 
 
+def test_a_parent_whose_numbers_are_not_aligned(parents: dict[str, Path], tmp_path: Path) -> None:
+    raw = parents["b"].read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    (tmp_path / "b.safetensors").write_bytes((end - 7).to_bytes(8, "little") + raw[8:end] + b" " + raw[end:])
+    with Blend(PLAIN, MergeInputs(models={**parents, "b": tmp_path / "b.safetensors"})) as blend:
+        require_same(blend.model, PLAIN, MergeInputs(models=parents), tmp_path / "out")
+
+
 def test_a_parent_that_turns_out_broken_leaves_a_way_back(parents: dict[str, Path], tmp_path: Path) -> None:
     """It is read only when it is to give something."""
     broken = load_file(parents["b"])

@@ -35,7 +35,8 @@ Made = tuple[object, ...]
 
 class Blend:
     """A loaded model that is the merge of `inputs` by the settings that it last became: to the bit what
-    saving that merge, and loading it in `precision`, gives. Parents stay open until the `with` ends.
+    saving that merge, and loading it in `precision`, gives. Parents are mapped into memory until the `with`
+    ends, and their files must stay as they are.
 
     with Blend(settings, inputs) as blend:
         draw(blend.model, shots)
@@ -53,7 +54,7 @@ class Blend:
         bench = bench or Workbench()
         self._files, self._threads = ExitStack(), threads_of(bench)
         try:
-            self._job = open_job(settings, inputs, self._files)
+            self._job = open_job(settings, inputs, self._files, mapped=True)
             plan, notes = self._job.planned(settings), _notes(settings)
             stored = {key: _stored(key, one, notes) for key, one in plan.outputs(plan.combinations).items()}
             weights = _weights(self._job, plan.recipe, stored)

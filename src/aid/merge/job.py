@@ -54,9 +54,11 @@ class Job:
         return planned(recipe, self.parents, wanted)
 
 
-def open_job(settings: MergeSettings, inputs: MergeInputs, open_files: ExitStack) -> Job:
+def open_job(
+    settings: MergeSettings, inputs: MergeInputs, open_files: ExitStack, mapped: bool = False
+) -> Job:
     """Open the parents, which `open_files` keeps open. Raises FileError for one that can't be read."""
-    parents = {name: open_parent(name, path, open_files) for name, path in inputs.models.items()}
+    parents = {name: open_parent(name, path, open_files, mapped) for name, path in inputs.models.items()}
     primary = parents.get(primary_of(settings))  # `plan` says if there is none
     architecture = detect(primary.shapes(), primary.metadata, str(primary)) if primary else SD1
     plan(settings, parents, architecture.family)  # what can't be meant is told before a VAE is opened

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from aid.errors import FileError, ModelError
 from aid.merge.combination import models_in
 from aid.merge.recipe import Recipe
-from aid.sd.file.header import Format, is_pickle, read_layout
+from aid.sd.file.header import ITEM_BYTES, Format, is_pickle, read_layout
 from aid.sd.model.architecture import FAMILY_NAMES, Family
 from aid.sd.model.detection import CONV_IN, family_of
 from aid.sd.model.layouts import VAE, modern_key, modern_keys
@@ -25,19 +26,19 @@ if TYPE_CHECKING:
 
 ARTIFACT_FILE = "model.safetensors"
 DIFFUSERS_KEY = "encoder.down_blocks.0.resnets.0.conv1.weight"
-ReadInto = Callable[[str, int, memoryview], None]
+Values = Callable[[str, int, memoryview], memoryview]
 
 
 @dataclass(frozen=True)
 class Parent:
-    """Formats in file order, under modern LDM names; `read_into` fills a buffer with a tensor's bytes from a
-    given one on, and may be called by several threads."""
+    """Formats in file order, under modern LDM names; `values` gives a tensor's bytes from a given one on, as
+    many as a buffer has room for: in that buffer, or where they lie. Several threads may call it."""
 
     name: str
     path: Path
     formats: Mapping[str, Format]
     metadata: Mapping[str, str]
-    read_into: ReadInto
+    values: Values
 
     def __str__(self) -> str:
         return f"{self.name} ({self.path})"
@@ -47,14 +48,13 @@ class Parent:
 
     def read(self, key: str) -> memoryview:
         """All bytes of a tensor."""
-        values = memoryview(bytearray(self.formats[key].size))
-        self.read_into(key, 0, values)
-        return values
+        return self.values(key, 0, memoryview(bytearray(self.formats[key].size)))
 
 
-def open_parent(name: str, path: Path, open_files: ExitStack) -> Parent:
+def open_parent(name: str, path: Path, open_files: ExitStack, mapped: bool = False) -> Parent:
     """An artifact, file or diffusers folder, the tensors of which stay where they are until they are read,
     which `open_files` allows. A file may hold parts of a model only; pickles and folders need torch.
+    `mapped` files aren't copied to be read, which pays where they are read again and again.
 
     Raises FileError for an unreadable or malformed file."""
     file = resolve_checkpoint(path)
@@ -63,13 +63,24 @@ def open_parent(name: str, path: Path, open_files: ExitStack) -> Parent:
     layout = read_layout(file)
     stream = open_files.enter_context(file.open("rb", buffering=0))
     entries = {intern(modern_key(key)): entry for key, entry in layout.entries.items()}
+    whole = open_files.enter_context(_mapped(stream.fileno())) if mapped else None
 
-    def read_into(key: str, start: int, values: memoryview) -> None:
-        if os.preadv(stream.fileno(), [values], entries[key].start + start) != len(values):
+    def values(key: str, start: int, room: memoryview) -> memoryview:
+        at = entries[key].start + start
+        if whole is not None and at % ITEM_BYTES[entries[key].format] == 0:  # C's numbers are aligned
+            found = whole[at : at + len(room)]
+        else:
+            found = room[: os.preadv(stream.fileno(), [room], at)]
+        if len(found) != len(room):
             raise FileError(f"{file} ends inside {key}", "a file that stays as it is while it is read")
+        return found
 
     formats = {key: _format(entry.format, entry.shape) for key, entry in entries.items()}
-    return Parent(name, file, formats, layout.metadata, read_into)
+    return Parent(name, file, formats, layout.metadata, values)
+
+
+def _mapped(file: int) -> memoryview:
+    return memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_COPY))
 
 
 @lru_cache(maxsize=4096)
@@ -100,11 +111,12 @@ def _of_stored(name: str, path: Path, tensors: Mapping[str, Stored], metadata: M
     def values_of(key: str) -> memoryview:
         return raw_bytes(tensors[key].read())
 
-    def read_into(key: str, start: int, values: memoryview) -> None:
-        values[:] = values_of(key)[start : start + len(values)]
+    def values(key: str, start: int, room: memoryview) -> memoryview:
+        room[:] = values_of(key)[start : start + len(room)]
+        return room
 
     formats = {key: Format(NAMES[one.dtype], one.shape) for key, one in tensors.items()}
-    return Parent(name, path, formats, metadata, read_into)
+    return Parent(name, path, formats, metadata, values)
 
 
 def open_vae_parent(path: Path, family: Family, open_files: ExitStack) -> Parent:
@@ -130,11 +142,7 @@ def _require_family(found: Parent, family: Family) -> None:
 
 def _renamed(found: Parent, names: Mapping[str, str]) -> Parent:
     formats = {key: found.formats[own] for key, own in names.items()}
-    return replace(
-        found,
-        formats=formats,
-        read_into=lambda key, start, values: found.read_into(names[key], start, values),
-    )
+    return replace(found, formats=formats, values=lambda key, *given: found.values(names[key], *given))
 
 
 def _unpacked_vae(path: Path, family: Family) -> Parent:

@@ -104,8 +104,9 @@ def fill(key: str, output: Output, into: memoryview) -> Iterator[tuple[Piece, in
         yield Piece(key, output, 0, len(values) // item, 0), fault
         return
     parents = len(source.terms)
-    desk = Desk(parents, _piece_bytes(parents))
-    for piece in _pieces_of(key, output, 0, _piece_bytes(parents)):
+    piece_bytes = min(_piece_bytes(parents), len(into) // item * _widest(key, source, item))
+    desk = Desk(parents, piece_bytes)
+    for piece in _pieces_of(key, output, 0, piece_bytes):
         own = into[piece.at : piece.at + piece.count * item]
         values, fault = _computed(piece, source, desk, own)
         if values is not own:
@@ -167,8 +168,8 @@ def _computed(piece: Piece, source: Sum, desk: Desk, room: memoryview) -> tuple[
     operands = []
     for (parent, weight), row in zip(source.terms, desk.rows, strict=False):
         name = parent.formats[piece.key].name
-        values = row[: piece.count * ITEM_BYTES[name]]
-        parent.read_into(piece.key, piece.start * ITEM_BYTES[name], values)
+        item = ITEM_BYTES[name]
+        values = parent.values(piece.key, piece.start * item, row[: piece.count * item])
         operands.append(Operand(values, name, weight))
     return _blended(operands, piece.count, piece.output.format.name, room)
 
