@@ -5,7 +5,8 @@
 
 The world's ten styles get names that the shipped starter has never heard, and 20 to 600 pictures each.
 Every rule trains from the same start with the same steps, and draws the same shots; a judge taught on other
-pictures of these styles names what it sees. What a killed run has made stays: the same command goes on.
+pictures of these styles names what it sees. `judged` is balance by another judge, taught on the lopsided
+pictures themselves. What a killed run has made stays: the same command goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import random
 import shutil
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,13 @@ NAMES = ("avel", "brona", "cass", "dorin", "elke", "farro", "gwen", "hollis", "i
 COUNTS = (20, 29, 43, 62, 91, 133, 194, 283, 412, 600)
 HELD = 8  # held out of each style
 JUDGED = 250  # other pictures of each style, for the judge
-RULES = ("measured", "equal", "author", "by_count")
+RULES: dict[str, dict[str, Any]] = {
+    "measured": {"rule": "measured", "every": 10},
+    "judged": {"rule": "measured", "by": "judge", "every": 20, "strength": 1.0},
+    "equal": {"rule": "equal"},
+    "author": {"rule": "author"},
+    "by_count": {"rule": "by_count"},
+}
 CONTENT = ("hair", "skin", "background")
 
 
@@ -52,8 +60,8 @@ def make_folders(world: Path, out: Path) -> None:
     (out / "whole").touch()
 
 
-def prepare(out: Path, bench: Workbench) -> tuple[Path, Path]:
-    """The lopsided data set, and a judge of all its styles."""
+def prepare(out: Path, bench: Workbench) -> tuple[Path, Path, Path]:
+    """The lopsided data set, a judge taught on it, and one taught on other pictures of all its styles."""
     common: dict[str, Any] = {"resolution_px": 64, "buckets": False}
     dataset = aid.prepare(
         aid.PrepareSettings(**common, held_fraction=0.0, held_minimum=HELD),
@@ -65,28 +73,33 @@ def prepare(out: Path, bench: Workbench) -> tuple[Path, Path]:
         aid.PrepareInputs(pictures={"other": out / "judged"}),
         out / "others", bench,
     )  # fmt: skip
-    judge = aid.judge(
-        aid.JudgeSettings(pictures_seen=12_000), aid.JudgeInputs(dataset=others), out / "judge", bench
+    own, judge = (
+        aid.judge(aid.JudgeSettings(pictures_seen=12_000), aid.JudgeInputs(dataset=taught), out / name, bench)
+        for name, taught in (("own-judge", dataset), ("judge", others))
     )
-    return dataset, judge
+    return dataset, own, judge
 
 
 def score(
-    rule: str, seed: int, chosen: argparse.Namespace, paths: tuple[Path, Path], bench: Workbench
+    rule: str, seed: int, chosen: argparse.Namespace, paths: tuple[Path, Path, Path], bench: Workbench
 ) -> Report:
     """What the judge says of one training."""
-    dataset, judge = paths
+    dataset, own, judge = paths
     folder = chosen.out / f"{rule}-{seed}"
     settings = aid.FinetuneSettings.model_validate(
         {
             "steps": chosen.steps, "batch_size": 8, "noise_draws": 4, "checkpointing": False,
             "unet_rate": chosen.rate, "text_rate": chosen.rate, "schedule": "cosine", "warmup": 5,
             "weight_decay": 0.0, "ema": 0.95, "save_every": 25, "seed": seed,
-            "balance": {"rule": rule, "measure": True, "every": chosen.every, "pictures": 4, "timesteps": 4},
+            "balance": {"measure": True, "pictures": 4, "timesteps": 4, **RULES[rule]},
+            "samples": {"steps": 8, "cfg_scale": 3.0, "width": 64, "height": 64},
         }
     )  # fmt: skip
-    inputs = aid.FinetuneInputs(checkpoint=BASE, dataset=dataset)
+    asked = own if settings.balance.by_judge else None
+    inputs = aid.FinetuneInputs(checkpoint=BASE, dataset=dataset, judge=asked)
+    began = time.process_time()
     model = aid.finetune(settings, inputs, folder / "model", bench)
+    print(f"{rule}, seed {seed}: {time.process_time() - began:.0f} s of the processor", flush=True)
     shots: dict[str, Any] = {"plan": {"shots_per_style": chosen.shots}, "steps": 12, "cfg_scale": 3.0}
     gallery = aid.generate(
         aid.GenerateSettings.model_validate({**shots, "seed": 9000, "batch_size": 40}),
@@ -114,11 +127,10 @@ def main() -> None:
     parser.add_argument("world", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--shots", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--rules", nargs="*", default=RULES)
+    parser.add_argument("--rules", nargs="*", default=list(RULES))
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)

@@ -39,6 +39,8 @@ class Row:
     """Pictures of each style so far."""
     wordless: Losses = field(default_factory=dict)
     """Losses of the held-out pictures without the word of their style."""
+    named: dict[str, float] = field(default_factory=dict)
+    """The share of each style's drawn pictures in which a judge sees it."""
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,6 +64,12 @@ def held_shares(row: Row, start: Row) -> dict[str, float]:
 def word_shares(row: Row) -> dict[str, float]:
     """The share of the held-out loss that a style's own word leaves; 1 is no help at all."""
     return {style: remaining(row.held[style], losses) for style, losses in row.wordless.items()}
+
+
+def unnamed_shares(row: Row, pictures: int) -> dict[str, float]:
+    """The share of each style's drawn pictures in which a judge doesn't see it: of a few, by the rule of
+    succession, so that it is never 0."""
+    return {style: (pictures * (1 - share) + 1) / (pictures + 2) for style, share in row.named.items()}
 
 
 def trained_shares(row: Row, start: Row) -> dict[str, float]:
@@ -112,18 +120,19 @@ def weigh(
     left = left_of(rows, settings) if settings.rule == "measured" else {}
     learning = [math.log(share) for style, share in left.items() if style not in reached and share > 0]
     centre = sum(learning) / len(learning) if learning else 0.0
-    waiting = settings.rest if settings.stop_at == "slightly overfit" else 1 / settings.bound
     weights = {}
     for style, old in before.items():
         wanted = bounded(math.log(left[style]) - centre, settings) if style in left else 1.0
         if style in reached:
-            wanted = min(waiting, wanted)
+            wanted = min(settings.rest, wanted)
         weights[style] = settings.smoothing * old + (1 - settings.smoothing) * wanted
     return weights
 
 
 def left_of(rows: Sequence[Row], settings: BalanceSettings) -> dict[str, float]:
     """The share of each style's loss that is left, by the measure of `settings.by`."""
+    if settings.by == "judge":
+        return unnamed_shares(rows[-1], settings.pictures)
     return word_shares(rows[-1]) if settings.by == "word" else held_shares(rows[-1], rows[0])
 
 

@@ -10,17 +10,14 @@ from pathlib import Path
 
 from aid.core.dataset import Dataset
 from aid.core.shot import Shot
-from aid.errors import SettingsError
 from aid.sd.model.checkpoint import StableDiffusion
-from aid.sd.prompt.prompt import escape
 from aid.train.board import Board
 from aid.train.chart import CHART_FILE, draw_styles
 from aid.train.copies import Copies, write_copies
 from aid.train.log import CURVE_FILE, SAMPLE_FOLDER, Log, draw_curve
 from aid.train.page import style_data, write_report
 from aid.train.plan import Plan
-from aid.train.settings import CommonSettings
-from aid.train.tables import ALL_STYLES
+from aid.train.shots import sample_shots
 from aid.train.training import Training
 from aid.train.watch import Watch
 
@@ -103,41 +100,6 @@ class Display:
         if self.settings.samples.near_copies:
             self.copies = self.copies or Copies(self.plan.dataset)
             write_copies(folder, done, self.shots, self.copies.sources(pictures))  # type: ignore[arg-type]
-
-
-def sample_shots(settings: CommonSettings, dataset: Dataset) -> list[Shot]:
-    """The sheets' shots, seeds 0, 1, 2, ...: the prompts given, then each chosen style's."""
-    asked = [*(("", prompt) for prompt in settings.samples.prompts), *style_prompts(settings, dataset)]
-    return [sample_shot(style, prompt, seed, settings) for seed, (style, prompt) in enumerate(asked)]
-
-
-def style_prompts(settings: CommonSettings, dataset: Dataset) -> list[tuple[str, str]]:
-    """Style and caption of some pictures of each chosen style, held-out ones first. Raises SettingsError for
-    a style that has no pictures."""
-    chosen, asked = settings.samples.styles, []
-    for style in dataset.styles() if ALL_STYLES in chosen else chosen:
-        own = [record for record in dataset.records if record.style == style]
-        if not own:
-            known = ", ".join(dataset.styles())
-            raise SettingsError(f"samples.styles names {style}, of which there are no pictures", known)
-        own.sort(key=lambda record: record.split != "held")
-        asked += [(style, escape(record.caption)) for record in own[: settings.samples.per_style]]
-    return asked
-
-
-def sample_shot(style: str, prompt: str, seed: int, settings: CommonSettings) -> Shot:
-    samples = settings.samples
-    return Shot(
-        prompt=prompt,
-        style=style,
-        negative_prompt=samples.negative_prompt,
-        seed=seed,
-        steps=samples.steps,
-        cfg_scale=samples.cfg_scale,
-        width=samples.width,
-        height=samples.height,
-        clip_skip=settings.clip_skip,
-    )
 
 
 def style_counts(dataset: Dataset) -> dict[str, tuple[int, int]]:

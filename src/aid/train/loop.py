@@ -35,13 +35,14 @@ def train(
     label: str,
     title: str,
     draw: Draw | None = None,
+    judge: Path | None = None,
 ) -> None:
     """Run a plan to its end in the folder under construction `out`: log.jsonl, balance.jsonl, and what a
     person sees (`Display`).
 
-    `draw` makes pictures of shots; left out, the pipeline does.
+    `draw` makes pictures of shots; left out, the pipeline does. `judge` is whom `balance.by` may ask.
     """
-    settings, watch = training.settings, watching(training, plan, out)
+    settings, watch = training.settings, watching(training, plan, out, judge, bench)
     done, leads = resume(training, out, watch), training.team.leads
     log = Log(out, done, leads)
     display = Display(training, plan, out, title, log, watch, draw)

@@ -44,7 +44,7 @@ def lora(settings: LoraSettings, inputs: LoraInputs, out: Path, bench: Workbench
     team = join(replace(bench, sharded=False))  # what is trained is small
     training = style_training(model, trained, settings, plan.steps, team)
     title = f"{settings.name}: {len(pairs)} layers, {plan.pictures} pictures, {plan.steps} steps"
-    train(training, plan, out, bench, "train lora", title)
+    train(training, plan, out, bench, "train lora", title, judge=inputs.judge)
     if not team.leads:
         return
     metadata = lora_metadata(model, plan, settings)

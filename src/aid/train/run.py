@@ -38,7 +38,8 @@ def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, benc
         lighten(model)
     team = join(bench)
     training = style_training(model, weights_of(model), settings, plan.steps, team)
-    train(training, plan, out, bench, "train finetune", f"{plan.pictures} pictures, {plan.steps} steps")
+    title = f"{plan.pictures} pictures, {plan.steps} steps"
+    train(training, plan, out, bench, "train finetune", title, judge=inputs.judge)
     with training.averaged() as averaged:
         if team.leads:
             metadata = {METADATA_KEY: under_construction(out).embedded()}

@@ -235,6 +235,8 @@ class FinetuneInputs(Inputs):
     """The model to start from: a checkpoint file or artifact."""
     dataset: Path
     """A Dataset with cached latents."""
+    judge: Path | None = None
+    """A judge of the dataset's styles, whom `balance.by` = "judge" asks."""
 
 
 class LoraInputs(Inputs):
@@ -244,6 +246,8 @@ class LoraInputs(Inputs):
     """The model it is for; frozen."""
     dataset: Path
     """A Dataset with cached latents."""
+    judge: Path | None = None
+    """A judge of the dataset's styles, whom `balance.by` = "judge" asks."""
 
 
 class EmbeddingSettings(CommonSettings):

@@ -59,16 +59,19 @@ class BalanceSettings(Settings):
     and characters, and good ones, up to 10 times, those of low quality never, as the author's scripts have
     it. `measured`: styles that are behind, by their held-out pictures, come up more often than those ahead.
     An epoch has as many places as there are pictures, whatever the rule."""
-    by: Literal["word", "loss"] = "word"
+    by: Literal["word", "loss", "judge"] = "word"
     """What tells `measured` who is behind. `word`: the loss of held-out pictures over that without the
     style's word in the caption, which asks what a judge asks: does the word make the difference? `loss`: the
-    loss over that of the start model, which hangs on what the start model knew."""
+    loss over that of the start model, which hangs on what the start model knew. `judge`: in how many of the
+    `pictures` drawn of a style, as `samples` says, the judge that is given sees it: the surest, and the
+    dearest."""
     measure: bool = False
     """Measure every style even where nothing hangs on it, for the charts."""
     every: int = Field(default=0, ge=0)
     """Steps between two measurements; 0 makes 20 of them in a run."""
     pictures: int = Field(default=4, ge=1)
-    """Held-out pictures of a style that are measured, and as many of those trained on."""
+    """Held-out pictures of a style that are measured, as many of those trained on, and, by the judge, as many
+    drawn."""
     timesteps: int = Field(default=4, ge=1, le=100)
     """Noise levels at which each is measured, spread evenly over the law's probability."""
     strength: float = Field(default=3.0, ge=0)
@@ -105,6 +108,11 @@ class BalanceSettings(Settings):
     def by_word(self) -> bool:
         """Whether held-out pictures are also measured without their style's word."""
         return self.rule == "measured" and self.by == "word"
+
+    @property
+    def by_judge(self) -> bool:
+        """Whether pictures are drawn of every style, and judged."""
+        return self.rule == "measured" and self.by == "judge"
 
     @property
     def live(self) -> bool:

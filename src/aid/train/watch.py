@@ -12,10 +12,12 @@ from torch import Tensor
 
 from aid.core.artifact import SCRATCH
 from aid.core.files import write_lines
+from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.sd.file.tensorfile import Header, read_header, write_tensors
 from aid.train.balance import Row, at_point, best, gaps, held_shares, weigh
 from aid.train.copies import copied_styles
+from aid.train.jury import Jury
 from aid.train.log import SAMPLE_FOLDER
 from aid.train.measure import SPLITS, Meter
 from aid.train.plan import Plan
@@ -31,8 +33,10 @@ class Watch:
     """The measurements of one run in `out`: balance.jsonl, a line each. All that it decides follows from
     them, so its state is they."""
 
-    def __init__(self, training: Training, plan: Plan, meter: Meter, out: Path) -> None:
-        self.training, self.plan, self.meter, self.out = training, plan, meter, out
+    def __init__(
+        self, training: Training, plan: Plan, meter: Meter, out: Path, jury: Jury | None = None
+    ) -> None:
+        self.training, self.plan, self.meter, self.out, self.jury = training, plan, meter, out, jury
         self.settings = meter.settings.balance
         self.rows: list[Row] = []
         training.beside = self.tensors
@@ -46,18 +50,27 @@ class Watch:
 
     def measure(self, done: int) -> str:
         """Measure the averaged weights, and lay the order's next round out; what to tell of it."""
+        named = self._named()
         with self.training.settled():
             found = [
                 self.meter.losses(self.training, split) if self.meter.probes[split] else {}
                 for split in SPLITS
             ]
             copied = copied_styles(self.out / SAMPLE_FOLDER, done)
-            (held, trained, wordless), copied = self.training.team.led((found, copied))
-            self.rows.append(self._decided(Row(done, held, trained, wordless=wordless), copied))
+            (held, trained, wordless), copied, named = self.training.team.led((found, copied, named))
+            row = Row(done, held, trained, wordless=wordless, named=named)
+            self.rows.append(self._decided(row, copied))
             if self._stops and best(self.rows, self.settings) == len(self.rows) - 1:
                 self._keep()
         self._write()
         return self.tell()
+
+    def _named(self) -> dict[str, float]:
+        """What the jury says, asked by the first process alone."""
+        if self.jury is None:
+            return {}
+        with self.training.averaged() as model:
+            return self.jury.named(model) if self.training.team.leads else {}
 
     def _write(self) -> None:
         if self.training.team.leads:
@@ -67,7 +80,7 @@ class Watch:
         rows, order = [*self.rows, row], self.plan.order
         reached = at_point(rows, self.settings, copied)
         before = self.rows[-1].weights if self.rows else dict.fromkeys(order.decks, 1.0)
-        weights = weigh(rows, before, reached, self.settings)
+        weights = weigh(rows, before, reached if self._stops else (), self.settings)
         if order.live and row.step < self.plan.steps and any(weights.values()):
             order.lay({style: order.shares[style] * weight for style, weight in weights.items()})
         return replace(row, weights=weights, at_point=reached, seen=order.seen_before(row.step))
@@ -140,12 +153,17 @@ class Watch:
         self._write()
 
 
-def watching(training: Training, plan: Plan, out: Path) -> Watch | None:
+def watching(training: Training, plan: Plan, out: Path, judge: Path | None, bench: Workbench) -> Watch | None:
     """Who measures the styles of this run, if anything is to be measured."""
     settings = plan.settings
     if not plan.measured_every or not isinstance(settings, TrainingSettings):
         return None
     if settings.balance.stop_at != "never" and training.team.sharded:
         raise SettingsError("stop_at is given, and the weights are sharded", "processes with whole weights")
-    meter = Meter(plan.dataset, list(plan.order.decks), settings, plan.scale)
-    return Watch(training, plan, meter, out)
+    styles = list(plan.order.decks)
+    jury = None
+    if settings.balance.by_judge:
+        if judge is None:
+            raise SettingsError('balance.by is "judge", and none is given', "a judge: `aid judge` makes one")
+        jury = Jury(judge, plan.dataset, styles, settings, bench)
+    return Watch(training, plan, Meter(plan.dataset, styles, settings, plan.scale), out, jury)

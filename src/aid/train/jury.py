@@ -1,0 +1,59 @@
+"""What a judge says of the pictures that a model under training draws of each style."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aid.core.dataset import Dataset
+from aid.core.workbench import Workbench
+from aid.errors import SettingsError
+from aid.judging.judge import load_judge, look
+from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.picture.layout import thumbnail
+from aid.train.settings import TrainingSettings
+from aid.train.shots import sample_shot, style_prompts
+
+
+class Jury:
+    """A judge, and the shots by which it tells how well each of `styles` is learnt: captions of their own
+    pictures, held-out ones first, from first to last the same.
+
+    Raises SettingsError where the judge knows none of the styles.
+    """
+
+    def __init__(
+        self,
+        judge: Path,
+        dataset: Dataset,
+        styles: Sequence[str],
+        settings: TrainingSettings,
+        bench: Workbench,
+    ) -> None:
+        self.judge = load_judge(judge, bench)
+        known = self.judge.card.panel.styles
+        asked = [style for style in styles if style in known]
+        if not asked:
+            raise SettingsError(f"{judge} knows none of the styles trained on", "a judge of this dataset")
+        prompts = style_prompts(dataset, asked, settings.balance.pictures)
+        self.shots = [
+            sample_shot(style, prompt, seed, settings) for seed, (style, prompt) in enumerate(prompts)
+        ]
+        self.batch_size = settings.batch_size * settings.noise_draws
+
+    def named(self, model: StableDiffusion) -> dict[str, float]:
+        """Of each style's shots, the share in whose picture the judge sees that style."""
+        from aid.sd.drawing.pipeline import draw
+
+        pictures = draw(model, self.shots, batch_size=self.batch_size)
+        views = [thumbnail(np.asarray(picture.convert("RGB"))) for picture in pictures]
+        seen, _ = look(self.judge.card.panel, self.judge.network, torch.from_numpy(np.stack(views)))
+        drawn = Counter(shot.style for shot in self.shots)
+        right = Counter(
+            shot.style for shot, one in zip(self.shots, seen, strict=True) if one.style == shot.style
+        )
+        return {style: right[style] / count for style, count in sorted(drawn.items())}

@@ -1,0 +1,52 @@
+"""What is drawn while training, with fixed seeds, so that whatever changes is the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aid.core.dataset import Dataset
+from aid.core.shot import Shot
+from aid.errors import SettingsError
+from aid.sd.prompt.prompt import escape
+from aid.train.settings import CommonSettings
+from aid.train.tables import ALL_STYLES
+
+
+def sample_shots(settings: CommonSettings, dataset: Dataset) -> list[Shot]:
+    """The sheets' shots, seeds 0, 1, 2, ...: the prompts given, then each chosen style's."""
+    samples = settings.samples
+    chosen = dataset.styles() if ALL_STYLES in samples.styles else samples.styles
+    asked = [
+        *(("", prompt) for prompt in samples.prompts),
+        *style_prompts(dataset, chosen, samples.per_style),
+    ]
+    return [sample_shot(style, prompt, seed, settings) for seed, (style, prompt) in enumerate(asked)]
+
+
+def style_prompts(dataset: Dataset, styles: Sequence[str], count: int) -> list[tuple[str, str]]:
+    """Style and caption of at most `count` pictures of each style, held-out ones first. Raises SettingsError
+    for a style that has no pictures."""
+    asked = []
+    for style in styles:
+        own = [record for record in dataset.records if record.style == style]
+        if not own:
+            known = ", ".join(dataset.styles())
+            raise SettingsError(f"samples.styles names {style}, of which there are no pictures", known)
+        own.sort(key=lambda record: record.split != "held")
+        asked += [(style, escape(record.caption)) for record in own[:count]]
+    return asked
+
+
+def sample_shot(style: str, prompt: str, seed: int, settings: CommonSettings) -> Shot:
+    samples = settings.samples
+    return Shot(
+        prompt=prompt,
+        style=style,
+        negative_prompt=samples.negative_prompt,
+        seed=seed,
+        steps=samples.steps,
+        cfg_scale=samples.cfg_scale,
+        width=samples.width,
+        height=samples.height,
+        clip_skip=settings.clip_skip,
+    )
