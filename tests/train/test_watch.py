@@ -20,8 +20,12 @@ from aid.core.dataset import Dataset
 from aid.core.workbench import Workbench
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
+from aid.errors import SettingsError
+from aid.evaluate.judge_run import judge as teach
+from aid.evaluate.settings import JudgeInputs, JudgeSettings
 from aid.sd.file.tensorfile import read_tensors
 from aid.train.balance import Row, at_point, best, beyond, bounded, gaps, held_shares, remaining, weigh
+from aid.train.jury import Jury
 from aid.train.lora import lora
 from aid.train.measure import Losses, Meter, fixed_timesteps
 from aid.train.plan import plan_styles
@@ -269,6 +273,51 @@ def test_who_is_behind_comes_up_more_often() -> None:
     weights = weigh([start, known], {"slow": 1.0, "fast": 1.0, "nameless": 1.0}, (), MEASURED)
     assert weights["slow"] > 1.5 and weights["fast"] < 0.8 and weights["nameless"] == 1.0
     assert bounded(9.0, MEASURED) == pytest.approx(4) and bounded(-9.0, MEASURED) == pytest.approx(0.25)
+
+
+def test_who_is_seen_less_by_the_judge_comes_up_more_often() -> None:
+    judged = MEASURED.model_copy(update={"by": "judge", "strength": 1.0, "pictures": 4})
+    row = Row(9, {}, {}, named={"slow": 0.0, "fast": 1.0})
+    weights = weigh([row], {"slow": 1.0, "fast": 1.0, "unjudged": 1.0}, (), judged)
+    assert weights["slow"] == pytest.approx((1 + 5**0.5) / 2), "halfway to the root of 5/6 over 1/6"
+    assert weights["fast"] == pytest.approx((1 + 5**-0.5) / 2) and weights["unjudged"] == 1.0
+
+
+def test_no_style_waits_where_none_is_to_stop() -> None:
+    row = Row(9, {"a": [0.5], "b": [0.5]}, {}, wordless={"a": [1.0], "b": [1.0]})
+    assert weigh([row], {"a": 1.0, "b": 1.0}, ("a",), MEASURED) == {"a": 1.0, "b": 1.0}
+    stops = MEASURED.model_copy(update={"stop_at": "slightly overfit"})
+    assert weigh([row], {"a": 1.0, "b": 1.0}, ("a",), stops)["a"] < 0.6
+
+
+@pytest.fixture(scope="module")
+def judge(inputs: FinetuneInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("judge") / "judge"
+    return teach(JudgeSettings(epochs=2, batch_size=24, width=4), JudgeInputs(dataset=inputs.dataset), out)
+
+
+def test_balance_by_the_judge_resumes_bitwise(inputs: FinetuneInputs, judge: Path, tmp_path: Path) -> None:
+    balance = MEASURED.model_copy(update={"by": "judge"})
+    chosen, asked = settings(balance, steps=10), inputs.model_copy(update={"judge": judge})
+    straight = finetune(chosen, asked, tmp_path / "straight", Workbench(threads=1))
+    for row in rows_of(straight):
+        assert set(row.named) == {"alpha", "beta"}
+        assert all(share in (0.0, 0.5, 1.0) for share in row.named.values()), "two pictures each"
+    with pytest.raises(KeyboardInterrupt):
+        finetune(chosen, asked, tmp_path / "out", Workbench(threads=1, progress=Interrupting(7)))
+    finetune(chosen, asked, tmp_path / "out", Workbench(threads=1))
+    for name in ("model.safetensors", "balance.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_a_judge_must_be_given_and_know_the_styles(
+    inputs: FinetuneInputs, judge: Path, tmp_path: Path
+) -> None:
+    chosen = settings(MEASURED.model_copy(update={"by": "judge"}))
+    with pytest.raises(SettingsError, match=r'balance\.by is "judge", and none is given'):
+        finetune(chosen, inputs, tmp_path / "none", Workbench(threads=1))
+    with pytest.raises(SettingsError, match="knows none of the styles trained on"):
+        Jury(judge, Dataset(inputs.dataset), ["gamma"], chosen, Workbench(threads=1))
 
 
 def curve(held: list[float], trained: list[float]) -> list[Row]:

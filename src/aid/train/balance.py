@@ -115,8 +115,10 @@ def weigh(
 
     By measurement a style has (what is left of its loss / the mean of that) to the power of `strength`,
     within 1 / `bound` and `bound`; the mean is geometric, over those that still learn. A style without
-    held-out pictures has 1, as has one without a word where that is what counts; one at its point waits.
+    held-out pictures has 1, as has one without a word where that is what counts; one at its point waits,
+    if any is to.
     """
+    reached = reached if settings.stop_at != "never" else ()
     left = left_of(rows, settings) if settings.rule == "measured" else {}
     learning = [math.log(share) for style, share in left.items() if style not in reached and share > 0]
     centre = sum(learning) / len(learning) if learning else 0.0

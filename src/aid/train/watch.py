@@ -80,7 +80,7 @@ class Watch:
         rows, order = [*self.rows, row], self.plan.order
         reached = at_point(rows, self.settings, copied)
         before = self.rows[-1].weights if self.rows else dict.fromkeys(order.decks, 1.0)
-        weights = weigh(rows, before, reached if self._stops else (), self.settings)
+        weights = weigh(rows, before, reached, self.settings)
         if order.live and row.step < self.plan.steps and any(weights.values()):
             order.lay({style: order.shares[style] * weight for style, weight in weights.items()})
         return replace(row, weights=weights, at_point=reached, seen=order.seen_before(row.step))
