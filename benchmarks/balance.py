@@ -74,8 +74,8 @@ def prepare(out: Path, bench: Workbench) -> tuple[Path, Path, Path]:
         out / "others", bench,
     )  # fmt: skip
     own, judge = (
-        aid.judge(aid.JudgeSettings(pictures_seen=12_000), aid.JudgeInputs(dataset=taught), out / name, bench)
-        for name, taught in (("own-judge", dataset), ("judge", others))
+        aid.judge(aid.JudgeSettings(pictures_seen=seen), aid.JudgeInputs(dataset=taught), out / name, bench)
+        for name, taught, seen in (("own-judge", dataset, 30_000), ("judge", others, 60_000))
     )
     return dataset, own, judge
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from drawn_world import BENCH, HAIR, STYLES
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from aid.core.artifact import SCRATCH
@@ -19,10 +21,25 @@ from aid.core.workbench import Silence, Ticker, Workbench
 from aid.errors import ArtifactError, PictureError, SettingsError
 from aid.evaluate.judge_run import judge
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
+from aid.evaluate.training import fair_order
 from aid.judging.examination import Card
 from aid.judging.judge import load_judge
 
 SHORT = JudgeSettings(epochs=5, batch_size=24, width=4, save_every=2)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 9))
+def test_rare_styles_are_taught_as_often_as_others(counts: list[int], seed: int) -> None:
+    styles = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    order = fair_order(styles, torch.Generator().manual_seed(seed))
+    often = torch.bincount(styles[order], minlength=len(counts))
+    assert len(order) == len(styles) and often.max() - often.min() <= 1
+    turns = torch.bincount(order, minlength=len(styles))
+    for style in range(len(counts)):
+        own = turns[styles == style]
+        assert own.max() - own.min() <= 1, "no picture comes up again before all the others have"
+    if len(set(counts)) == 1:
+        assert sorted(order.tolist()) == list(range(len(styles)))
 
 
 class Switch(Silence):

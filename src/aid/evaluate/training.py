@@ -63,6 +63,20 @@ def answer_sheet(panel: Panel, asked: list[Asked]) -> tuple[Tensor, Tensor]:
     return torch.tensor(choices), torch.tensor(present).reshape(len(asked), len(panel.tags))
 
 
+def fair_order(styles: Tensor, generator: torch.Generator) -> Tensor:
+    """An epoch's rows: as many as there are pictures, every style alike often, each one's pictures in turn. Of
+    styles with equally many it is a pass over all; a judge that saw rare ones rarely would never name them."""
+    known = styles.unique()
+    ends = [len(styles) * number // len(known) for number in range(len(known) + 1)]
+    rows: list[Tensor] = []
+    for style, start, end in zip(known, ends, ends[1:], strict=False):
+        own = (styles == style).nonzero().flatten()
+        turns = -(-(end - start) // len(own))
+        shuffled = [own[torch.randperm(len(own), generator=generator)] for _ in range(turns)]
+        rows.append(torch.cat(shuffled)[: end - start])
+    return torch.cat(rows)[torch.randperm(len(styles), generator=generator)]
+
+
 def train(
     panel: Panel, lessons: Lessons, settings: JudgeSettings, folder: Path, bench: Workbench
 ) -> JudgeNetwork:
@@ -85,7 +99,7 @@ def train(
             if epoch > done and epoch % settings.save_every == 0:
                 save_state(folder, epoch, {**module_tensors(network), **optimiser_tensors(optimizer)}, keep=1)
             generator = torch.Generator().manual_seed((settings.seed + 1_000_003 * (epoch + 1)) % 2**63)
-            order = torch.randperm(count, generator=generator)
+            order = fair_order(lessons.choices[:, 0], generator)
             total = torch.zeros((), device=device)
             for step in range(steps):
                 rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
