@@ -71,7 +71,7 @@ def proportion(hits: int, count: int) -> Score:
     p, n = hits / count, count
     centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
-    return Score(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half), count=n)
+    return Score(value=p, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)), count=n)
 
 
 def mean(values: list[float]) -> Score:

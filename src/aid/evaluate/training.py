@@ -64,9 +64,11 @@ def answer_sheet(panel: Panel, asked: list[Asked]) -> tuple[Tensor, Tensor]:
 
 
 def fair_order(styles: Tensor, generator: torch.Generator) -> Tensor:
-    """An epoch's rows: as many as there are pictures, every style alike often, each one's pictures in turn. Of
-    styles with equally many it is a pass over all; a judge that saw rare ones rarely would never name them."""
-    known = styles.unique()
+    """An epoch's rows: as many as there are pictures, every style alike often, each one's pictures in turn.
+
+    Of styles with equally many it is a pass over all. A judge that sees rare ones rarely never names them.
+    """
+    known = torch.unique(styles)
     ends = [len(styles) * number // len(known) for number in range(len(known) + 1)]
     rows: list[Tensor] = []
     for style, start, end in zip(known, ends, ends[1:], strict=False):
