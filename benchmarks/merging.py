@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -50,6 +51,13 @@ def shapes(family: str) -> dict[str, tuple[int, ...]]:
                 place = PLACES[part](key, family)
                 found[place.key] = place.shape(tuple(tensor.shape))
     return found | {POSITIONS[family]: (1, 77)}
+
+
+def sized(size: float) -> dict[str, tuple[int, ...]]:
+    """SD1's small tensors, and in M00 as many of 64 MiB as make a file of that many bytes in fp16."""
+    small = {key: shape for key, shape in shapes("sd1").items() if math.prod(shape) < 1 << 20}
+    left = round((size - 2 * sum(map(math.prod, small.values()))) / (64 * MIB))
+    return small | {f"model.diffusion_model.middle_block.1.filler.{i}": (32 * MIB,) for i in range(left)}
 
 
 def make_file(path: Path, layout: Mapping[str, Any], format: str, seed: int) -> None:
@@ -96,10 +104,16 @@ class Case:
     """How many of rank 32 are baked."""
     portable: bool = False
     """By torch, as where there was no compiler."""
+    gigabytes: int = 0
+    """Read and written together; 0: as large as the family's are."""
+
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        share = self.gigabytes * 1e9 / (len(self.formats) + 1)
+        return sized(share) if self.gigabytes else shapes(self.family)
 
     def models(self, folder: Path) -> dict[str, Path]:
         return {
-            name: folder / f"{self.family}-{format}-{name}.safetensors"
+            name: folder / f"{self.family}{self.gigabytes or ''}-{format}-{name}.safetensors"
             for name, format in zip(NAMES, self.formats, strict=False)
         }
 
@@ -138,6 +152,12 @@ CASES = {
     "five LoRA": Case("sd1", ("F16",), 'primary = "style"\n', loras=5),
     "sdxl, two": Case("sdxl", ("F16",) * 2, chain("weighted_sum", NAMES[:2], alpha=0.4), ("loop",)),
     "sdxl, three": Case("sdxl", ("F16",) * 3, chain("triple_sum", NAMES[:3], alpha=0.3, beta=0.3)),
+    **{
+        f"growth, {size} GB": Case(
+            "sd1", ("F16",) * 2, chain("weighted_sum", NAMES[:2], alpha=0.4), gigabytes=size
+        )
+        for size in (1, 2, 5, 10, 20)
+    },
 }
 
 
@@ -303,7 +323,7 @@ def prepare(case: Case, folder: Path) -> None:
     wanted = case.models(folder)
     for stale in set(folder.glob("*.safetensors")) - {*wanted.values(), *loras(case, folder)}:
         stale.unlink()
-    layout = shapes(case.family)
+    layout = case.layout()
     for number, (path, format) in enumerate(zip(wanted.values(), case.formats, strict=True)):
         if not path.exists():
             make_file(path, layout, format, number)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from aid.sd.adapter.use import Step, Use, with_steps
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.layouts import Place
 
-Steps = list[tuple[Place, str, list[Step]]]
+Steps = dict[tuple[Place, str], list[Step]]
 
 
 def plan_adapters(
@@ -31,21 +31,19 @@ def plan_adapters(
     for name, path in sorted(adapters.items()):
         for key, places in plan_bake(architecture, [Use(load_adapter(path))]).steps.items():
             weight = weights[name][block(key)]
-            if weight:
-                steps.setdefault(key, []).extend(
-                    (place, parameter, [(change, strength * weight) for change, strength in own])
-                    for place, parameter, own in places
-                )
+            for place, parameter, own in places if weight else ():
+                weighed = [(change, strength * weight) for change, strength in own]
+                steps.setdefault(key, {}).setdefault((place, parameter), []).extend(weighed)
     return {key: _bake(own) for key, own in steps.items()}
 
 
-def _bake(steps: Sequence[tuple[Place, str, list[Step]]]) -> Bake:
+def _bake(steps: Steps) -> Bake:
     @torch.no_grad()
     def bake(values: Array) -> Array:
         whole, threads = torch.from_numpy(values), torch.get_num_threads()
         torch.set_num_threads(1)  # with more, products are summed in another order
         try:
-            for place, parameter, own in steps:
+            for (place, parameter), own in steps.items():
                 view = place.take(whole)
                 view.copy_(with_steps(view, parameter, own))
         finally:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from aid.errors import SettingsError
 
 Array = NDArray[Any]
+PART = 1 << 14  # values
 
 
 class Numbers(NamedTuple):
@@ -142,22 +143,32 @@ def ties_mass(models: Sequence[Array], told: Numbers) -> Array:
 
 
 def _agreed(models: Sequence[Array], told: Numbers, vote: Callable[[Array], Array]) -> Array:
-    base = models[0]
-    if not base.size:
-        return base
-    differences = [_largest(model - base, told.beta) for model in models[1:]]
+    """By parts that a processor's cache holds: but for each model's least difference, values stand alone."""
+    base, result = models[0], np.empty_like(models[0])
+    least = [_least(model, base, told.beta) for model in models[1:]] if base.size else []
+    rows = [model.reshape(-1) for model in models]
+    for start in range(0, base.size, PART):
+        own, *others = (row[start : start + PART] for row in rows)
+        differences = [
+            np.where(np.abs(d := other - own) >= end, d, 0) for other, end in zip(others, least, strict=True)
+        ]
+        result.reshape(-1)[start : start + PART] = own + told.alpha * _mean_of_agreed(differences, vote)
+    return result
+
+
+def _mean_of_agreed(differences: Sequence[Array], vote: Callable[[Array], Array]) -> Array:
     elected = np.sign(sum(map(vote, differences)))
     agree = [np.sign(one) == elected for one in differences]
     total = sum(np.where(own, one, 0) for own, one in zip(agree, differences, strict=True))
-    count = sum(own.astype(base.dtype) for own in agree)
-    mean = np.divide(total, count, out=np.zeros_like(base), where=count != 0)
-    return np.asarray(base + told.alpha * mean)
+    count = sum(own.astype(elected.dtype) for own in agree)
+    return np.asarray(np.divide(total, count, out=np.zeros_like(elected), where=count != 0))
 
 
-def _largest(difference: Array, share: float) -> Array:
-    place = max(int((1 - share) * difference.size), 1) - 1
-    least = np.partition(np.abs(difference), place, axis=None)[place]
-    return np.where(np.abs(difference) >= least, difference, 0)
+def _least(model: Array, base: Array, share: float) -> float:
+    """The size of the smallest difference among the largest, a share of all."""
+    sizes = (model - base).reshape(-1)
+    np.abs(sizes, out=sizes).partition(place := max(int((1 - share) * sizes.size), 1) - 1)
+    return float(sizes[place])
 
 
 def dare(models: Sequence[Array], told: Numbers) -> Array:
