@@ -55,7 +55,8 @@ def shapes(family: str) -> dict[str, tuple[int, ...]]:
 
 def sized(size: float) -> dict[str, tuple[int, ...]]:
     """SD1's small tensors, and in M00 as many of 64 MiB as make a file of that many bytes in fp16."""
-    small = {key: shape for key, shape in shapes("sd1").items() if math.prod(shape) < 1 << 20}
+    every = shapes("sd1").items()
+    small = {key: shape for key, shape in every if math.prod(shape) < 1 << 20 or "token_embedding" in key}
     left = round((size - 2 * sum(map(math.prod, small.values()))) / (64 * MIB))
     return small | {f"model.diffusion_model.middle_block.1.filler.{i}": (32 * MIB,) for i in range(left)}
 
