@@ -33,7 +33,8 @@ HELD = 8  # held out of each style
 JUDGED = 250  # other pictures of each style, for the judge
 RULES: dict[str, dict[str, Any]] = {
     "measured": {"rule": "measured", "every": 10},
-    "judged": {"rule": "measured", "by": "judge", "every": 20, "strength": 1.0},
+    "measured gently": {"rule": "measured", "every": 10, "strength": 1.0, "bound": 2.0},
+    "judged": {"rule": "measured", "by": "judge", "every": 10, "strength": 1.0},
     "equal": {"rule": "equal"},
     "author": {"rule": "author"},
     "by_count": {"rule": "by_count"},
@@ -85,7 +86,7 @@ def score(
 ) -> Report:
     """What the judge says of one training."""
     dataset, own, judge = paths
-    folder = chosen.out / f"{rule}-{seed}"
+    folder = chosen.out / f"{rule}-{seed}".replace(" ", "-")
     settings = aid.FinetuneSettings.model_validate(
         {
             "steps": chosen.steps, "batch_size": 8, "noise_draws": 4, "checkpointing": False,

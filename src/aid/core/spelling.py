@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
+from collections.abc import Collection
 
 
 def fold(text: str) -> str:
     """The form in which names are compared: no case, no leading `by`, one space for `-`, `_` and spaces."""
     words = re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
     return words.removeprefix("by ").strip()
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """What to say of a misspelt name; nothing if none of the known ones is like it."""
+    near = difflib.get_close_matches(name, sorted(known), 1)
+    return f"Did you mean {near[0]}?" if near else ""
 
 
 def distance(a: str, b: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from aid.core.dataset import Dataset, Split
 from aid.core.files import write_text
 from aid.core.lineage import METADATA_KEY
 from aid.core.report import proportion
+from aid.core.spelling import did_you_mean
 from aid.core.workbench import Workbench
 from aid.errors import ArtifactError, SettingsError
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
@@ -89,11 +89,10 @@ def _real_pictures(folders: Sequence[Path], split: Split) -> RealPictures:
 def _require_tags(tags: Sequence[str], asked: Sequence[Asked]) -> None:
     known = {tag for _, own in asked for tag in own}
     if unknown := [tag for tag in tags if tag not in known]:
-        near = difflib.get_close_matches(unknown[0], known, 1)
         raise SettingsError(
             f"no picture has the tag {unknown[0]!r}",
             "tags of the dataset's pictures",
-            f"Did you mean {near[0]!r}?" if near else "",
+            did_you_mean(unknown[0], known),
         )
 
 

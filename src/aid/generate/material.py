@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from aid.core.files import sha256_file
 from aid.core.release import EMBEDDING_FOLDER, MODEL_FILE
 from aid.core.shot import Shot, Source
@@ -20,7 +18,7 @@ from aid.sd.embedding.file import WEIGHTS, Embedding, load_embedding
 from aid.sd.embedding.folder import find_embeddings, load_embeddings
 from aid.sd.file.hashes import hash_file
 from aid.sd.file.precision import PRECISIONS
-from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, resolve_checkpoint, resolve_vae
+from aid.sd.model.checkpoint import StableDiffusion, lay_out, load_checkpoint, resolve_checkpoint, resolve_vae
 from aid.sd.model.device import torch_device
 from aid.sd.picture.infotext import Weights, write_infotext
 from aid.sd.prompt.sugar import Wildcards, read_wildcards
@@ -88,11 +86,7 @@ def load_material(settings: DrawingSettings, inputs: DrawingInputs, bench: Workb
 
 def load_model(checkpoint: Path, vae: Path | None, precision: str, bench: Workbench) -> StableDiffusion:
     """A checkpoint ready to draw with. Raises FileError or ModelError as `load_checkpoint` does."""
-    device = torch_device(bench)
-    model = load_checkpoint(checkpoint, device, PRECISIONS[precision], vae)
-    model.unet.to(memory_format=torch.channels_last)
-    model.vae.to(memory_format=torch.channels_last)
-    return model
+    return lay_out(load_checkpoint(checkpoint, torch_device(bench), PRECISIONS[precision], vae))
 
 
 def source_of(settings: DrawingSettings, inputs: DrawingInputs) -> Source | None:

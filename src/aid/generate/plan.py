@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from aid.core.catalogue import Parameters, load_catalogue
 from aid.core.dataset import Dataset, Record
 from aid.core.gallery import SHOTS_FILE
 from aid.core.shot import Hires, Shot
+from aid.core.spelling import did_you_mean
 from aid.errors import FileError, SettingsError
 from aid.generate.settings import DrawingSettings, GenerateSettings, Plan
 from aid.sd.prompt.prompt import escape
@@ -77,11 +77,10 @@ def _require_tags(plan: Plan, dataset: Dataset) -> None:
     known = {tag for record in dataset.records for tag in record.tags}
     for name, tags in plan.groups.items():
         if unknown := [tag for tag in tags if tag not in known]:
-            near = difflib.get_close_matches(unknown[0], known, 1)
             raise SettingsError(
                 f"the plan's groups.{name}: no picture in {dataset.folder} has the tag {unknown[0]!r}",
                 "tags of its pictures",
-                f"Did you mean {near[0]!r}?" if near else "",
+                did_you_mean(unknown[0], known),
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from aid.core.catalogue import Catalogue, Category, Character, Comparison, Entry, Rename, Style, Version
 from aid.core.dataset import Record
 from aid.core.report import Report
+from aid.core.spelling import did_you_mean
 from aid.errors import SettingsError
 from aid.release.settings import ReleaseSettings
 
@@ -159,9 +159,8 @@ def _check_styles(settings: ReleaseSettings, known: Collection[str], previous: C
 
 def _check_known(where: str, style: str, known: Collection[str]) -> None:
     if style not in known:
-        near = difflib.get_close_matches(style, sorted(known), 1)
         raise SettingsError(
             f"{where} names {style}, which is not a style of this release",
             ", ".join(sorted(known)) or "a style",
-            f"Did you mean {near[0]}?" if near else "",
+            did_you_mean(style, known),
         )

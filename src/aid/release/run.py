@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from aid.core.files import write_text
 from aid.core.lineage import METADATA_KEY
 from aid.core.release import CARD_FILES, CATALOGUE_FILE, HUB_PAGE, MODEL_FILE, REPORT_FILE
 from aid.core.report import Report
+from aid.core.spelling import did_you_mean
 from aid.core.workbench import Workbench
 from aid.errors import ArtifactError, SettingsError
 from aid.release.bundle import ReleasedEmbedding, embedding_files, hash_files, release_embeddings
@@ -105,11 +105,10 @@ def with_embedding(settings: ReleaseSettings, embeddings: Sequence[ReleasedEmbed
     named = settings.parameters.negative_embedding
     names = [one.name for one in embeddings]
     if named and names and named not in names:
-        near = difflib.get_close_matches(named, names, 1)
         raise SettingsError(
             f"parameters.negative_embedding is {named}, which is not released",
             ", ".join(names),
-            f"Did you mean {near[0]}?" if near else "",
+            did_you_mean(named, names),
         )
     negative = [one.name for one in embeddings if one.negative]
     if named or len(negative) != 1:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from aid.core.artifact import SCRATCH, asked, verb
@@ -23,7 +22,7 @@ from aid.generate.plan import shots_of_plan
 from aid.judging.judge import load_judge
 from aid.merge.blend import Blend
 from aid.merge.settings import MergeInputs, MergeSettings
-from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.model.checkpoint import StableDiffusion, lay_out
 from aid.search.knob import Space, space_of
 from aid.search.measure import Arbiter, measured
 from aid.search.settings import SearchInputs, SearchSettings
@@ -124,8 +123,7 @@ def _ground(
     settings: SearchSettings, inputs: SearchInputs, blend: Blend, out: Path, bench: Workbench
 ) -> Ground:
     space = space_of(settings.knobs, settings.merge, blend.model.architecture.family)
-    if blend.model.device.type == "cpu":
-        blend.model.unet.to(memory_format=torch.channels_last)
+    lay_out(blend.model)
     embeddings, _ = named_embeddings(inputs.embeddings, blend.model)
     shots, held = _shots(settings, Dataset(inputs.dataset), list(embeddings), blend.model)
     arbiter = Arbiter(load_judge(inputs.judge, bench), embeddings, settings.drawing.batch_size, bench)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from aid.core.artifact import verb
@@ -21,6 +20,7 @@ from aid.merge.settings import MergeInputs
 from aid.sd.drawing.pipeline import draw
 from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import extra_blocks
+from aid.sd.model.checkpoint import lay_out
 from aid.search.knob import Space, space_of
 from aid.search.settings import Knob, SheetInputs, SheetSettings
 
@@ -37,8 +37,7 @@ def block_sheet(settings: SheetSettings, inputs: SheetInputs, out: Path, bench: 
     """
     merging = MergeInputs(models=inputs.models, vae=inputs.vae)
     with Blend(settings.merge, merging, bench, settings.drawing.precision) as blend:
-        if blend.model.device.type == "cpu":
-            blend.model.unet.to(memory_format=torch.channels_last)
+        lay_out(blend.model)
         family = blend.model.architecture.family
         blocks = _blocks(settings, family)
         space = space_of([Knob(model=settings.model, blocks=blocks)], settings.merge, family)

@@ -43,9 +43,7 @@ def with_vae(material: Material, path: Path | None) -> Material:
     """The same material with another VAE, or with the checkpoint's own."""
     model, weights = material.model, material.weights
     assert model.path is not None
-    vae = load_vae(path or model.path, model.device).to(model.dtype)
-    if model.device.type == "cpu":
-        vae.to(memory_format=torch.channels_last)
+    vae = load_vae(path or model.path, model.device).to(model.dtype, memory_format=torch.channels_last)
     file = resolve_vae(path) if path else None
     digits = sha256_file(file)[:MODEL_DIGITS] if file and file.is_file() else ""
     return dataclasses.replace(
