@@ -79,7 +79,7 @@ class Recorder:
             call()  # libraries choose their kernels and take their memory at the first call
         torch.cuda.current_stream(unet.device).wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             output = call()
         return Recording(graph, inputs, output)
 
