@@ -22,7 +22,7 @@ REACHED = 0.4  # of the CPU's measured rate, by whole networks: what the starter
 GPU_RATES = {2: 25e12, 4: 12e12}  # FLOP/s by bytes a number
 GPU = "a GPU that sustains 25 TFLOP/s in 16 bits and 12 in 32, assumed of a card of 24 GB"
 GPU_BYTES = 24e9
-RUNTIME_BYTES = 0.5e9  # Python, torch and diffusers
+RUNTIME_BYTES = 0.55e9  # Python, torch and diffusers, and what small tensors leave
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ MOMENT_BYTES = {
 }  # fmt: skip
 """Kept by an optimiser for a trained parameter."""
 STATE_BYTES = 16  # a trained parameter in a saved state: weight, two moments, average
-AUTOCAST_BYTES = 3  # an activation under bf16: some stay in 32 bits
+AUTOCAST_BYTES = 2.5  # an activation under bf16: some stay in 32 bits
+BETWEEN = 1.04  # of training's memory, with what lies free between tensors and is too small for others
 COPY_BYTES = 2  # a trained parameter's copy under bf16
 DECODED_AT_ONCE = 1 << 20  # pixels
 CROP_SECONDS = 0.7e-6  # a pixel: decode, resize, write lossless WebP
@@ -84,17 +85,18 @@ def _standing_bytes(settings: TrainingSettings) -> int:
     return number + MOMENT_BYTES[settings.optimiser] + (number if settings.ema else 0)
 
 
-def _passing_bytes(settings: TrainingSettings, trained: float, kept: float) -> float:
+def _passing_bytes(settings: TrainingSettings, trained: float, kept: float, largest: float) -> float:
     """Most that activations, `kept` numbers a picture, and gradients take at once. The backward pass frees
-    the ones as it makes the others; parts find the gradients of those before them."""
+    the ones as it makes the others; parts find the gradients of those before them. Fused, it has one gradient
+    at a time, the `largest` at its end."""
     half, number = settings.precision == "bf16", 2 if settings.optimiser == "adamw_bf16" else 4
     part = min(settings.part_size or settings.batch_size, settings.batch_size)
     activations = part * kept * (AUTOCAST_BYTES if half else 4)
     if half and number == 4 and not settings.checkpointing:
         activations += COPY_BYTES * trained
-    gradients = 0 if settings.fused_backward else number * trained
+    gradients = number * (min(largest, trained) if settings.fused_backward else trained)
     first = gradients if part < settings.batch_size else 0.0
-    return max(activations + first, activations / 2 + gradients)
+    return max(activations + first, activations / (4 if settings.checkpointing else 2) + gradients)
 
 
 def _found(path: Path, scene: Scene) -> Pictures:
@@ -156,9 +158,12 @@ def _style(
         + drawn * cost.unet_flops(samples.width * samples.height // 64)
         + measured * cost.unet_flops(cells),
         number_bytes=2 if half else 4,
-        memory=4 * (cost.parameters - trained)
-        + trained * _standing_bytes(settings)
-        + max(_passing_bytes(settings, trained, kept), disk),  # what is saved stands beside the optimiser
+        memory=BETWEEN
+        * (
+            4 * (cost.parameters - trained)
+            + trained * _standing_bytes(settings)
+            + _passing_bytes(settings, trained, kept, cost.largest)
+        ),
         disk=disk,
         scratch=trained * STATE_BYTES * min(steps // settings.save_every, settings.keep_states + 1)
         + (4 * trained if settings.balance.stop_at != "never" else 0),

@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from aid.train.rounding import random_bits, store
+from aid.train.rounding import random_bits, store, strips
 
 LONGEST = 8  # steps from one update to the next
 FINENESS = 20  # updates at least within the steps that it remembers
@@ -39,7 +39,8 @@ class Average:
             torch._foreach_lerp_(values, parameters, share)
         for index, (value, parameter) in enumerate(self.rounded):
             chance = random_bits(self.seed, step, ~index & 0xFFFFFFFF, value.device)
-            store(value, value.float().lerp_(parameter.float(), share), chance)
+            for v, p in strips(value, parameter):
+                store(v, v.float().lerp_(p.float(), share), chance)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 LOW_BITS = 16  # of a float32, those that a bfloat16 has not
-PIECE_NUMBERS = 1 << 22  # changed at once, so that little beside the weights is in memory
+PIECE_NUMBERS = 1 << 20  # changed at once, so that little beside the weights is in memory
 GPU_PIECE_NUMBERS = 1 << 24  # there, launching forty kernels a piece takes longer than computing small ones
 
 
@@ -90,9 +90,7 @@ class RoundedAdamW(torch.optim.Optimizer):
                 put_back(into, values)
             return
         whole = (weights[0], weights[0].grad, means[0], squares[0])
-        rows = max(1, most_numbers(weights[0]) * len(weights[0]) // max(1, weights[0].numel()))
-        for start in range(0, len(weights[0]), rows):
-            w, g, m, v = (tensor[start : start + rows] for tensor in whole)  # type: ignore[index]
+        for w, g, m, v in strips(*whole):  # type: ignore[arg-type]
             change(w, g, m, v, step, group, chance)
 
 
@@ -108,6 +106,14 @@ def pieces(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         together.append(weight)
     if together:
         yield together
+
+
+def strips(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape, as many of their first rows as make a piece, then the next."""
+    first = tensors[0]
+    rows = max(1, most_numbers(first) * len(first) // max(1, first.numel()))
+    for start in range(0, len(first), rows):
+        yield tuple(tensor[start : start + rows] for tensor in tensors)
 
 
 def most_numbers(weight: Tensor) -> int:

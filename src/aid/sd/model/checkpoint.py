@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from aid.errors import ModelError
-from aid.sd.file.tensorfile import Stored, in_memory, write_tensors
+from aid.sd.file.tensorfile import Stored, in_memory, write_stored
 from aid.sd.model.architecture import FAMILY_NAMES, SD1, Architecture, Prediction
 from aid.sd.model.detection import check_widths, declared
 from aid.sd.model.folder_output import write_folder
@@ -167,12 +167,11 @@ def save_checkpoint(
 
     Raises ModelError naming the first tensor with a value that isn't finite in `dtype`.
     """
-    tensors = ldm_tensors(model, dtype)
+    tensors = ldm_stored(model, dtype)
     if layout == "ldm":
-        write_tensors(path, tensors, {**describe(model.architecture), **metadata})
+        write_stored(path, tensors, {**describe(model.architecture), **metadata})
     else:
-        stored = {key: in_memory(tensor) for key, tensor in tensors.items()}
-        save_folder(model.architecture, stored, path, metadata, path)
+        save_folder(model.architecture, tensors, path, metadata, path)
 
 
 def save_folder(
@@ -205,6 +204,11 @@ def ldm_tensors(model: StableDiffusion, dtype: torch.dtype) -> dict[str, Tensor]
 
     Raises ModelError naming the first tensor with a value that isn't finite in `dtype`.
     """
+    return {key: stored.read() for key, stored in ldm_stored(model, dtype).items()}
+
+
+def ldm_stored(model: StableDiffusion, dtype: torch.dtype) -> dict[str, Stored]:
+    """The same, each made of the model's own when it is read."""
     architecture = model.architecture
     grouped: dict[str, list[tuple[Place, Tensor]]] = {}
     for part, module in model.parts().items():
@@ -212,15 +216,18 @@ def ldm_tensors(model: StableDiffusion, dtype: torch.dtype) -> dict[str, Tensor]
             if not key.endswith("position_ids"):
                 place = PLACES[part](key, architecture.family)
                 grouped.setdefault(place.key, []).append((place, tensor.detach()))
-    tensors = {key: tensor.to(dtype) for key, tensor in model.unheld.items()}
+    tensors = unheld(architecture, dtype) | markers(architecture, dtype)
+    tensors |= {key: in_memory(tensor.to(dtype)) for key, tensor in model.unheld.items()}
     for key, pieces in grouped.items():
-        cast = [(place, require_finite(tensor, dtype, key).cpu()) for place, tensor in pieces]
-        tensors[key] = join(cast)
-    for key, stored in (unheld(architecture, dtype) | markers(architecture, dtype)).items():
-        tensors.setdefault(key, stored.read())
+        shape = join([(place, tensor.to("meta")) for place, tensor in pieces]).shape
+        tensors[key] = Stored(dtype, tuple(shape), partial(_joined, key, pieces, dtype))
     if architecture.family in POSITIONS:
-        tensors[POSITIONS[architecture.family]] = torch.arange(CHUNK + 2).unsqueeze(0)
+        tensors[POSITIONS[architecture.family]] = in_memory(torch.arange(CHUNK + 2).unsqueeze(0))
     return tensors
+
+
+def _joined(key: str, pieces: Sequence[tuple[Place, Tensor]], dtype: torch.dtype) -> Tensor:
+    return join([(place, require_finite(tensor, dtype, key).cpu()) for place, tensor in pieces])
 
 
 def load_vae(path: Path, device: torch.device | str = "cpu") -> AutoencoderKL:

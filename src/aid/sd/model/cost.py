@@ -28,6 +28,7 @@ PASS: dict[Family, tuple[float, float, float]] = {
 ENCODE_PIXEL, DECODE_PIXEL = 4.3e6, 9.6e6  # FLOPs of the VAE
 TRAINED, RECOMPUTED, FROZEN, DRAWN = 390, 160, 310, 39  # numbers alive a latent cell and U-Net channel
 WINDOW = 77  # tokens of a window
+WORDS = 49_408  # that a text encoder knows
 TEXT_KEPT = 20  # numbers kept a token, channel and layer
 ENCODED, DECODED = 5.0, 7.5  # numbers alive a pixel and VAE channel
 
@@ -46,6 +47,11 @@ class Cost:
     @property
     def parameters(self) -> int:
         return self.unet + self.text + self.vae
+
+    @property
+    def largest(self) -> int:
+        """Parameters in one tensor: a text encoder's words."""
+        return WORDS * max(width for width, _ in self._text_sizes())
 
     def unet_flops(self, cells: int) -> float:
         """Of one picture of so many latent cells, forward."""
