@@ -40,10 +40,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_a_cluster_gives_the_same_bytes_and_goes_on_with_them(
-    cluster: Any, inputs: PrepareInputs, tmp_path: Path
+    cluster: Any, inputs: PrepareInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its workers were started in another folder than the one that paths are told from."""
     alone = prepare(SETTINGS, inputs, tmp_path / "alone", BENCH)
-    spread = prepare(SETTINGS, inputs, tmp_path / "spread", replace(BENCH, ray="auto"))
+    monkeypatch.chdir(tmp_path)
+    inputs = inputs.model_copy(update={"pictures": {"in": Path("in")}})
+    spread = prepare(SETTINGS, inputs, Path("spread"), replace(BENCH, ray="auto"))
     assert files(spread) == files(alone)
 
 

@@ -74,6 +74,15 @@ def test_stopping_names_the_pictures_and_keeps_the_state(
     assert state is not None and state[0] == 2
 
 
+def test_a_run_that_fails_before_its_first_state_leaves_nothing(
+    inputs: FinetuneInputs, poisoned: set[int], tmp_path: Path
+) -> None:
+    poisoned.add(1)
+    with pytest.raises(AidError, match="loss became nan"):
+        run(inputs, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_step_left_out_changes_nothing(inputs: FinetuneInputs, poisoned: set[int], tmp_path: Path) -> None:
     poisoned.update({2, 5})
     said = run(inputs, tmp_path / "out", trouble="skip")

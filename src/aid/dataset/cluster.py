@@ -10,10 +10,13 @@ from __future__ import annotations
 import pickle
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
+from aid.core.artifact import Inputs
 from aid.errors import SettingsError
 
+I = TypeVar("I", bound=Inputs)  # noqa: E741
 T = TypeVar("T")
 R = TypeVar("R")
 CONNECT_SECONDS = 5
@@ -55,6 +58,17 @@ def in_order(work: Callable[[T], R], jobs: Iterable[T], address: str) -> Iterato
     rows = [{"job": pickle.dumps(job)} for job in jobs]
     for row in ray.data.from_items(rows).map(Worked(work)).iter_rows() if rows else ():
         yield opened(row)
+
+
+def absolute(inputs: I) -> I:
+    """Inputs with paths that mean the same to a process at work elsewhere."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, Path):
+            return value.absolute()
+        return {name: told(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+    return inputs.model_copy(update={name: told(value) for name, value in inputs})
 
 
 class Worked:

@@ -49,6 +49,10 @@ def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: 
     Fills `out` as aid.core.dataset describes; report.json names every file set aside, and why. Raises
     FileError for a style none of whose pictures is left, and for inputs that can't be read at all.
     """
+    if bench.ray:
+        from aid.dataset.cluster import absolute
+
+        inputs, out = absolute(inputs), out.absolute()
     with _kept_for_latents(out):
         if inputs.vae is None:
             prepare_pictures(settings, inputs, out, bench)

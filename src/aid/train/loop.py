@@ -7,10 +7,13 @@ to the byte as if nothing had happened.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from aid.core.dataset import Record
+from aid.core.lineage import LINEAGE_FILE
 from aid.core.workbench import Workbench
 from aid.errors import AidError
 from aid.sd.file.state import load_state
@@ -48,6 +51,7 @@ def train(
     display = Display(training, plan, out, title, log, watch, draw)
     bench.progress.say(f"  {title}; curve and sample sheets meanwhile: {out}")
     with (
+        kept_for_states(out, leads),
         Saver(out, settings.keep_states, settings.save_behind, leads) as saver,
         Ahead(plan) as ahead,
         bench.progress.task(label, plan.steps, "step", done) as tick,
@@ -72,6 +76,19 @@ def train(
     if watch is not None and (note := watch.adopt_best()):
         bench.progress.say(f"  {note}")
     display.finish(label)
+
+
+@contextmanager
+def kept_for_states(out: Path, leads: bool) -> Iterator[None]:
+    """After an error, keep what was written only if there is a state that a later run can go on with."""
+    try:
+        yield
+    except BaseException:
+        if leads and load_state(out) is None:
+            for path in out.iterdir():
+                if path.name != LINEAGE_FILE:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
 
 def resume(training: Training, out: Path, watch: Watch | None = None) -> int:

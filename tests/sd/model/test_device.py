@@ -39,6 +39,12 @@ def test_a_device_that_is_none_is_named() -> None:
         torch_device(Workbench("cuda:99"))
 
 
+@pytest.mark.parametrize(("asked", "rank", "found"), [("cuda", 98, "98"), ("cuda:97", 2, "99")])
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(asked: str, rank: int, found: str) -> None:
+    with pytest.raises(SettingsError, match=f"device cuda:{found} can't be used"):
+        torch_device(Workbench(asked, rank=rank, ranks=100, local_rank=rank))
+
+
 def test_cuda_is_asked_for_the_same_bits() -> None:
     with pytest.raises(SettingsError, match="cuda:99"):  # the switches are thrown before the first use
         torch_device(Workbench("cuda:99"))

@@ -13,9 +13,9 @@ from aid.sd.model.allocation import keep_freed_memory
 
 
 def torch_device(bench: Workbench) -> torch.device:
-    """The bench's device, "auto" being a GPU if there is one, and one of its own for each of several
-    processes; applies its thread count, lets freed memory be used again on a CPU, and on a GPU asks for
-    kernels whose results don't vary.
+    """The bench's device, "auto" being a GPU if there is one. Of several processes on a machine each has one
+    of its own, counted from "cuda:N" or from the first. Applies the bench's thread count, lets freed memory
+    be used again on a CPU, and on a GPU asks for kernels whose results don't vary.
 
     Raises SettingsError for a device that torch can't use here.
     """
@@ -24,8 +24,8 @@ def torch_device(bench: Workbench) -> torch.device:
     name = bench.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and bench.ranks > 1:
-        name = f"cuda:{bench.local_rank}"
+    if name.startswith("cuda") and bench.ranks > 1:
+        name = of_rank(name, bench.local_rank)
     if name.startswith("cuda"):
         same_bits_on_cuda()
     if name == "cpu":
@@ -36,6 +36,12 @@ def torch_device(bench: Workbench) -> torch.device:
         reason = str(error).splitlines()[0]
         raise SettingsError(f"device {name} can't be used ({reason})", "auto, cpu, cuda or cuda:N") from error
     return torch.device(name)
+
+
+def of_rank(name: str, rank: int) -> str:
+    """The `rank`-th GPU from a named one, or from the first."""
+    first = name.removeprefix("cuda").removeprefix(":") or "0"
+    return f"cuda:{int(first) + rank}" if first.isdecimal() else name
 
 
 def same_bits_on_cuda() -> None:
