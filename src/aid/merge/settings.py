@@ -72,7 +72,7 @@ class MergeSettings(Settings):
 class MergeInputs(Inputs):
     """The parents."""
 
-    models: dict[str, Path]
+    models: dict[str, Path] = Field(min_length=1)
     """Name -> checkpoint artifact or file. The names are those used in `weights` and `primary`."""
     loras: dict[str, Path] = Field(default_factory=dict)
     """Name -> adapter to bake into the result."""
@@ -114,5 +114,5 @@ class DistanceSettings(Settings):
 class DistanceInputs(Inputs):
     """Two models or more, of one architecture."""
 
-    models: dict[str, Path]
+    models: dict[str, Path] = Field(min_length=1)
     """Name -> checkpoint artifact or file."""

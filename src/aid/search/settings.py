@@ -63,7 +63,7 @@ class SearchSettings(Settings):
 class SearchInputs(Inputs):
     """Parents, and who judges."""
 
-    models: dict[str, Path]
+    models: dict[str, Path] = Field(min_length=1)
     """Name -> checkpoint, as `merge` takes them."""
     dataset: Path
     """The Dataset whose styles and tags the plan draws."""
@@ -93,7 +93,7 @@ class SheetSettings(Settings):
 class SheetInputs(Inputs):
     """Parents."""
 
-    models: dict[str, Path]
+    models: dict[str, Path] = Field(min_length=1)
     """Name -> checkpoint, as `merge` takes them."""
     embeddings: tuple[Path, ...] = ()
     """Those that the drawing's prompts name."""
