@@ -40,7 +40,7 @@ class Row:
     wordless: Losses = field(default_factory=dict)
     """Losses of the held-out pictures without the word of their style."""
     named: dict[str, float] = field(default_factory=dict)
-    """The share of each style's drawn pictures in which a judge sees it."""
+    """How far each style's drawn pictures and those in which a judge sees it are the same, 0 to 1."""
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,7 +67,7 @@ def word_shares(row: Row) -> dict[str, float]:
 
 
 def unnamed_shares(row: Row, pictures: int) -> dict[str, float]:
-    """The share of each style's drawn pictures in which a judge doesn't see it: of a few, by the rule of
+    """How far each style's drawn pictures and those in which a judge sees it differ: of a few, by the rule of
     succession, so that it is never 0."""
     return {style: (pictures * (1 - share) + 1) / (pictures + 2) for style, share in row.named.items()}
 

@@ -46,14 +46,18 @@ class Jury:
         self.batch_size = settings.batch_size * settings.noise_draws
 
     def named(self, model: StableDiffusion) -> dict[str, float]:
-        """Of each style's shots, the share in whose picture the judge sees that style."""
+        """How far the pictures drawn of each style and those in which the judge sees it are the same, 0 to 1:
+        Dice's coefficient. What a judge calls everything that it doesn't know gets little by that."""
         from aid.sd.drawing.pipeline import draw
 
         pictures = draw(model, self.shots, batch_size=self.batch_size)
         views = [thumbnail(np.asarray(picture.convert("RGB"))) for picture in pictures]
         seen, _ = look(self.judge.card.panel, self.judge.network, torch.from_numpy(np.stack(views)))
-        drawn = Counter(shot.style for shot in self.shots)
-        right = Counter(
-            shot.style for shot, one in zip(self.shots, seen, strict=True) if one.style == shot.style
-        )
-        return {style: right[style] / count for style, count in sorted(drawn.items())}
+        return agreement([shot.style for shot in self.shots], [one.style for one in seen])
+
+
+def agreement(asked: Sequence[str], seen: Sequence[str]) -> dict[str, float]:
+    """Dice's coefficient of each style that was asked for: 2 |both| / (|asked| + |seen|)."""
+    both = Counter(one for one, other in zip(asked, seen, strict=True) if one == other)
+    often, called = Counter(asked), Counter(seen)
+    return {style: 2 * both[style] / (often[style] + called[style]) for style in sorted(often)}

@@ -62,9 +62,9 @@ class BalanceSettings(Settings):
     by: Literal["word", "loss", "judge"] = "word"
     """What tells `measured` who is behind. `word`: the loss of held-out pictures over that without the
     style's word in the caption, which asks what a judge asks: does the word make the difference? `loss`: the
-    loss over that of the start model, which hangs on what the start model knew. `judge`: in how many of the
-    `pictures` drawn of a style, as `samples` says, the judge that is given sees it: the surest, and the
-    dearest."""
+    loss over that of the start model, which hangs on what the start model knew. `judge`: how far the
+    `pictures` drawn of a style, as `samples` says, are those in which the judge that is given sees it: the
+    surest, and the dearest."""
     measure: bool = False
     """Measure every style even where nothing hangs on it, for the charts."""
     every: int = Field(default=0, ge=0)
