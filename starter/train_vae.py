@@ -41,6 +41,7 @@ from aid.sd.file.state import (
 )
 from aid.sd.file.tensorfile import write_tensors
 from aid.sd.model.checkpoint import VAE_SCALE
+from aid.sd.model.device import same_bits_on_cuda
 from aid.train.batch import step_generator
 
 
@@ -311,6 +312,12 @@ def main(words: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(words)
     torch.set_num_threads(chosen.threads)
     read_px = 2 * max(chosen.edge_px)
+    if uneven := [edge for edge in chosen.edge_px if read_px % (2 * edge)]:
+        raise SettingsError(
+            f"--edge-px {uneven[0]} beside {max(chosen.edge_px)}", "edges that divide the largest"
+        )
+    if chosen.device.startswith("cuda"):
+        same_bits_on_cuda()
     pixels = read_pictures(chosen.world, read_px).to(chosen.device)
     is_held = torch.arange(len(pixels)) % 97 == 0
     held, trained = pixels[is_held], pixels[~is_held]

@@ -277,7 +277,7 @@ def test_who_is_behind_comes_up_more_often() -> None:
 
 def test_who_is_seen_less_by_the_judge_comes_up_more_often() -> None:
     judged = MEASURED.model_copy(update={"by": "judge", "strength": 1.0, "pictures": 4})
-    row = Row(9, {}, {}, named={"slow": 0.0, "fast": 1.0})
+    row = Row(9, {}, {}, missed={"slow": 5 / 6, "fast": 1 / 6})
     weights = weigh([row], {"slow": 1.0, "fast": 1.0, "unjudged": 1.0}, (), judged)
     assert weights["slow"] == pytest.approx((1 + 5**0.5) / 2), "halfway to the root of 5/6 over 1/6"
     assert weights["fast"] == pytest.approx((1 + 5**-0.5) / 2) and weights["unjudged"] == 1.0
@@ -301,8 +301,8 @@ def test_balance_by_the_judge_resumes_bitwise(inputs: FinetuneInputs, judge: Pat
     chosen, asked = settings(balance, steps=10), inputs.model_copy(update={"judge": judge})
     straight = finetune(chosen, asked, tmp_path / "straight", Workbench(threads=1))
     for row in rows_of(straight):
-        assert set(row.named) == {"alpha", "beta"}
-        assert all(0 <= share <= 1 for share in row.named.values())
+        assert set(row.missed) == {"alpha", "beta"}
+        assert all(1 / 4 <= share <= 3 / 4 for share in row.missed.values()), "two pictures each"
     with pytest.raises(KeyboardInterrupt):
         finetune(chosen, asked, tmp_path / "out", Workbench(threads=1, progress=Interrupting(7)))
     finetune(chosen, asked, tmp_path / "out", Workbench(threads=1))
@@ -322,6 +322,9 @@ def test_a_judge_must_be_given_and_know_the_styles(
     chosen = settings(MEASURED.model_copy(update={"by": "judge"}))
     with pytest.raises(SettingsError, match=r'balance\.by is "judge", and none is given'):
         finetune(chosen, inputs, tmp_path / "none", Workbench(threads=1))
+    with pytest.raises(SettingsError, match="a judge is given, and nobody asks it"):
+        unasked = inputs.model_copy(update={"judge": judge})
+        finetune(settings(MEASURED), unasked, tmp_path / "unasked", Workbench(threads=1))
     with pytest.raises(SettingsError, match="knows none of the styles trained on"):
         Jury(judge, Dataset(inputs.dataset), ["gamma"], chosen, Workbench(threads=1))
 

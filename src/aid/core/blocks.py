@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from itertools import groupby
 
+from aid.core.spelling import did_you_mean
 from aid.errors import SettingsError
 
 
@@ -53,11 +53,10 @@ def block_range(name: str, family: str = "sd1", extra: tuple[str, ...] = ()) -> 
     last = last if not last or last[0].isalpha() else letters + last
     for block in (first, last) if last else (first,):
         if block not in every:
-            near = difflib.get_close_matches(block, every, 1)
             raise SettingsError(
                 f"{block or repr(name)} is not a block of {family}",
                 _runs(every),
-                f"Did you mean {near[0]}?" if near else "",
+                did_you_mean(block, every),
             )
     start, stop = every.index(first), every.index(last or first) + 1
     if stop <= start:

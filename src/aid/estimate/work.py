@@ -146,6 +146,7 @@ def _style(
     samples = settings.samples
     sheet = len(samples.prompts) + samples.per_style * _drawn_styles(samples, pictures)
     drawn = steps // samples.every * sheet * samples.steps * 2 if samples.every else 0
+    drawn += _judged(settings, pictures, steps)
     measured = _measured(settings.balance, pictures, steps)
     kept = cost.unet_numbers(alive, cells) * settings.noise_draws + cost.text_numbers()
     disk = saved * (2 if settings.output == "fp16" else 4)
@@ -182,6 +183,15 @@ def _measured(balance: BalanceSettings, pictures: Pictures, steps: int) -> int:
     every = balance.interval(steps)
     once = (2 + balance.by_word) * balance.pictures * balance.timesteps * max(1, len(pictures.styles))
     return once * (1 + -(-steps // every)) if every else 0
+
+
+def _judged(settings: TrainingSettings, pictures: Pictures, steps: int) -> int:
+    """Predictions that drawing for the judge takes, with guidance."""
+    balance, styles = settings.balance, max(1, len(pictures.styles))
+    if not balance.by_judge:
+        return 0
+    times = 1 + -(-steps // balance.interval(steps))
+    return times * styles * balance.pictures * settings.samples.steps * 2
 
 
 def _copied(state: float) -> str:

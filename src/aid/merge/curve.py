@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from aid.core.blocks import BLOCKS, SD1_BLOCKS, block_range, expand
+from aid.core.spelling import did_you_mean
 from aid.core.toml import read_toml
 from aid.errors import SettingsError
 from aid.merge.settings import Weight
@@ -34,8 +34,7 @@ def numbers_of(weight: Weight, where: str, family: str, extra: tuple[str, ...]) 
 def _curve(name: str, family: str) -> dict[str, float]:
     curves = _curves()
     if name not in curves:
-        near = difflib.get_close_matches(name.upper(), curves, 1)
-        hint = f"Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name.upper(), curves)
         raise SettingsError(f"{name} is no curve of weights", ", ".join(sorted(curves)), hint)
     numbers = dict(zip(SD1_BLOCKS, curves[name], strict=True))
     return {block: numbers[block] for block in BLOCKS[family]}

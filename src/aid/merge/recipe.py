@@ -6,13 +6,13 @@ two-model merges, `(1 - w) * so_far + w * model`, is a chain of weighted sums, a
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from aid.core.blocks import BLOCKS, block_range, expand
+from aid.core.spelling import did_you_mean
 from aid.errors import SettingsError
 from aid.merge.combination import ROUNDING, Combination, Link, Numbers, chained, shared
 from aid.merge.curve import Element, element, numbers_of
@@ -192,11 +192,10 @@ def resolved(settings: MergeSettings) -> tuple[str, Weights]:
 
 def _require(name: str, models: Collection[str], where: str) -> None:
     if name not in models:
-        near = difflib.get_close_matches(name, sorted(models), 1)
         raise SettingsError(
             f"{where} names {name}, which is not among the models",
             ", ".join(sorted(models)) or "at least one model",
-            f"Did you mean {near[0]}?" if near else "",
+            did_you_mean(name, models),
         )
 
 
@@ -271,9 +270,8 @@ def _name(step: MergeStep, number: int) -> str:
 def _check_step(step: MergeStep, number: int, known: Sequence[str], models: Collection[str]) -> None:
     where = f"step {step.name or number + 1} of the chain"
     if step.mode not in MODES:
-        near = difflib.get_close_matches(step.mode, MODES, 1)
-        hint = f"Did you mean {near[0]}?" if near else ""
-        raise SettingsError(f"{step.mode} is not a mode", ", ".join(sorted(MODES)), hint)
+        expected = ", ".join(sorted(MODES))
+        raise SettingsError(f"{step.mode} is not a mode", expected, did_you_mean(step.mode, MODES))
     for name in step.models:
         _require(name, known, where)
     fewest, most = MODES[step.mode]

@@ -39,8 +39,8 @@ class Row:
     """Pictures of each style so far."""
     wordless: Losses = field(default_factory=dict)
     """Losses of the held-out pictures without the word of their style."""
-    named: dict[str, float] = field(default_factory=dict)
-    """How far each style's drawn pictures and those in which a judge sees it are the same, 0 to 1."""
+    missed: dict[str, float] = field(default_factory=dict)
+    """How much of each style a judge misses in pictures drawn of it, 0 to 1."""
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,12 +64,6 @@ def held_shares(row: Row, start: Row) -> dict[str, float]:
 def word_shares(row: Row) -> dict[str, float]:
     """The share of the held-out loss that a style's own word leaves; 1 is no help at all."""
     return {style: remaining(row.held[style], losses) for style, losses in row.wordless.items()}
-
-
-def unnamed_shares(row: Row, pictures: int) -> dict[str, float]:
-    """How far each style's drawn pictures and those in which a judge sees it differ: of a few, by the rule of
-    succession, so that it is never 0."""
-    return {style: (pictures * (1 - share) + 1) / (pictures + 2) for style, share in row.named.items()}
 
 
 def trained_shares(row: Row, start: Row) -> dict[str, float]:
@@ -134,7 +128,7 @@ def weigh(
 def left_of(rows: Sequence[Row], settings: BalanceSettings) -> dict[str, float]:
     """The share of each style's loss that is left, by the measure of `settings.by`."""
     if settings.by == "judge":
-        return unnamed_shares(rows[-1], settings.pictures)
+        return rows[-1].missed
     return word_shares(rows[-1]) if settings.by == "word" else held_shares(rows[-1], rows[0])
 
 

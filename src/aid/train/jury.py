@@ -43,21 +43,26 @@ class Jury:
         self.shots = [
             sample_shot(style, prompt, seed, settings) for seed, (style, prompt) in enumerate(prompts)
         ]
-        self.batch_size = settings.batch_size * settings.noise_draws
+        rows = (settings.part_size or settings.batch_size) * settings.noise_draws
+        self.batch_size = max(1, rows // 2)  # guidance has two rows a picture
 
-    def named(self, model: StableDiffusion) -> dict[str, float]:
-        """How far the pictures drawn of each style and those in which the judge sees it are the same, 0 to 1:
-        Dice's coefficient. What a judge calls everything that it doesn't know gets little by that."""
+    def missed(self, model: StableDiffusion) -> dict[str, float]:
+        """How much of each style is still to be learnt, 0 to 1: n (1 - D) + 1 over n + 2, D being how far its n
+        pictures and those in which the judge sees it are the same. Of a few pictures it is never 0, by the
+        rule of succession."""
         from aid.sd.drawing.pipeline import draw
 
         pictures = draw(model, self.shots, batch_size=self.batch_size)
         views = [thumbnail(np.asarray(picture.convert("RGB"))) for picture in pictures]
         seen, _ = look(self.judge.card.panel, self.judge.network, torch.from_numpy(np.stack(views)))
-        return agreement([shot.style for shot in self.shots], [one.style for one in seen])
+        asked = [shot.style for shot in self.shots]
+        same, often = agreement(asked, [one.style for one in seen]), Counter(asked)
+        return {style: (often[style] * (1 - same[style]) + 1) / (often[style] + 2) for style in same}
 
 
 def agreement(asked: Sequence[str], seen: Sequence[str]) -> dict[str, float]:
-    """Dice's coefficient of each style that was asked for: 2 |both| / (|asked| + |seen|)."""
+    """Dice's coefficient of each style that was asked for: 2 |both| / (|asked| + |seen|). What a judge calls
+    everything that it doesn't know gets little by that."""
     both = Counter(one for one, other in zip(asked, seen, strict=True) if one == other)
     often, called = Counter(asked), Counter(seen)
     return {style: 2 * both[style] / (often[style] + called[style]) for style in sorted(often)}

@@ -16,7 +16,7 @@ from aid.core.dataset import Record
 from aid.core.lineage import LINEAGE_FILE
 from aid.core.workbench import Workbench
 from aid.errors import AidError
-from aid.sd.file.state import load_state
+from aid.sd.file.state import has_states, load_state
 from aid.train.display import Display, Draw
 from aid.train.log import Log
 from aid.train.plan import Ahead, Plan, Step
@@ -84,7 +84,7 @@ def kept_for_states(out: Path, leads: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if leads and load_state(out) is None:
+        if leads and not has_states(out):
             for path in out.iterdir():
                 if path.name != LINEAGE_FILE:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -81,8 +81,8 @@ class CommonSettings(LossSettings):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of the forward and backward pass; weights and optimiser stay fp32."""
     compiled: bool = False
-    """Let torch compile the U-Net's blocks, with a C compiler: each new shape of a batch takes half a minute
-    once, and steps on a GPU are then quicker. The same but for rounding."""
+    """On a GPU, let torch compile the U-Net's blocks, with a C compiler. Each new shape of a batch takes
+    minutes once; it has not been measured yet what is gained. The same but for rounding."""
     checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
     seed: int = 0

@@ -124,7 +124,10 @@ class Team:
         """A model that can be used by one process alone; all must ask at once."""
         if not self.sharded:
             return model
-        return with_unet(model, self.whole(model.unet.state_dict()))
+        whole = with_unet(model, self.whole(model.unet.state_dict()))
+        if self.leads:
+            whole.unet.to(next(model.text_encoder.parameters()).device)
+        return whole
 
 
 ALONE = Team()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aid.errors import ModelError
+from aid.errors import ModelError, SettingsError
 from aid.sd.drawing.recording import forget
 from aid.sd.file.state import laid_like
 from aid.sd.file.tensorfile import Header
@@ -191,7 +191,8 @@ class Training:
 def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = ALONE) -> None:
     """Freeze all of a model, and lay it out for training; what is trained is thawed step by step.
 
-    Raises ModelError for an inpainting model, which would have to be shown masks.
+    Raises ModelError for an inpainting model, which would have to be shown masks, and SettingsError where
+    blocks are to be compiled and there is no GPU.
     """
     if model.architecture.inpaints:
         raise ModelError(f"{model.path} is an inpainting model", "for training, one that draws from noise")
@@ -205,4 +206,6 @@ def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = AL
     if settings.checkpointing:
         model.unet.train().enable_gradient_checkpointing()
     if settings.compiled:
+        if model.device.type != "cuda":
+            raise SettingsError(f"`compiled` is given, and the device is {model.device}", "a GPU")
         compile_blocks(model.unet)

@@ -50,27 +50,27 @@ class Watch:
 
     def measure(self, done: int) -> str:
         """Measure the averaged weights, and lay the order's next round out; what to tell of it."""
-        named = self._named()
+        missed = self._missed()
         with self.training.settled():
             found = [
                 self.meter.losses(self.training, split) if self.meter.probes[split] else {}
                 for split in SPLITS
             ]
             copied = copied_styles(self.out / SAMPLE_FOLDER, done)
-            (held, trained, wordless), copied, named = self.training.team.led((found, copied, named))
-            row = Row(done, held, trained, wordless=wordless, named=named)
+            (held, trained, wordless), copied, missed = self.training.team.led((found, copied, missed))
+            row = Row(done, held, trained, wordless=wordless, missed=missed)
             self.rows.append(self._decided(row, copied))
             if self._stops and best(self.rows, self.settings) == len(self.rows) - 1:
                 self._keep()
         self._write()
         return self.tell()
 
-    def _named(self) -> dict[str, float]:
+    def _missed(self) -> dict[str, float]:
         """What the jury says, asked by the first process alone."""
         if self.jury is None:
             return {}
         with self.training.averaged() as model:
-            return self.jury.named(model) if self.training.team.leads else {}
+            return self.jury.missed(model) if self.training.team.leads else {}
 
     def _write(self) -> None:
         if self.training.team.leads:
@@ -156,6 +156,11 @@ class Watch:
 def watching(training: Training, plan: Plan, out: Path, judge: Path | None, bench: Workbench) -> Watch | None:
     """Who measures the styles of this run, if anything is to be measured."""
     settings = plan.settings
+    asks = isinstance(settings, TrainingSettings) and settings.balance.by_judge
+    if judge is not None and not asks:
+        raise SettingsError("a judge is given, and nobody asks it", 'balance.rule "measured", by "judge"')
+    if asks and training.team.sharded:
+        raise SettingsError('balance.by is "judge", and the weights are sharded', "whole weights")
     if not plan.measured_every or not isinstance(settings, TrainingSettings):
         return None
     if settings.balance.stop_at != "never" and training.team.sharded:

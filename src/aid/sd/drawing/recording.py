@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -61,7 +62,16 @@ class Recorder:
         if key not in self.recordings:
             if len(self.recordings) == SHAPES_KEPT:
                 self.recordings.pop(next(iter(self.recordings)))
-            self.recordings[key] = self._record(unet, given, tuple(added))
+            try:
+                self.recordings[key] = self._record(unet, given, tuple(added))
+            except torch.cuda.OutOfMemoryError:  # a recording keeps its memory; the bare call may fit
+                self.recordings.clear()
+                torch.cuda.empty_cache()
+                plain = type(unet).forward
+                made: tuple[Tensor] = plain(
+                    unet, *given[:3], added_cond_kwargs=added or None, return_dict=False
+                )
+                return made
         return (self.recordings[key].play(given),)
 
     def _record(self, unet: Any, given: Sequence[Tensor], names: Sequence[str]) -> Recording:
@@ -73,15 +83,21 @@ class Recorder:
             made: Tensor = forward(unet, *inputs[:3], added_cond_kwargs=added, return_dict=False)[0]
             return made
 
-        beside: Any = torch.cuda.Stream(unet.device)  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream(unet.device))
-        with torch.cuda.stream(beside):
-            call()  # libraries choose their kernels and take their memory at the first call
-        torch.cuda.current_stream(unet.device).wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            output = call()
+        graph, beside = torch.cuda.CUDAGraph(), stream_beside(unet.device)
+        with torch.cuda.device(unet.device):
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                call()  # libraries choose their kernels and take their memory at the first call
+            torch.cuda.current_stream().wait_stream(beside)
+            with torch.cuda.graph(graph, self.pool, beside, capture_error_mode="thread_local"):
+                output = call()
         return Recording(graph, inputs, output)
+
+
+@cache
+def stream_beside(device: torch.device) -> Any:
+    """One for all recordings on a device: libraries keep memory for each stream that they have worked on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 _RECORDERS: WeakKeyDictionary[Any, Recorder] = WeakKeyDictionary()

@@ -29,6 +29,11 @@ def load_state(folder: Path) -> tuple[int, Header] | None:
     return None
 
 
+def has_states(folder: Path) -> bool:
+    """Whether there are states, whole or not."""
+    return bool(_states(folder))
+
+
 def module_tensors(module: torch.nn.Module) -> dict[str, Tensor]:
     """A module's parameters and buffers as flat tensors, `module.NAME`."""
     return {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
