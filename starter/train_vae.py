@@ -313,9 +313,8 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(chosen.threads)
     read_px = 2 * max(chosen.edge_px)
     if uneven := [edge for edge in chosen.edge_px if read_px % (2 * edge)]:
-        raise SettingsError(
-            f"--edge-px {uneven[0]} beside {max(chosen.edge_px)}", "edges that divide the largest"
-        )
+        largest = max(chosen.edge_px)
+        raise SettingsError(f"--edge-px {uneven[0]} beside {largest}", f"edges that divide {largest}")
     if chosen.device.startswith("cuda"):
         same_bits_on_cuda()
     pixels = read_pictures(chosen.world, read_px).to(chosen.device)

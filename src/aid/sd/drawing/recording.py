@@ -67,31 +67,29 @@ class Recorder:
             except torch.cuda.OutOfMemoryError:  # a recording keeps its memory; the bare call may fit
                 self.recordings.clear()
                 torch.cuda.empty_cache()
-                plain = type(unet).forward
-                made: tuple[Tensor] = plain(
-                    unet, *given[:3], added_cond_kwargs=added or None, return_dict=False
-                )
-                return made
+                return (bare(unet, given, tuple(added)),)
         return (self.recordings[key].play(given),)
 
     def _record(self, unet: Any, given: Sequence[Tensor], names: Sequence[str]) -> Recording:
         inputs = tuple(one.to(unet.device, copy=True) for one in given)
-        added = dict(zip(names, inputs[3:], strict=True)) or None
-
-        def call() -> Tensor:
-            forward = type(unet).forward
-            made: Tensor = forward(unet, *inputs[:3], added_cond_kwargs=added, return_dict=False)[0]
-            return made
-
         graph, beside = torch.cuda.CUDAGraph(), stream_beside(unet.device)
         with torch.cuda.device(unet.device):
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
-                call()  # libraries choose their kernels and take their memory at the first call
+                bare(
+                    unet, inputs, names
+                )  # libraries choose their kernels and take their memory at the first call
             torch.cuda.current_stream().wait_stream(beside)
             with torch.cuda.graph(graph, self.pool, beside, capture_error_mode="thread_local"):
-                output = call()
+                output = bare(unet, inputs, names)
         return Recording(graph, inputs, output)
+
+
+def bare(unet: Any, inputs: Sequence[Tensor], names: Sequence[str]) -> Tensor:
+    """The U-Net's own forward; what comes after its three inputs goes by these names."""
+    added = dict(zip(names, inputs[3:], strict=True)) or None
+    made: Tensor = type(unet).forward(unet, *inputs[:3], added_cond_kwargs=added, return_dict=False)[0]
+    return made
 
 
 @cache
