@@ -47,9 +47,9 @@ class Jury:
         self.batch_size = max(1, rows // 2)  # guidance has two rows a picture
 
     def missed(self, model: StableDiffusion) -> dict[str, float]:
-        """How much of each style is still to be learnt, 0 to 1: n (1 - D) + 1 over n + 2, where D is how far its
-        n pictures and those in which the judge sees it are the same. By this rule of succession a few pictures
-        never give 0."""
+        """How much of each style is still to be learnt, 0 to 1: (n (1 - D) + 1) / (n + 2), where D is how far
+        its n pictures and those in which the judge sees it are the same. By this rule of succession it is
+        never 0."""
         from aid.sd.drawing.pipeline import draw
 
         pictures = draw(model, self.shots, batch_size=self.batch_size)
