@@ -59,9 +59,7 @@ class Training:
         self.at_work: list[bool] = []
         self.adopted: Sequence[Tensor] = ()  # weights to be saved instead of the last, once training is over
         self.beside: Callable[[], dict[str, Tensor]] = dict  # what a state holds that is no weight
-        self.may_change: Callable[[], None] = lambda: (
-            None
-        )  # waits for what is still to be copied of the state
+        self.may_change: Callable[[], object] = list  # waits for what is still to be copied of the state
         self.norms: list[Tensor] | None = [] if fused_backward else None
         if fused_backward:
             self._update_in_backward()
