@@ -5,8 +5,8 @@
 
 The world's ten styles get names that the shipped starter has never heard, and 20 to 600 pictures each.
 Every rule trains from the same start with the same steps, and draws the same shots; a judge taught on other
-pictures of these styles names what it sees. `judged` is balance by another judge, taught on the lopsided
-pictures themselves. What a killed run has made stays: the same command goes on.
+pictures of these styles names what it sees. `judged` is measured balance by another judge, taught on the
+lopsided pictures themselves. What a killed run has made stays: the same command goes on.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ COUNTS = (20, 29, 43, 62, 91, 133, 194, 283, 412, 600)
 HELD = 8  # held out of each style
 JUDGED = 250  # other pictures of each style, for the judge
 RULES: dict[str, dict[str, Any]] = {
-    "measured": {"rule": "measured", "every": 10},
-    "measured gently": {"rule": "measured", "every": 10, "strength": 1.0, "bound": 2.0},
-    "judged": {"rule": "measured", "by": "judge", "every": 10, "strength": 1.0},
+    "judged": {"rule": "measured", "every": 10},
+    "by the word": {"rule": "measured", "by": "word", "strength": 3.0, "every": 10},
     "equal": {"rule": "equal"},
     "author": {"rule": "author"},
     "by_count": {"rule": "by_count"},

@@ -35,7 +35,7 @@ SETTINGS = FinetuneSettings(
     save_every=1,
     warmup=1,
     checkpointing=False,
-    balance=BalanceSettings(rule="measured", every=2, pictures=1, timesteps=1),
+    balance=BalanceSettings(rule="measured", by="word", every=2, pictures=1, timesteps=1),
 )
 LATEST = {"step": 3, "tensor": 4000, "file": 30}  # the last point of a kind at which a child may be killed
 

@@ -33,7 +33,9 @@ COMMON: dict[str, Any] = {"steps": 20, "batch_size": 1, "save_every": 7, "checkp
 BALANCED: dict[str, Any] = {
     **COMMON,
     "warmup": 3,
-    "balance": BalanceSettings(rule="measured", stop_at="slightly overfit", every=4, pictures=1, timesteps=2),
+    "balance": BalanceSettings(
+        rule="measured", by="word", stop_at="slightly overfit", every=4, pictures=1, timesteps=2
+    ),
 }
 
 

@@ -41,7 +41,7 @@ from aid.train.settings import (
 from aid.train.tables import TimestepSettings
 from aid.train.training import Training
 
-MEASURED = BalanceSettings(rule="measured", every=4, pictures=2, timesteps=3)
+MEASURED = BalanceSettings(rule="measured", by="word", strength=3.0, every=4, pictures=2, timesteps=3)
 SHEETS = SampleSettings(every=10, styles=("*",), per_style=1, steps=2, width=64, height=64, near_copies=True)
 LOSS = st.floats(1e-3, 10)
 LEVELS = st.lists(LOSS, min_size=3, max_size=3)

@@ -59,12 +59,12 @@ class BalanceSettings(Settings):
     and characters, and good ones, up to 10 times, those of low quality never, as the author's scripts have
     it. `measured`: styles that are behind, by their held-out pictures, come up more often than those ahead.
     An epoch has as many places as there are pictures, whatever the rule."""
-    by: Literal["word", "loss", "judge"] = "word"
-    """What tells `measured` who is behind. `word`: the loss of held-out pictures over that without the
-    style's word in the caption, which asks what a judge asks: does the word make the difference? `loss`: the
-    loss over that of the start model, which hangs on what the start model knew. `judge`: how far the
-    `pictures` drawn of a style, as `samples` says, are those in which the judge that is given sees it: the
-    surest, and the dearest."""
+    by: Literal["judge", "word", "loss"] = "judge"
+    """What tells `measured` who is behind. `judge`: how far the `pictures` drawn of a style, as `samples`
+    says, are those in which the judge that is given sees it. `word`: the loss of held-out pictures over that
+    without the style's word in the caption. `loss`: the loss over that of the start model, which hangs on
+    what it knew. The losses cost less, and on a lopsided world they didn't tell who was behind: see the
+    experiments."""
     measure: bool = False
     """Measure every style even where nothing hangs on it, for the charts."""
     every: int = Field(default=0, ge=0)
@@ -74,7 +74,7 @@ class BalanceSettings(Settings):
     drawn."""
     timesteps: int = Field(default=4, ge=1, le=100)
     """Noise levels at which each is measured, spread evenly over the law's probability."""
-    strength: float = Field(default=3.0, ge=0)
+    strength: float = Field(default=1.0, ge=0)
     """How strongly weights follow: a style with twice the mean's share of loss left comes up 2^`strength`
     times as often. GradNorm's alpha."""
     bound: float = Field(default=4.0, ge=1)
