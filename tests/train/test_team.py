@@ -29,7 +29,7 @@ pytest.importorskip("accelerate")
 WORDS = [
     "steps=2", "batch_size=3", "regularisation_share=0.34", "unet_rate=1e-3", "text_rate=1e-3", "warmup=3",
     "save_every=1", "output=fp32", "optimiser_options.eps=1e-3", "noise_draws=2", "balance.rule=measured",
-    "balance.every=1", "balance.pictures=1", "balance.timesteps=1",
+    "balance.by=word", "balance.every=1", "balance.pictures=1", "balance.timesteps=1",
 ]  # fmt: skip
 KINDS = ("finetune", "lora", "embedding")
 
