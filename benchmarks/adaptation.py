@@ -2,14 +2,16 @@
 
     python benchmarks/adaptation.py OUT [--steps N] [--shots N] [--json FILE]
 
-LoRA gets as many steps as take the processor time of full fine-tuning's, at several rates, of which the best
-counts. All draw the same shots; a judge taught on the real pictures says how many show their style, and what
-the old styles, which are replayed, have kept. What a killed run has made stays: the same command goes on.
+LoRA gets as many steps as take the processor time of full fine-tuning's. Each is tried at three rates, of
+which the best counts. All draw the same shots; a judge taught on the real pictures says how many show their
+style, and what the old styles, which are replayed, have kept. What a killed run has made stays: the same
+command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +31,9 @@ COMMON: dict[str, Any] = {
     "batch_size": 16, "noise_draws": 4, "checkpointing": False, "regularisation_share": 0.375,
     "schedule": "cosine", "warmup": 10, "weight_decay": 0.0, "save_every": 25, "seed": 1,
 }  # fmt: skip
-FULL: dict[str, Any] = {"unet_rate": 4e-4, "text_rate": 2e-4, "ema": 0.97}
+FULL: dict[str, Any] = {"ema": 0.97}
 LORA: dict[str, Any] = {"rank": 16, "alpha": 16.0, "conv_rank": 16, "conv_alpha": 16.0}
-LORA_RATES = (1e-3, 3e-3, 1e-2)
+RATES = {"full": (4e-4, 1e-3, 2.5e-3), "lora": (1e-3, 3e-3, 1e-2)}
 TIMED, WARM_UP = 8, 3  # steps
 
 
@@ -51,10 +53,10 @@ class Clock(Silence):
 
 
 def train(kind: str, steps: int, rate: float, dataset: Path, out: Path, bench: Workbench) -> Path:
-    if kind == "full":
-        settings = aid.FinetuneSettings(steps=steps, **COMMON, **FULL)
-        return aid.finetune(settings, aid.FinetuneInputs(checkpoint=BASE, dataset=dataset), out, bench)
     rates = {"unet_rate": rate, "text_rate": rate / 2}
+    if kind == "full":
+        settings = aid.FinetuneSettings(steps=steps, **COMMON, **FULL, **rates)
+        return aid.finetune(settings, aid.FinetuneInputs(checkpoint=BASE, dataset=dataset), out, bench)
     chosen = aid.LoraSettings(steps=steps, name="style", **COMMON, **LORA, **rates)
     return aid.lora(chosen, aid.LoraInputs(checkpoint=BASE, dataset=dataset), out, bench)
 
@@ -63,6 +65,16 @@ def step_seconds(kind: str, dataset: Path, out: Path) -> float:
     clock = Clock()
     train(kind, TIMED, 1e-4, dataset, out, Workbench(threads=1, progress=clock))
     return clock.step_seconds
+
+
+def timed(dataset: Path, out: Path) -> dict[str, float]:
+    """Seconds of a step by kind, measured once: a run that goes on must have the same steps."""
+    told = out / "seconds.json"
+    if not told.exists():
+        found = {kind: step_seconds(kind, dataset, out / f"timed-{kind}") for kind in RATES}
+        told.write_text(json.dumps(found))
+    seconds: dict[str, float] = json.loads(told.read_text())
+    return seconds
 
 
 def judged(
@@ -109,11 +121,11 @@ def main() -> None:
         out / "dataset", bench,
     )  # fmt: skip
     judge = aid.judge(aid.JudgeSettings(), aid.JudgeInputs(dataset=dataset), out / "judge", bench)
-    seconds = {kind: step_seconds(kind, dataset, out / f"timed-{kind}") for kind in ("full", "lora")}
+    seconds = timed(dataset, out)
     found: list[Row] = []
-    for kind, rate in (("full", 0.0), *(("lora", rate) for rate in LORA_RATES)):
+    for kind, rate in [(kind, rate) for kind, rates in RATES.items() for rate in rates]:
         steps = round(chosen.steps * seconds["full"] / seconds[kind])
-        name = f"{kind} {rate:g}" if rate else kind
+        name = f"{kind} {rate:g}"
         folder = out / name.replace(" ", "-")
         made = train(kind, steps, rate, dataset, folder / "model", bench)
         found += rows(
