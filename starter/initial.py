@@ -31,9 +31,10 @@ def main() -> None:
     vae = read_vae(chosen.vae)
     widths, groups = tuple(vae.config.block_out_channels), vae.config.norm_num_groups
     told = {"vae_widths": widths, "vae_groups": groups, "native_edge_px": chosen.edge_px}
-    architecture = STARTER.model_copy(update=told)
-    old = load_checkpoint(chosen.of) if chosen.of else create_checkpoint(architecture, chosen.seed)
-    save_checkpoint(replace(old, vae=vae, architecture=architecture), chosen.out, {}, torch.float32)
+    fresh = STARTER.model_copy(update=told)
+    model = load_checkpoint(chosen.of) if chosen.of else create_checkpoint(fresh, chosen.seed)
+    architecture = model.architecture.model_copy(update=told)
+    save_checkpoint(replace(model, vae=vae, architecture=architecture), chosen.out, {}, torch.float32)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from aid.errors import FileError, SettingsError
 from aid.sd.file.tensorfile import read_header
 from aid.sd.model.architecture import TINY
-from aid.sd.model.checkpoint import create_checkpoint
+from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "starter" / "train_vae.py"
 QUICK = ["--edge-px", "16", "8", "--batch", "1", "--steps", "4", "--save-every", "2"]
@@ -130,3 +132,23 @@ def test_a_folder_without_pictures_is_named(train_vae: ModuleType, world: Path, 
     with pytest.raises(FileError, match="none holds no pictures"):
         train_vae.main(words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_starter_s_other_parts_go_on_beside_another_vae(
+    train_vae: ModuleType,
+    straight: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    out = tmp_path / "initial.safetensors"
+    words = ["initial.py", str(straight), str(out), "--of", str(tiny_checkpoint), "--edge-px", "128"]
+    monkeypatch.setattr(sys, "argv", words)
+    importlib.import_module("initial").main()
+    made, old = load_checkpoint(out), load_checkpoint(tiny_checkpoint)
+    assert made.architecture.native_edge_px == 128
+    for name, value in train_vae.read_vae(straight).state_dict().items():
+        assert torch.equal(made.vae.state_dict()[name], value)
+    for name, value in old.unet.state_dict().items():
+        assert torch.equal(made.unet.state_dict()[name], value)

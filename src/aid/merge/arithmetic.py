@@ -84,7 +84,7 @@ def _pointer(values: memoryview) -> ctypes.c_void_p:
 
 @cache
 def kernel() -> Kernel | None:
-    """The compiled kernel, if it was built from this version's source and this machine can load it."""
+    """The compiled kernel, if one was built that has what is called here, and this machine can load it."""
     try:
         library = ctypes.CDLL(str(LIBRARY))
         library.aid_square.restype = ctypes.c_double

@@ -24,6 +24,8 @@ from aid.train.plan import Step
 T = TypeVar("T")
 BUCKET_NUMBERS = 1 << 24  # gradients summed in one message: 64 MiB of float32
 
+CLOSE = 1e-5  # to the limit of the norm: below, clipping would multiply by 1
+
 
 @dataclass(frozen=True)
 class Team:
@@ -93,8 +95,11 @@ class Team:
         square = self.sum(torch.nn.utils.get_total_norm(spread).square())
         return (square + torch.nn.utils.get_total_norm(whole).square()).sqrt()
 
-    def scale(self, parameters: Sequence[Tensor], limit: float, norm: Tensor) -> None:
-        """Bring gradients whose norm is known to a norm of `limit` at most."""
+    def clip(self, parameters: Sequence[Tensor], limit: float, norm: Tensor, length: float) -> None:
+        """Bring gradients to a norm of `limit` at most. Their `norm` is known, also as the number `length`:
+        where it is well within the limit they are left alone."""
+        if length <= limit - CLOSE:
+            return
         if not self.sharded:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
             return

@@ -29,7 +29,6 @@ from aid.train.team import ALONE, Team
 
 Encode = Callable[[Sequence[str], int], Conditioning]  # captions, and the step they are for
 Factor = Callable[[int], float]  # of the rates at a step
-CLOSE = 1e-5  # to the limit of the norm: below, clipping would multiply by 1
 
 
 class Training:
@@ -80,8 +79,7 @@ class Training:
         self.team.sum_gradients(self.parameters)
         norm, limit = self.team.norm(self.parameters), self.settings.gradient_norm or math.inf
         loss_value, norm_value = torch.stack([self.team.sum(total), norm.to(total)]).tolist()
-        if norm_value > limit - CLOSE:
-            self.team.scale(self.parameters, limit, norm)
+        self.team.clip(self.parameters, limit, norm, norm_value)
         return loss_value * whole / len(step.records), norm_value
 
     def _fused(self, step: Step, filled: float) -> tuple[float, float]:

@@ -76,9 +76,7 @@ class Recorder:
         with torch.cuda.device(unet.device):
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
-                bare(
-                    unet, inputs, names
-                )  # libraries choose their kernels and take their memory at the first call
+                bare(unet, inputs, names)  # a first call: libraries choose kernels and take memory
             torch.cuda.current_stream().wait_stream(beside)
             with torch.cuda.graph(graph, self.pool, beside, capture_error_mode="thread_local"):
                 output = bare(unet, inputs, names)
