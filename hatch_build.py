@@ -24,6 +24,7 @@ FLAGS = (
     "-fPIC",
     "-shared",
     "-Wall",
+    "-Wno-psabi",
     "-Werror=implicit",
 )
 

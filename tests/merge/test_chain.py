@@ -156,7 +156,8 @@ def test_torch_writes_the_kernel_s_bytes_and_threads_change_nothing(
     )
     settings = settings.model_copy(update={"preset": ""})
     inputs, written = MergeInputs(models=trio), []
-    for name, threads in (("one", 1), ("three", 3), ("torch", 2)):
+    for name, threads, size in (("one", 1, 1 << 20), ("three", 3, 4 << 10), ("torch", 2, 48 << 10)):
+        monkeypatch.setattr(stream, "STRETCH_BYTES", size)
         if name == "torch":
             monkeypatch.setattr(stream, "arithmetic", lambda formats: TORCH)
         out = merge(settings, inputs, tmp_path / name, Workbench(threads=threads))

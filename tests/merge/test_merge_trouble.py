@@ -69,6 +69,7 @@ def test_a_disk_that_is_full_in_mid_write_harms_nothing(
 
     whole = os.pwrite
     monkeypatch.setattr(stream.os, "pwrite", pwrite)
+    monkeypatch.setattr(stream, "STRETCH_BYTES", 4 << 10)
     with pytest.raises(FileError, match=r"merged could not be written \(No space left on device\)"):
         merge(HALF, inputs, out)
     assert written > 100 and contents(tmp_path) == before

@@ -7,21 +7,27 @@ is a matter of speed: where no compiler was at hand when AID was installed, it i
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from aid.errors import FileError
+from aid.merge.place import Place, Source
+from aid.sd.file.header import ITEM_BYTES
+
 LIBRARY = Path(__file__).with_name("_kernel.so")
 CODES = {"F64": 0, "F32": 1, "F16": 2, "BF16": 3}
-NO_MEMORY = -2
+NO_MEMORY, NOT_READ = -2, -3  # minus the operand's number
+TERM = struct.Struct("=QqdiI")  # as the kernel's `struct term`
 
 
 class Operand(NamedTuple):
     """One model's values: raw, in the format of that name, to be multiplied by `weight`."""
 
-    values: memoryview
+    values: Source
     format: str
     weight: float = 1.0
 
@@ -31,13 +37,15 @@ class Arithmetic(Protocol):
 
     def blend(self, operands: Sequence[Operand], count: int, format: str, out: memoryview) -> int:
         """Their sum into `out`. Returns its fault: 0 for none, k + 1 if operand k holds NaN or infinity, and
-        -1 if only the sum does."""
+        -1 if only the sum does. Raises FileError for a file that ends too early."""
         ...
 
-    def is_finite(self, operand: Operand, count: int) -> bool: ...
+    def is_finite(self, operand: Operand, count: int) -> bool:
+        """Of an operand in memory."""
+        ...
 
     def square(self, operand: Operand, less: Operand | None, count: int) -> float:
-        """The sum of squared differences, each taken in float32; None stands for zeros."""
+        """The sum of squared differences, each taken in float32; None stands for zeros. In memory too."""
         ...
 
 
@@ -49,29 +57,48 @@ class Kernel:
     plainly: bool = False
 
     def blend(self, operands: Sequence[Operand], count: int, format: str, out: memoryview) -> int:
-        terms = len(operands)
-        values = (ctypes.c_void_p * terms)(*(_address(one.values) for one in operands))
-        formats = (ctypes.c_int * terms)(*(CODES[one.format] for one in operands))
-        weights = (ctypes.c_double * terms)(*(one.weight for one in operands))
+        terms = b"".join(map(_term, operands))
         fault: int = self.library.aid_blend(
-            ctypes.c_long(count), terms, values, formats, weights, CODES[format], _pointer(out), self.plainly
+            ctypes.c_long(count), len(operands), terms, CODES[format], _pointer(out), self.plainly
         )
         if fault == NO_MEMORY:
             raise MemoryError
+        if fault <= NOT_READ:
+            _read_again(operands[NOT_READ - fault], count)
         return fault
 
     def is_finite(self, operand: Operand, count: int) -> bool:
-        values, format = _pointer(operand.values), CODES[operand.format]
+        values, format = _pointer(_in_memory(operand)), CODES[operand.format]
         return not self.library.aid_has_no_end(ctypes.c_long(count), values, format)
 
     def square(self, operand: Operand, less: Operand | None, count: int) -> float:
         own, other = operand, less or operand
-        values = _pointer(less.values) if less else None
+        values = _pointer(_in_memory(less)) if less else None
         found: float = self.library.aid_square(
-            ctypes.c_long(count), _pointer(own.values), CODES[own.format], values, CODES[other.format],
+            ctypes.c_long(count), _pointer(_in_memory(own)), CODES[own.format], values, CODES[other.format],
             self.plainly,
         )  # fmt: skip
         return found
+
+
+def _term(operand: Operand) -> bytes:
+    values, code = operand.values, CODES[operand.format]
+    if isinstance(values, Place):
+        return TERM.pack(0, values.at, operand.weight, values.file, code)
+    return TERM.pack(_address(values), 0, operand.weight, 0, code)
+
+
+def _read_again(operand: Operand, count: int) -> None:
+    """Raises the FileError that tells why the kernel couldn't."""
+    values = operand.values
+    assert isinstance(values, Place)
+    values.read(memoryview(bytearray(count * ITEM_BYTES[operand.format])))
+    raise FileError(f"{values.path} could not be read", "a file that stays as it is while it is read")
+
+
+def _in_memory(operand: Operand) -> memoryview:
+    assert isinstance(operand.values, memoryview)
+    return operand.values
 
 
 def _address(values: memoryview) -> int:

@@ -1,223 +1,239 @@
 /* Weighted sums of tensors of any floating format: each value is computed in double precision and rounded once.
 
    Built without contraction (no fused multiply-add), so that every machine and the torch path give the same
-   bytes. The loops are compiled twice, plainly and for AVX2; which run is found out when they are called. */
+   bytes. Eight values at a time stay in registers from the parents' formats to the result's. The loops are
+   compiled twice, plainly and for AVX2; which run is found out when they are called. */
 
-#include <math.h>
+#define _POSIX_C_SOURCE 200809L
+
+#include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#define LANES 64 /* squares summed side by side: as many as stay in registers */
-#define BLOCK 1024 /* values at a time: the rows of some twenty models stay in the second-level cache */
+#define LANES 8
+#define STEP (32 << 10) /* values at a time: what is read of some models stays in the second-level cache */
+#define ROOM (2 << 20) /* bytes that are read at a time: memory doesn't grow with the number of models */
+#define BLOCK 1024 /* values whose squares are added up together */
 
 enum format { F64, F32, F16, BF16 };
+static const int ITEM_BYTES[] = {8, 4, 2, 2};
+#define WIDEST 8
 
-typedef void widen_half(const uint16_t *restrict from, float *restrict to, long count);
-typedef void narrow_half(const float *restrict from, uint16_t *restrict to, long count);
+typedef double doubles __attribute__((vector_size(LANES * 8)));
+typedef uint64_t longs __attribute__((vector_size(LANES * 8)));
+typedef float floats __attribute__((vector_size(LANES * 4)));
+typedef uint32_t words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
 
 #define INLINE static inline __attribute__((always_inline))
+#define AS(TYPE, VALUE) __builtin_convertvector(VALUE, TYPE)
 
-INLINE uint32_t bits_of(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
-INLINE float float_of(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
+INLINE words chosen(words mask, words one, words other) { return (mask & one) | (~mask & other); }
 
 /* Half precision by shifts: the exponents are rebiased by a multiplication, which is exact. */
-static void widen_half_plainly(const uint16_t *from, float *to, long count) {
-    for (long i = 0; i < count; i++) {
-        uint32_t half = from[i], magnitude = (half & 0x7fff) << 13;
-        float value = float_of(magnitude) * 0x1p112f;
-        if (magnitude >= 0x0f800000) value = float_of(magnitude | 0x7f800000); /* infinity, NaN */
-        to[i] = float_of(bits_of(value) | (half & 0x8000) << 16);
-    }
+INLINE floats widen_half_plainly(halves from) {
+    words half = AS(words, from), magnitude = (half & 0x7fff) << 13;
+    words value = (words)((floats)magnitude * 0x1p112f);
+    value = chosen((words)(magnitude >= 0x0f800000), magnitude | 0x7f800000, value); /* infinity, NaN */
+    return (floats)(value | (half & 0x8000) << 16);
 }
 
-static void narrow_half_plainly(const float *from, uint16_t *to, long count) {
-    for (long i = 0; i < count; i++) {
-        uint32_t bits = bits_of(from[i]), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff, half;
-        if (magnitude > 0x7f800000) half = 0x7e00;
-        else if (magnitude >= 0x477ff000) half = 0x7c00; /* 65520 and more */
-        else if (magnitude < 0x38800000) half = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000; /* subnormal */
-        else half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
-        to[i] = (uint16_t)(sign | half);
-    }
+INLINE halves narrow_half_plainly(floats from) {
+    words bits = (words)from, magnitude = bits & 0x7fffffff;
+    words half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    words subnormal = (words)((floats)magnitude + 0.5f) - 0x3f000000;
+    half = chosen((words)(magnitude < 0x38800000), subnormal, half);
+    half = chosen((words)(magnitude >= 0x477ff000), (words){0} + 0x7c00, half); /* 65520 and more */
+    half = chosen((words)(magnitude > 0x7f800000), (words){0} + 0x7e00, half);
+    return AS(halves, half | (bits >> 16 & 0x8000));
 }
 
-INLINE void widen_row(int format, const void *from, float *to, long count, widen_half *half) {
-    if (format == F16) half(from, to, count);
-    else if (format == F32) memcpy(to, from, count * 4);
-    else if (format == BF16)
-        for (long i = 0; i < count; i++) to[i] = float_of((uint32_t)((const uint16_t *)from)[i] << 16);
-    else
-        for (long i = 0; i < count; i++) to[i] = (float)((const double *)from)[i];
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define AVX2 __attribute__((target("avx2,f16c")))
+
+AVX2 INLINE floats widen_half_avx2(halves from) { return (floats)_mm256_cvtph_ps((__m128i)from); }
+AVX2 INLINE halves narrow_half_avx2(floats from) { return (halves)_mm256_cvtps_ph((__m256)from, 0); }
+#endif
+
+/* How a kind of processor goes between half precision and floats. */
+typedef floats widen_half(halves from);
+typedef halves narrow_half(floats from);
+
+INLINE floats widened(int format, const char *from, widen_half *half) {
+    doubles exact;
+    floats single;
+    halves short_ones;
+    memcpy(&short_ones, from, sizeof short_ones);
+    if (format == F16) return half(short_ones);
+    if (format == BF16) return (floats)(AS(words, short_ones) << 16);
+    memcpy(&single, from, sizeof single);
+    if (format == F32) return single;
+    memcpy(&exact, from, sizeof exact);
+    return AS(floats, exact);
+}
+
+INLINE doubles doubled(int format, const char *from, widen_half *half) {
+    doubles exact;
+    if (format != F64) return AS(doubles, widened(format, from, half));
+    memcpy(&exact, from, sizeof exact);
+    return exact;
 }
 
 /* To 24 bits, the last of which is set if anything was cut off: rounding this to fewer bits is then as if the
    double itself had been rounded ("round to odd"; Boldo and Melquiond 2008). */
-INLINE float to_odd(double value) {
+INLINE floats to_odd(doubles value) {
     const uint64_t cut = 0x1fffffff;
-    uint64_t bits;
-    memcpy(&bits, &value, 8);
+    longs bits = (longs)value;
     bits = (bits | ((bits & cut) + cut)) & ~cut;
-    memcpy(&value, &bits, 8);
-    return (float)value;
+    return AS(floats, (doubles)bits);
 }
 
-INLINE uint16_t narrow_brain(float value) {
-    uint32_t bits = bits_of(value);
-    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+INLINE halves narrow_brain(floats value) {
+    words bits = (words)value, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return AS(halves, chosen((words)((bits & 0x7fffffff) > 0x7f800000), (words){0} + 0x7fc0, rounded));
 }
 
-/* Whether there is a NaN or infinity among them: the exponent is all ones. */
-INLINE int has_no_end(int format, const void *row, long count) {
-    uint64_t found = 0;
-    uint32_t found32 = 0;
-    uint16_t found16 = 0, ones = format == F16 ? 0x7c00 : 0x7f80;
-    if (format == F64)
-        for (long i = 0; i < count; i++) {
-            const uint64_t exponent = 0x7ff0000000000000;
-            found |= (((const uint64_t *)row)[i] & exponent) == exponent;
-        }
-    else if (format == F32)
-        for (long i = 0; i < count; i++) found32 |= (((const uint32_t *)row)[i] & 0x7f800000) == 0x7f800000;
-    else
-        for (long i = 0; i < count; i++) found16 |= (((const uint16_t *)row)[i] & ones) == ones;
-    return found || found32 || found16;
-}
-
-static const int ITEM_BYTES[] = {8, 4, 2, 2};
-
-/* What is summed, and a block of it as floats. */
-struct sum {
-    int terms;
-    const void *const *values;
-    const int *formats;
-    const double *weights;
-    float *rows;
+/* Where NaN or infinity was seen: the exponent is all ones. */
+struct seen {
+    longs exact;
+    words single;
+    halves short_ones;
 };
 
-INLINE const void *place(const struct sum *own, int term, long at) {
-    return (const char *)own->values[term] + at * ITEM_BYTES[own->formats[term]];
-}
-
-/* Term by term, for any formats. */
-INLINE void sum_terms(const struct sum *own, long at, double *sum, long count) {
-    for (int term = 0; term < own->terms; term++) {
-        const double *exact = place(own, term, at), weight = own->weights[term];
-        const float *row = own->rows + (long)term * BLOCK;
-        if (own->formats[term] == F64 && !term) for (long i = 0; i < count; i++) sum[i] = weight * exact[i];
-        else if (own->formats[term] == F64) for (long i = 0; i < count; i++) sum[i] += weight * exact[i];
-        else if (!term) for (long i = 0; i < count; i++) sum[i] = weight * row[i];
-        else for (long i = 0; i < count; i++) sum[i] += weight * row[i];
+INLINE void narrow(int format, doubles value, char *to, struct seen *seen, narrow_half *half) {
+    const uint64_t exponent = 0x7ff0000000000000;
+    if (format == F64) {
+        seen->exact |= (longs)(((longs)value & exponent) == exponent);
+        memcpy(to, &value, sizeof value);
+    } else if (format == F32) {
+        floats single = AS(floats, value);
+        seen->single |= (words)(((words)single & 0x7f800000) == 0x7f800000);
+        memcpy(to, &single, sizeof single);
+    } else {
+        const uint16_t ones = format == F16 ? 0x7c00 : 0x7f80;
+        halves short_ones = format == F16 ? half(to_odd(value)) : narrow_brain(to_odd(value));
+        seen->short_ones |= (halves)((short_ones & ones) == ones);
+        memcpy(to, &short_ones, sizeof short_ones);
     }
 }
 
-/* The same of a whole block of floats; where `terms` is known to the compiler, the sums stay in registers. */
-INLINE void sum_rows(const float *restrict rows, const double *restrict weights, int terms, double *restrict sum) {
-    for (int i = 0; i < BLOCK; i++) {
-        double total = weights[0] * rows[i];
-        for (int term = 1; term < terms; term++) total += weights[term] * rows[term * BLOCK + i];
-        sum[i] = total;
+INLINE int is_set(const struct seen *seen) {
+    int found = 0;
+    for (int i = 0; i < LANES; i++) found |= seen->exact[i] || seen->single[i] || seen->short_ones[i];
+    return found;
+}
+
+/* One term of a sum: values in memory, or in an open file from byte `at` on where `values` is NULL. */
+struct term {
+    const char *values;
+    int64_t at;
+    double weight;
+    int32_t file;
+    int32_t format;
+};
+
+INLINE doubles weighed(struct term own, int format, long at, widen_half *half) {
+    if (format < 0) format = own.format;
+    return own.weight * doubled(format, own.values + at * ITEM_BYTES[format], half);
+}
+
+/* The sum of the rows, `count` values of each, a multiple of LANES; whether it holds NaN or infinity. Where the
+   formats and the number of terms are known to the compiler, nothing but the sum is left of the loop. */
+INLINE int sum_rows(int terms, const struct term *term, const char *const *rows, int from, int to, long count,
+                    char *out, widen_half *widen, narrow_half *half) {
+    struct seen seen = {{0}, {0}, {0}};
+    struct term own[terms]; /* which no writing to `out` can change, for all that the compiler knows */
+    for (int k = 0; k < terms; k++) own[k] = term[k], own[k].values = rows[k];
+    for (long i = 0; i < count; i += LANES) {
+        doubles sum = weighed(own[0], from, i, widen);
+        for (int k = 1; k < terms; k++) sum += weighed(own[k], from, i, widen);
+        narrow(to, sum, out + i * ITEM_BYTES[to], &seen, half);
     }
+    return is_set(&seen);
 }
 
-INLINE void sum_block(const struct sum *own, long at, double *sum, long count) {
-    int doubles = 0;
-    for (int term = 0; term < own->terms; term++) doubles |= own->formats[term] == F64;
-    if (!doubles && own->terms == 1) sum_rows(own->rows, own->weights, 1, sum);
-    else if (!doubles && own->terms == 2) sum_rows(own->rows, own->weights, 2, sum);
-    else if (!doubles && own->terms == 3) sum_rows(own->rows, own->weights, 3, sum);
-    else if (!doubles && own->terms == 4) sum_rows(own->rows, own->weights, 4, sum);
-    else sum_terms(own, at, sum, count);
+INLINE int sum_alike(int terms, const struct term *term, const char *const *rows, int format, long count,
+                     char *out, widen_half *widen, narrow_half *half) {
+    if (terms == 1) return sum_rows(1, term, rows, format, format, count, out, widen, half);
+    if (terms == 2) return sum_rows(2, term, rows, format, format, count, out, widen, half);
+    if (terms == 3) return sum_rows(3, term, rows, format, format, count, out, widen, half);
+    if (terms == 4) return sum_rows(4, term, rows, format, format, count, out, widen, half);
+    return sum_rows(terms, term, rows, format, format, count, out, widen, half);
 }
 
-INLINE void narrow_row(int format, const double *sum, void *to, long count, narrow_half *half) {
-    float odd[BLOCK];
-    if (format == F64) { memcpy(to, sum, count * 8); return; }
-    if (format == F32) { for (long i = 0; i < count; i++) ((float *)to)[i] = (float)sum[i]; return; }
-    for (long i = 0; i < count; i++) odd[i] = to_odd(sum[i]);
-    if (format == F16) half(odd, to, count);
-    else for (long i = 0; i < count; i++) ((uint16_t *)to)[i] = narrow_brain(odd[i]);
+/* The format of all terms and of the result; -1 if they differ. */
+INLINE int one_format(int terms, const struct term *term, int format) {
+    for (int k = 0; k < terms; k++)
+        if (term[k].format != format) return -1;
+    return format;
 }
 
-/* Which term the NaN or infinity comes from; -1 if from none. */
-static int culprit(const struct sum *own, long at, long count) {
-    for (int term = 0; term < own->terms; term++)
-        if (has_no_end(own->formats[term], place(own, term, at), count)) return term + 1;
-    return -1;
+INLINE int sum_any(int terms, const struct term *term, const char *const *rows, int format, long count,
+                   char *out, widen_half *widen, narrow_half *half) {
+    int own = one_format(terms, term, format);
+    if (own == F16) return sum_alike(terms, term, rows, F16, count, out, widen, half);
+    if (own == BF16) return sum_alike(terms, term, rows, BF16, count, out, widen, half);
+    if (own == F32) return sum_alike(terms, term, rows, F32, count, out, widen, half);
+    if (format == F16) return sum_rows(terms, term, rows, -1, F16, count, out, widen, half);
+    if (format == BF16) return sum_rows(terms, term, rows, -1, BF16, count, out, widen, half);
+    if (format == F32) return sum_rows(terms, term, rows, -1, F32, count, out, widen, half);
+    return sum_rows(terms, term, rows, -1, F64, count, out, widen, half);
 }
 
-INLINE int blend(struct sum *own, long count, int format, void *out, widen_half *widen, narrow_half *narrow) {
-    double sum[BLOCK];
-    int fault = 0;
-    for (long at = 0; at < count; at += BLOCK) {
-        char *to = (char *)out + at * ITEM_BYTES[format];
-        long here = count - at < BLOCK ? count - at : BLOCK;
-        for (int term = 0; term < own->terms; term++)
-            widen_row(own->formats[term], place(own, term, at), own->rows + (long)term * BLOCK, here, widen);
-        sum_block(own, at, sum, here);
-        narrow_row(format, sum, to, here, narrow);
-        if (!fault && has_no_end(format, to, here)) fault = culprit(own, at, here);
-    }
-    return fault;
-}
-
-/* The sum of a block's squared differences: in LANES sums side by side, which are then added in halves. torch can
+/* The sum of a block's squared differences: in 64 sums side by side, which are then added in halves. torch can
    add them in this order too. */
-INLINE float squared(const float *row, const float *less) {
-    float sums[LANES] = {0};
-    for (int at = 0; at < BLOCK; at += LANES)
-        for (int i = 0; i < LANES; i++) {
-            float one = row[at + i] - less[at + i];
-            sums[i] += one * one;
-        }
-    for (int left = LANES / 2; left; left /= 2)
+#define SIDES 8
+
+INLINE float squared(const floats *row) {
+    floats sums[SIDES] = {0};
+    for (int at = 0; at < BLOCK / LANES; at += SIDES)
+        for (int i = 0; i < SIDES; i++) sums[i] += row[at + i] * row[at + i];
+    for (int left = SIDES / 2; left; left /= 2)
         for (int i = 0; i < left; i++) sums[i] += sums[i + left];
-    return sums[0];
+    float *last = (float *)sums;
+    for (int left = LANES / 2; left; left /= 2)
+        for (int i = 0; i < left; i++) last[i] += last[i + left];
+    return last[0];
 }
 
-INLINE double square(long count, const void *from, int format, const void *to, int other, widen_half *widen) {
+/* Some values as eights of floats, zeros after the last. */
+INLINE floats eight(int format, const char *from, long count, widen_half *widen) {
+    char last[LANES * WIDEST] = {0};
+    if (count >= LANES) return widened(format, from, widen);
+    memcpy(last, from, count * ITEM_BYTES[format]);
+    return widened(format, last, widen);
+}
+
+INLINE double square(long count, const char *from, int format, const char *to, int other, widen_half *widen) {
     double found = 0;
     for (long at = 0; at < count; at += BLOCK) {
-        float row[BLOCK] = {0}, less[BLOCK] = {0};
-        long here = count - at < BLOCK ? count - at : BLOCK;
-        widen_row(format, (const char *)from + at * ITEM_BYTES[format], row, here, widen);
-        if (to) widen_row(other, (const char *)to + at * ITEM_BYTES[other], less, here, widen);
-        found += squared(row, less);
+        floats row[BLOCK / LANES] = {{0}};
+        for (long i = at; i < at + BLOCK && i < count; i += LANES) {
+            floats one = eight(format, from + i * ITEM_BYTES[format], count - i, widen);
+            if (to) one -= eight(other, to + i * ITEM_BYTES[other], count - i, widen);
+            row[(i - at) / LANES] = one;
+        }
+        found += squared(row);
     }
     return found;
 }
 
 /* The loops, compiled for one kind of processor. */
 #define COMPILED(KIND, TARGET) \
-    TARGET static int blend_##KIND(struct sum *own, long count, int format, void *out) { \
-        return blend(own, count, format, out, widen_half_##KIND, narrow_half_##KIND); \
+    TARGET static int sum_##KIND(int terms, const struct term *term, const char *const *rows, int format, \
+                                 long count, char *out) { \
+        return sum_any(terms, term, rows, format, count, out, widen_half_##KIND, narrow_half_##KIND); \
     } \
-    TARGET static double square_##KIND(long count, const void *from, int format, const void *to, int other) { \
+    TARGET static double square_##KIND(long count, const char *from, int format, const char *to, int other) { \
         return square(count, from, format, to, other, widen_half_##KIND); \
     }
 
 COMPILED(plainly, )
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
-#define AVX2 __attribute__((target("avx2,f16c")))
-
-AVX2 static void widen_half_avx2(const uint16_t *from, float *to, long count) {
-    long i = 0;
-    for (; i + 8 <= count; i += 8)
-        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
-    for (; i < count; i++) to[i] = _cvtsh_ss(from[i]);
-}
-
-AVX2 static void narrow_half_avx2(const float *from, uint16_t *to, long count) {
-    long i = 0;
-    for (; i + 8 <= count; i += 8)
-        _mm_storeu_si128((__m128i *)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
-    for (; i < count; i++) to[i] = _cvtss_sh(from[i], 0);
-}
-
 COMPILED(avx2, AVX2)
 
 #define CHOSEN(NAME, ...) \
@@ -227,24 +243,92 @@ COMPILED(avx2, AVX2)
 #define CHOSEN(NAME, ...) ((void)plainly, NAME##_plainly(__VA_ARGS__))
 #endif
 
-/* out = sum of weights[k] * values[k], `count` values each, in the formats given (enum format). `plainly` does
-   without vector instructions.
+/* Whether there is a NaN or infinity among `count` values. */
+int aid_has_no_end(long count, const void *values, int format) {
+    const uint64_t exponent = 0x7ff0000000000000;
+    uint64_t found = 0;
+    uint32_t found32 = 0;
+    uint16_t found16 = 0, ones = format == F16 ? 0x7c00 : 0x7f80;
+    if (format == F64)
+        for (long i = 0; i < count; i++) found |= (((const uint64_t *)values)[i] & exponent) == exponent;
+    else if (format == F32)
+        for (long i = 0; i < count; i++)
+            found32 |= (((const uint32_t *)values)[i] & 0x7f800000) == 0x7f800000;
+    else
+        for (long i = 0; i < count; i++) found16 |= (((const uint16_t *)values)[i] & ones) == ones;
+    return found || found32 || found16;
+}
 
-   Returns 0; k + 1 if term k holds NaN or infinity; -1 if only the result does; -2 without memory. */
-int aid_blend(long count, int terms, const void *const *values, const int *formats, const double *weights,
-              int format, void *out, int plainly) {
-    float *rows = calloc((size_t)terms * BLOCK, sizeof(float));
-    if (!rows) return -2;
-    struct sum own = {terms, values, formats, weights, rows};
-    int fault = CHOSEN(blend, &own, count, format, out);
-    free(rows);
+/* Which term the NaN or infinity comes from; -1 if from none. */
+static int culprit(int terms, const struct term *term, const char *const *rows, long count) {
+    for (int k = 0; k < terms; k++)
+        if (aid_has_no_end(count, rows[k], term[k].format)) return k + 1;
+    return -1;
+}
+
+static int read_whole(int file, char *to, long size, int64_t at) {
+    for (long done = 0, got; done < size; done += got) {
+        do got = pread(file, to + done, size - done, at + done);
+        while (got < 0 && errno == EINTR);
+        if (got <= 0) return 0;
+    }
+    return 1;
+}
+
+/* What is less than LANES values goes by memory that holds as many. */
+static int sum_last(int terms, const struct term *term, const char **rows, int format, long count, char *out,
+                    char *spare, int plainly) {
+    char result[LANES * WIDEST];
+    for (int k = 0; k < terms; k++, spare += LANES * WIDEST) {
+        memset(spare, 0, LANES * WIDEST);
+        rows[k] = memcpy(spare, rows[k], count * ITEM_BYTES[term[k].format]);
+    }
+    int found = CHOSEN(sum, terms, term, rows, format, LANES, result);
+    memcpy(out, result, count * ITEM_BYTES[format]);
+    return found;
+}
+
+/* Some of the sum's values; its fault, as `aid_blend` tells it. */
+static int blend(int terms, const struct term *term, const char **rows, int format, long count, char *out,
+                 char *spare, int plainly) {
+    long whole = count / LANES * LANES, left = count - whole;
+    int fault = CHOSEN(sum, terms, term, rows, format, whole, out) ? culprit(terms, term, rows, whole) : 0;
+    if (!left) return fault;
+    for (int k = 0; k < terms; k++) rows[k] += whole * ITEM_BYTES[term[k].format];
+    int found = sum_last(terms, term, rows, format, left, out + whole * ITEM_BYTES[format], spare, plainly);
+    return found && !fault ? culprit(terms, term, rows, left) : fault;
+}
+
+/* out = sum of weight times values, `count` values each, of which some are read at a time from files. `plainly`
+   does without vector instructions.
+
+   Returns 0; k + 1 if term k holds NaN or infinity; -1 if only the result does; -2 without memory; -3 - k if
+   term k's file ends too early or can't be read. */
+int aid_blend(long count, int terms, const struct term *term, int format, char *out, int plainly) {
+    int fault = 0;
+    long most = ROOM / WIDEST / terms / LANES * LANES, step = most > STEP ? STEP : most < LANES ? LANES : most;
+    char *room = malloc(terms * (step * WIDEST + LANES * WIDEST + sizeof(char *)));
+    if (!room) return -2;
+    char *spare = room + terms * step * WIDEST;
+    const char **rows = (const char **)(spare + terms * LANES * WIDEST);
+    for (long at = 0; at < count; at += step) {
+        long here = count - at < step ? count - at : step;
+        for (int k = 0; k < terms; k++) {
+            int item = ITEM_BYTES[term[k].format];
+            char *own = room + k * step * WIDEST;
+            rows[k] = term[k].values ? term[k].values + at * item : own;
+            if (term[k].values || read_whole(term[k].file, own, here * item, term[k].at + at * item)) continue;
+            free(room);
+            return -3 - k;
+        }
+        int found = blend(terms, term, rows, format, here, out + at * ITEM_BYTES[format], spare, plainly);
+        if (!fault) fault = found;
+    }
+    free(room);
     return fault;
 }
 
 /* The sum of squared differences, in floats; `to` may be NULL, which stands for zeros. */
-double aid_square(long count, const void *from, int format, const void *to, int other, int plainly) {
+double aid_square(long count, const char *from, int format, const char *to, int other, int plainly) {
     return CHOSEN(square, count, from, format, to, other);
 }
-
-/* Whether there is a NaN or infinity among `count` values. */
-int aid_has_no_end(long count, const void *values, int format) { return has_no_end(format, values, count); }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,8 +11,9 @@ from pathlib import Path
 from sys import intern
 from typing import TYPE_CHECKING
 
-from aid.errors import FileError, ModelError
+from aid.errors import ModelError
 from aid.merge.combination import models_in
+from aid.merge.place import Place, Source, part_of
 from aid.merge.recipe import Recipe
 from aid.sd.file.header import ITEM_BYTES, Format, is_pickle, read_layout
 from aid.sd.model.architecture import FAMILY_NAMES, Family
@@ -26,25 +26,29 @@ if TYPE_CHECKING:
 
 ARTIFACT_FILE = "model.safetensors"
 DIFFUSERS_KEY = "encoder.down_blocks.0.resnets.0.conv1.weight"
-Values = Callable[[str, int, memoryview], memoryview]
 
 
 @dataclass(frozen=True)
 class Parent:
-    """Formats in file order, under modern LDM names; `values` gives a tensor's bytes from a given one on, as
-    many as a buffer has room for: in that buffer, or where they lie. Several threads may call it."""
+    """Formats in file order, under modern LDM names; `source` tells where a tensor's bytes are. Several
+    threads may call it."""
 
     name: str
     path: Path
     formats: Mapping[str, Format]
     metadata: Mapping[str, str]
-    values: Values
+    source: Callable[[str], Source]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.path})"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {key: one.shape for key, one in self.formats.items()}
+
+    def values(self, key: str, start: int, room: memoryview) -> memoryview:
+        """A tensor's bytes from a given one on, as many as there is room for: there, or where they lie."""
+        source = part_of(self.source(key), start, len(room))
+        return source.read(room) if isinstance(source, Place) else source
 
     def read(self, key: str) -> memoryview:
         """All bytes of a tensor."""
@@ -65,18 +69,14 @@ def open_parent(name: str, path: Path, open_files: ExitStack, mapped: bool = Fal
     entries = {intern(modern_key(key)): entry for key, entry in layout.entries.items()}
     whole = open_files.enter_context(_mapped(stream.fileno())) if mapped else None
 
-    def values(key: str, start: int, room: memoryview) -> memoryview:
-        at = entries[key].start + start
-        if whole is not None and at % ITEM_BYTES[entries[key].format] == 0:  # C's numbers are aligned
-            found = whole[at : at + len(room)]
-        else:
-            found = room[: os.preadv(stream.fileno(), [room], at)]
-        if len(found) != len(room):
-            raise FileError(f"{file} ends inside {key}", "a file that stays as it is while it is read")
-        return found
+    def source(key: str) -> Source:
+        entry = entries[key]
+        if whole is not None and entry.start % ITEM_BYTES[entry.format] == 0:  # C's numbers are aligned
+            return whole[entry.start : entry.end]
+        return Place(file, key, stream.fileno(), entry.start)
 
     formats = {key: _format(entry.format, entry.shape) for key, entry in entries.items()}
-    return Parent(name, file, formats, layout.metadata, values)
+    return Parent(name, file, formats, layout.metadata, source)
 
 
 def _mapped(file: int) -> memoryview:
@@ -108,15 +108,11 @@ def _of_stored(name: str, path: Path, tensors: Mapping[str, Stored], metadata: M
     from aid.sd.file.tensorfile import NAMES, raw_bytes
 
     @lru_cache(maxsize=2)  # the pieces of a tensor are asked for one after another
-    def values_of(key: str) -> memoryview:
+    def source(key: str) -> memoryview:
         return raw_bytes(tensors[key].read())
 
-    def values(key: str, start: int, room: memoryview) -> memoryview:
-        room[:] = values_of(key)[start : start + len(room)]
-        return room
-
     formats = {key: Format(NAMES[one.dtype], one.shape) for key, one in tensors.items()}
-    return Parent(name, path, formats, metadata, values)
+    return Parent(name, path, formats, metadata, source)
 
 
 def open_vae_parent(path: Path, family: Family, open_files: ExitStack) -> Parent:
@@ -142,7 +138,7 @@ def _require_family(found: Parent, family: Family) -> None:
 
 def _renamed(found: Parent, names: Mapping[str, str]) -> Parent:
     formats = {key: found.formats[own] for key, own in names.items()}
-    return replace(found, formats=formats, values=lambda key, *given: found.values(names[key], *given))
+    return replace(found, formats=formats, source=lambda key: found.source(names[key]))
 
 
 def _unpacked_vae(path: Path, family: Family) -> Parent:

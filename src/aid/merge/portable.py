@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import add
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from aid.merge.arithmetic import Operand
+from aid.merge.place import Place, part_of
+from aid.sd.file.header import ITEM_BYTES
 from aid.sd.file.tensorfile import DTYPES
 
 BLOCK, LANES = 1024, 64
@@ -69,7 +71,7 @@ class Torch:
             finite = finite and DESK.is_finite(result)
         if finite:
             return 0
-        broken = (not all(map(DESK.is_finite, row)) for row in rows)
+        broken = (not self.is_finite(one, count) for one in operands)
         return next((number for number, found in enumerate(broken, 1) if found), -1)
 
     def is_finite(self, operand: Operand, count: int) -> bool:
@@ -84,11 +86,15 @@ class Torch:
 TORCH = Torch()
 
 
-def _parts(operand: Operand, count: int) -> Sequence[Tensor]:
-    if not count:
-        return []
-    values = torch.frombuffer(operand.values, dtype=DTYPES[operand.format], count=count)
-    return [values[start : start + PART] for start in range(0, count, PART)]
+def _parts(operand: Operand, count: int) -> Iterator[Tensor]:
+    """Of a file too, from which each part is read when it is asked for; it holds until the next."""
+    item = ITEM_BYTES[operand.format]
+    room = memoryview(bytearray(min(count, PART) * item if isinstance(operand.values, Place) else 0))
+    for start in range(0, count, PART):
+        size = min(PART, count - start)
+        values = part_of(operand.values, start * item, size * item)
+        raw = values.read(room[: size * item]) if isinstance(values, Place) else values
+        yield torch.frombuffer(raw, dtype=DTYPES[operand.format], count=size)
 
 
 def _add_squares(so_far: float, row: Tensor) -> float:

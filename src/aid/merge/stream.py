@@ -1,6 +1,6 @@
-"""A safetensors file written while its parents are read, piece by piece: memory doesn't grow with the models.
+"""A safetensors file written while its parents are read, bit by bit: memory doesn't grow with the models.
 
-Pieces are computed by threads, each in buffers of its own, and looked at in the file's order. So the bytes
+Threads compute stretches of it, each in a room of its own, and hash them in the file's order. So the bytes
 and the hash are the same for any number of threads.
 """
 
@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 from aid.core.files import replacing
 from aid.core.workbench import Workbench
 from aid.merge.arithmetic import Operand, arithmetic
 from aid.merge.parent import Parent
+from aid.merge.place import Place, part_of
+from aid.merge.relay import Relay
 from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, layout_bytes, written_order
 
-DESK_BYTES = 3 << 19  # what a thread works on at once: memory doesn't grow with the number of models either
-STEP_BYTES = 8 << 10  # pieces are whole blocks of the kernel's, in any format
+STRETCH_BYTES = 1 << 20  # of the result, which a thread makes at once
 THREADS = 4  # more don't help: a disk, or memory, is what is waited for
-SPARE = 2  # pieces that are done and wait for their turn to be hashed
 
 
 @dataclass(frozen=True)
@@ -59,17 +56,16 @@ class Piece:
     count: int
     at: int
 
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.count * ITEM_BYTES[self.output.format.name]
 
+
+Stretch = list[Piece]
+"""Pieces that stand side by side in the file, or one tensor that is made at once."""
 Seen = Callable[[Piece, int], None]
 """Told of each piece, in the file's order, and its fault."""
-
-
-class Desk:
-    """One thread's buffers: a piece of each parent, and of the result."""
-
-    def __init__(self, parents: int, piece_bytes: int) -> None:
-        self.rows = [memoryview(bytearray(piece_bytes)) for _ in range(parents)]
-        self.result = memoryview(bytearray(piece_bytes))
 
 
 def threads_of(bench: Workbench) -> int:
@@ -89,130 +85,98 @@ def write_stream(
     with replacing(path, size) as stream:
         stream.write(head)
         stream.flush()
-        for piece, written, fault in _results(stream.fileno(), outputs, len(head), threads):
-            digest.update(written)
-            seen(piece, fault)
+        relay = Relay(_stretches(outputs, len(head)))
+
+        def make(number: int, stretch: Stretch, room: memoryview) -> None:
+            if isinstance(stretch[0].output.source, Whole):
+                relay.wait(number)  # one at a time: it takes memory
+            values, faults = _made(stretch, room)
+            _write(stream.fileno(), stretch[0].at, values)
+            with relay.turn(number):
+                digest.update(values)
+                for piece, fault in zip(stretch, faults, strict=True):
+                    seen(piece, fault)
+
+        def work() -> None:
+            room = memoryview(bytearray(STRETCH_BYTES))
+            for number, stretch in relay:
+                make(number, stretch, room)
+
+        relay.run(work, threads)
     return digest.hexdigest()
 
 
 def fill(key: str, output: Output, into: memoryview) -> Iterator[tuple[Piece, int]]:
     """One tensor's bytes, put `into` memory piece by piece."""
-    source, item = output.source, ITEM_BYTES[output.format.name]
-    if isinstance(source, Whole):
-        values, fault = source.make()
-        into[:] = values
-        yield Piece(key, output, 0, len(values) // item, 0), fault
-        return
-    parents = len(source.terms)
-    piece_bytes = min(_piece_bytes(parents), len(into) // item * _widest(key, source, item))
-    desk = Desk(parents, piece_bytes)
-    for piece in _pieces_of(key, output, 0, piece_bytes):
-        own = into[piece.at : piece.at + piece.count * item]
-        values, fault = _computed(piece, source, desk, own)
-        if values is not own:
-            own[:] = values
-        yield piece, fault
+    for stretch in _stretches({key: output}, 0):
+        room = into[stretch[0].at :][: stretch[0].size]
+        values, faults = _made(stretch, room)
+        if isinstance(output.source, Whole):
+            room[:] = values
+        yield stretch[0], faults[0]
 
 
-Result = tuple[Piece, memoryview, int]
-"""A piece, its bytes as they were written, and its fault."""
-Pending = deque[tuple[Desk, Future[Result]]]
+def _made(stretch: Stretch, room: memoryview) -> tuple[memoryview, list[int]]:
+    """The bytes, in `room` but for a tensor that is made at once, and each piece's fault."""
+    first = stretch[0]
+    if isinstance(first.output.source, Whole):
+        values, fault = first.output.source.make()
+        return values, [fault]
+    rooms = (room[piece.at - first.at :][: piece.size] for piece in stretch)
+    faults = [_sum(piece, own) for piece, own in zip(stretch, rooms, strict=True)]
+    return room[: sum(piece.size for piece in stretch)], faults
 
 
-def _results(file: int, outputs: Mapping[str, Output], data_start: int, threads: int) -> Iterator[Result]:
-    """Of each piece, in order; its bytes hold until the next."""
-    sums = (one.source for one in outputs.values())
-    widest = max((len(one.terms) for one in sums if isinstance(one, Sum)), default=0)
-    piece_bytes = _piece_bytes(widest)
-    pieces = _pieces(outputs, data_start, piece_bytes)
-    desks = deque(Desk(widest, piece_bytes) for _ in range(threads + SPARE if threads > 1 else 1))
-    if threads == 1:  # what was computed is hashed while it is in the cache
-        yield from (_made(file, piece, desks[0]) for piece in pieces)
-        return
-    pending: Pending = deque()
-    with ThreadPoolExecutor(threads, "merge") as pool:
-        try:
-            for piece in pieces:
-                if isinstance(piece.output.source, Whole):  # alone: it takes memory
-                    yield from _finished(pending, desks, 0)
-                    yield _made(file, piece, desks[0])
-                else:
-                    yield from _finished(pending, desks, threads + SPARE - 1)
-                    desk = desks.popleft()
-                    pending.append((desk, pool.submit(_made, file, piece, desk)))
-            yield from _finished(pending, desks, 0)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _finished(pending: Pending, desks: deque[Desk], most: int) -> Iterator[Result]:
-    """The oldest results, until at most `most` pieces are under way."""
-    while len(pending) > most:
-        desk, future = pending.popleft()
-        yield future.result()
-        desks.append(desk)
-
-
-def _made(file: int, piece: Piece, desk: Desk) -> Result:
-    source = piece.output.source
-    if isinstance(source, Whole):
-        values, fault = source.make()
-    else:
-        room = desk.result[: piece.count * ITEM_BYTES[piece.output.format.name]]
-        values, fault = _computed(piece, source, desk, room)
-    return piece, _written(file, piece, values), fault
-
-
-def _computed(piece: Piece, source: Sum, desk: Desk, room: memoryview) -> tuple[memoryview, int]:
-    """The piece, in `room` or, where it is one parent's alone, as it was read."""
-    operands = []
-    for (parent, weight), row in zip(source.terms, desk.rows, strict=False):
-        name = parent.formats[piece.key].name
-        item = ITEM_BYTES[name]
-        values = parent.values(piece.key, piece.start * item, row[: piece.count * item])
-        operands.append(Operand(values, name, weight))
-    return _blended(operands, piece.count, piece.output.format.name, room)
-
-
-def _blended(
-    operands: Sequence[Operand], count: int, format: str, room: memoryview
-) -> tuple[memoryview, int]:
+def _sum(piece: Piece, room: memoryview) -> int:
+    source, format = piece.output.source, piece.output.format.name
+    assert isinstance(source, Sum)
+    operands = [_operand(piece, *term) for term in source.terms]
     first = operands[0]
     if len(operands) == 1 and first.weight == 1.0 and first.format == format:
-        sound = format not in FLOATING or arithmetic([format]).is_finite(first, count)
-        return first.values, 0 if sound else 1
+        return _copy(first, piece.count, room)
     way = arithmetic([*(one.format for one in operands), format])
-    return room, way.blend(operands, count, format, room)
+    return way.blend(operands, piece.count, format, room)
 
 
-def _written(file: int, piece: Piece, values: memoryview) -> memoryview:
+def _operand(piece: Piece, parent: Parent, weight: float) -> Operand:
+    name = parent.formats[piece.key].name
+    item = ITEM_BYTES[name]
+    values = part_of(parent.source(piece.key), piece.start * item, piece.count * item)
+    return Operand(values, name, weight)
+
+
+def _copy(operand: Operand, count: int, room: memoryview) -> int:
+    if isinstance(operand.values, Place):
+        operand.values.read(room)
+    else:
+        room[:] = operand.values
+    if operand.format not in FLOATING:
+        return 0
+    return 0 if arithmetic([operand.format]).is_finite(operand._replace(values=room), count) else 1
+
+
+def _write(file: int, at: int, values: memoryview) -> None:
     done = 0
     while done < len(values):
-        done += os.pwrite(file, values[done:], piece.at + done)
-    return values
+        done += os.pwrite(file, values[done:], at + done)
 
 
-def _piece_bytes(parents: int) -> int:
-    """Of the widest format at work; a step at least, however many parents share the desk."""
-    return max(1, DESK_BYTES // (parents + 1) // STEP_BYTES) * STEP_BYTES
-
-
-def _pieces(outputs: Mapping[str, Output], data_start: int, piece_bytes: int) -> Iterator[Piece]:
-    """Every piece in the file's order."""
-    names = written_order({key: one.format for key, one in outputs.items()})
-    starts = accumulate((outputs[key].format.size for key in names), initial=data_start)
-    for key, start in zip(names, starts, strict=False):
-        yield from _pieces_of(key, outputs[key], start, piece_bytes)
-
-
-def _pieces_of(key: str, output: Output, at: int, piece_bytes: int) -> Iterator[Piece]:
-    source, item = output.source, ITEM_BYTES[output.format.name]
-    total = output.format.size // item
-    step = total if isinstance(source, Whole) else piece_bytes // _widest(key, source, item)
-    for start in range(0, total, max(1, step)):
-        yield Piece(key, output, start, min(step, total - start), at + start * item)
-
-
-def _widest(key: str, source: Sum, item: int) -> int:
-    """Bytes of a value in the widest format at work."""
-    return max(item, *(ITEM_BYTES[parent.formats[key].name] for parent, _ in source.terms))
+def _stretches(outputs: Mapping[str, Output], at: int) -> Iterator[Stretch]:
+    """All that stands in the file from byte `at` on. Items are of ever smaller size, so that stretches end
+    between two of them."""
+    stretch, left = list[Piece](), STRETCH_BYTES
+    for key in written_order({key: one.format for key, one in outputs.items()}):
+        output, start = outputs[key], 0
+        alone, item = isinstance(output.source, Whole), ITEM_BYTES[output.format.name]
+        if alone and stretch:
+            yield stretch
+            stretch, left = [], STRETCH_BYTES
+        while start < (total := output.format.size // item):
+            piece = Piece(key, output, start, total if alone else min(total - start, left // item), at)
+            stretch.append(piece)
+            start, at, left = start + piece.count, at + piece.size, left - piece.size
+            if left <= 0 or alone:
+                yield stretch
+                stretch, left = [], STRETCH_BYTES
+    if stretch:
+        yield stretch
