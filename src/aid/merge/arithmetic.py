@@ -58,7 +58,7 @@ class Kernel:
 
     def blend(self, operands: Sequence[Operand], count: int, format: str, out: memoryview) -> int:
         terms = b"".join(map(_term, operands))
-        fault: int = self.library.aid_blend(
+        fault: int = self.library.aid_sum(
             ctypes.c_long(count), len(operands), terms, CODES[format], _pointer(out), self.plainly
         )
         if fault == NO_MEMORY:
@@ -114,7 +114,7 @@ def kernel() -> Kernel | None:
     """The compiled kernel, if one was built that has what is called here, and this machine can load it."""
     try:
         library = ctypes.CDLL(str(LIBRARY))
-        library.aid_square.restype = ctypes.c_double
+        library.aid_sum.restype, library.aid_square.restype = ctypes.c_int, ctypes.c_double
     except (OSError, AttributeError):
         return None
     return Kernel(library)

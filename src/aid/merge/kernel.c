@@ -288,7 +288,7 @@ static int sum_last(int terms, const struct term *term, const char **rows, int f
     return found;
 }
 
-/* Some of the sum's values; its fault, as `aid_blend` tells it. */
+/* Some of the sum's values; its fault, as `aid_sum` tells it. */
 static int blend(int terms, const struct term *term, const char **rows, int format, long count, char *out,
                  char *spare, int plainly) {
     long whole = count / LANES * LANES, left = count - whole;
@@ -304,7 +304,7 @@ static int blend(int terms, const struct term *term, const char **rows, int form
 
    Returns 0; k + 1 if term k holds NaN or infinity; -1 if only the result does; -2 without memory; -3 - k if
    term k's file ends too early or can't be read. */
-int aid_blend(long count, int terms, const struct term *term, int format, char *out, int plainly) {
+int aid_sum(long count, int terms, const struct term *term, int format, char *out, int plainly) {
     int fault = 0;
     long most = ROOM / WIDEST / terms / LANES * LANES, step = most > STEP ? STEP : most < LANES ? LANES : most;
     char *room = malloc(terms * (step * WIDEST + LANES * WIDEST + sizeof(char *)));
