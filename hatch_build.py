@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent
-SOURCE = ROOT / "src/aid/merge/kernel.c"
+SOURCE = ROOT / "src/aid/merge/ties.c"  # which includes kernel.c
 LIBRARY = SOURCE.with_name("_kernel.so")
 FLAGS = (
     "-O3",

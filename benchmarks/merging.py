@@ -150,8 +150,15 @@ CASES = {
     "mbw of three, torch": Case("sd1", ("F16",) * 3, MBW, portable=True),
     "add difference": Case("sd1", ("F16",) * 3, chain("add_difference", NAMES[:3], alpha=0.7)),
     "ties of four": Case("sd1", ("F16",) * 4, chain("ties", NAMES[:4], alpha=0.5, beta=0.2)),
+    "dare of four": Case("sd1", ("F16",) * 4, chain("dare", NAMES[:4], alpha=0.5, beta=0.3)),
+    "slerp": Case("sd1", ("F16",) * 2, chain("slerp", NAMES[:2], alpha=0.4)),
+    "cosine_b": Case("sd1", ("F16",) * 2, chain("cosine_b", NAMES[:2], alpha=0.2)),
+    "train difference": Case("sd1", ("F16",) * 3, chain("train_difference", NAMES[:3], alpha=0.7)),
     "five LoRA": Case("sd1", ("F16",), 'primary = "style"\n', loras=5),
     "sdxl, two": Case("sdxl", ("F16",) * 2, chain("weighted_sum", NAMES[:2], alpha=0.4), ("loop",)),
+    "sdxl, slerp": Case("sdxl", ("F16",) * 2, chain("slerp", NAMES[:2], alpha=0.4)),
+    "sdxl, dare": Case("sdxl", ("F16",) * 2, chain("dare", NAMES[:2], alpha=0.5, beta=0.3)),
+    "sdxl, ties of three": Case("sdxl", ("F16",) * 3, chain("ties", NAMES[:3], alpha=0.5, beta=0.2)),
     "sdxl, three": Case("sdxl", ("F16",) * 3, chain("triple_sum", NAMES[:3], alpha=0.3, beta=0.3)),
     **{
         f"growth, {size} GB": Case(

@@ -2,19 +2,65 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from aid.merge.evaluation import Array, Bake
+from aid.merge.decomposition import one_thread
+from aid.merge.mode import Shape, parts_of
 from aid.sd.adapter.bake import plan_bake
 from aid.sd.adapter.file import load_adapter
 from aid.sd.adapter.use import Step, Use, with_steps
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.layouts import Place
 
+ROWS = 1 << 16  # values of whole rows that are baked at once
 Steps = dict[tuple[Place, str], list[Step]]
+
+
+@dataclass(frozen=True)
+class Bake:
+    """What adapters do to one tensor of a file, some rows at a time where every one of them allows that."""
+
+    shape: Shape
+    steps: Steps
+
+    @property
+    def grain(self) -> int:
+        by_rows = all(
+            not place.transposed and change.by_rows
+            for (place, _), own in self.steps.items()
+            for change, _ in own
+        )
+        return parts_of(math.prod(self.shape[1:]), ROWS) if by_rows else math.prod(self.shape)
+
+    @torch.no_grad()
+    def __call__(self, values: memoryview, start: int) -> None:
+        """Always the same rows together, by one thread: else products are summed in another order."""
+        row, flat = math.prod(self.shape[1:]), torch.frombuffer(values, dtype=torch.float32)
+        with one_thread():
+            for at in range(0, len(flat), self.grain):
+                rows = flat[at : at + self.grain].view(-1, *self.shape[1:])
+                self._bake(rows, (start + at) // row)
+
+    def _bake(self, rows: Tensor, first: int) -> None:
+        """The file's rows from that one on."""
+        for (place, parameter), own in self.steps.items():
+            if len(rows) == self.shape[0]:
+                view = place.take(rows)
+                view.copy_(with_steps(view, parameter, own))
+                continue
+            height = self.shape[0] // (1 if place.third is None else 3)
+            above = height * (place.third or 0)
+            here, end = max(first, above), min(first + len(rows), above + height)
+            if here < end:
+                view = rows[here - first : end - first]
+                cut = [(change.rows(here - above, end - above), strength) for change, strength in own]
+                view.copy_(with_steps(view, parameter, cut))
 
 
 def plan_adapters(
@@ -22,8 +68,10 @@ def plan_adapters(
     weights: Mapping[str, Mapping[str, float]],
     architecture: Architecture,
     block: Callable[[str], str],
+    shapes: Mapping[str, Shape],
 ) -> dict[str, Bake]:
-    """For each tensor that an adapter changes, what becomes of it. Negative weights take away.
+    """For each tensor that an adapter changes, what becomes of it; `shapes` are the file's. Negative weights
+    take away.
 
     Raises ModelError for an adapter that doesn't fit the architecture, before any tensor is read.
     """
@@ -34,20 +82,4 @@ def plan_adapters(
             for place, parameter, own in places if weight else ():
                 weighed = [(change, strength * weight) for change, strength in own]
                 steps.setdefault(key, {}).setdefault((place, parameter), []).extend(weighed)
-    return {key: _bake(own) for key, own in steps.items()}
-
-
-def _bake(steps: Steps) -> Bake:
-    @torch.no_grad()
-    def bake(values: Array) -> Array:
-        whole, threads = torch.from_numpy(values), torch.get_num_threads()
-        torch.set_num_threads(1)  # with more, products are summed in another order
-        try:
-            for (place, parameter), own in steps.items():
-                view = place.take(whole)
-                view.copy_(with_steps(view, parameter, own))
-        finally:
-            torch.set_num_threads(threads)
-        return whole.numpy()
-
-    return bake
+    return {key: Bake(shapes.get(key, ()), own) for key, own in steps.items()}

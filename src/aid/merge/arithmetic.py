@@ -59,7 +59,7 @@ class Kernel:
     def blend(self, operands: Sequence[Operand], count: int, format: str, out: memoryview) -> int:
         terms = b"".join(map(_term, operands))
         fault: int = self.library.aid_sum(
-            ctypes.c_long(count), len(operands), terms, CODES[format], _pointer(out), self.plainly
+            ctypes.c_long(count), len(operands), terms, CODES[format], pointer(out), self.plainly
         )
         if fault == NO_MEMORY:
             raise MemoryError
@@ -68,14 +68,14 @@ class Kernel:
         return fault
 
     def is_finite(self, operand: Operand, count: int) -> bool:
-        values, format = _pointer(_in_memory(operand)), CODES[operand.format]
+        values, format = pointer(in_memory(operand)), CODES[operand.format]
         return not self.library.aid_has_no_end(ctypes.c_long(count), values, format)
 
     def square(self, operand: Operand, less: Operand | None, count: int) -> float:
         own, other = operand, less or operand
-        values = _pointer(_in_memory(less)) if less else None
+        values = pointer(in_memory(less)) if less else None
         found: float = self.library.aid_square(
-            ctypes.c_long(count), _pointer(_in_memory(own)), CODES[own.format], values, CODES[other.format],
+            ctypes.c_long(count), pointer(in_memory(own)), CODES[own.format], values, CODES[other.format],
             self.plainly,
         )  # fmt: skip
         return found
@@ -96,7 +96,8 @@ def _read_again(operand: Operand, count: int) -> None:
     raise FileError(f"{values.path} could not be read", "a file that stays as it is while it is read")
 
 
-def _in_memory(operand: Operand) -> memoryview:
+def in_memory(operand: Operand) -> memoryview:
+    """Its values, which are no file's."""
     assert isinstance(operand.values, memoryview)
     return operand.values
 
@@ -105,7 +106,15 @@ def _address(values: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(values))
 
 
-def _pointer(values: memoryview) -> ctypes.c_void_p:
+def pointers(
+    operands: Sequence[Operand],
+) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_int]]:
+    """Where operands in memory lie, and their formats' codes."""
+    values = (ctypes.c_void_p * len(operands))(*(_address(in_memory(one)) for one in operands))
+    return values, (ctypes.c_int * len(operands))(*(CODES[one.format] for one in operands))
+
+
+def pointer(values: memoryview) -> ctypes.c_void_p:
     return ctypes.c_void_p(_address(values))
 
 
@@ -115,6 +124,7 @@ def kernel() -> Kernel | None:
     try:
         library = ctypes.CDLL(str(LIBRARY))
         library.aid_sum.restype, library.aid_square.restype = ctypes.c_int, ctypes.c_double
+        library.aid_count_sizes.restype = library.aid_bin.restype = ctypes.c_long
     except (OSError, AttributeError):
         return None
     return Kernel(library)

@@ -16,10 +16,9 @@ from aid.merge.combination import Call, Combination
 from aid.merge.job import Job, open_job
 from aid.merge.note import Notes
 from aid.merge.plan import Plan
-from aid.merge.recipe import Recipe, adapter_weights
+from aid.merge.recipe import RANGED, Recipe, adapter_weights
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.merge.stream import Output, fill, threads_of
-from aid.merge.whole import LIKENESS
 from aid.sd.file.precision import PRECISIONS
 from aid.sd.file.tensorfile import DTYPES, Stored
 from aid.sd.model.checkpoint import StableDiffusion, fill_checkpoint
@@ -170,7 +169,7 @@ def _is_blended(key: str, job: Job, plan: Plan) -> bool:
 
 def _is_ranged(combination: Combination) -> bool:
     """Whether it hangs on all tensors of its mode, as the cosine modes do."""
-    return any(isinstance(leaf, Call) and leaf.mode in LIKENESS for leaf, _ in combination)
+    return any(isinstance(leaf, Call) and leaf.mode in RANGED for leaf, _ in combination)
 
 
 def _adapters(job: Job, recipe: Recipe, settings: MergeSettings) -> dict[str, tuple[float, ...]]:

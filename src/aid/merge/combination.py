@@ -1,7 +1,8 @@
 """A recipe of any depth as one sum for each tensor: models and their weights.
 
-Steps that only weigh are multiplied out. What isn't a weighing (see `whole`) stays a term of its own, with
-sums as its operands. So every value is computed once and rounded once, and what has the weight 0 isn't read.
+Steps that only weigh are multiplied out. What isn't a weighing (see `nonlinear`) stays a term of its own,
+with sums as its operands. So every value is computed once and rounded once, and what has the weight 0 isn't
+read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ ROUNDING = 1e-9  # a weight this small is what decimals such as 0.1 + 0.2 + 0.7 
 
 @dataclass(frozen=True)
 class Call:
-    """A mode that needs whole tensors, and what it is given."""
+    """A mode that doesn't only weigh, and what it is given."""
 
     mode: str
     operands: tuple[Combination, ...]

@@ -1,25 +1,39 @@
-"""Tensors that aren't mere sums, computed one at a time: modes of `whole`, and adapters baked in."""
+"""Tensors that aren't mere sums, computed part by part: modes that don't only weigh, and adapters baked in.
+
+What a mode has to know of a whole tensor is found in a first pass, over all tensors before any is written.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from threading import RLock
+from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from aid.merge.arithmetic import Operand, arithmetic
+from aid.core.workbench import Ticker
+from aid.merge.arithmetic import CODES, Operand, arithmetic, in_memory, kernel
 from aid.merge.combination import Call, Combination
+from aid.merge.mode import Given, Mode, Told, parts_of
 from aid.merge.parent import Parent
-from aid.merge.whole import LIKENESS, WHOLE, Numbers
+from aid.merge.recipe import RANGED
+from aid.merge.stream import Made
+from aid.merge.ties import TIES, by_kernel
 from aid.sd.file.header import ITEM_BYTES, Format
 
-Array = NDArray[Any]
+MOST = 1 << 16  # values at a time
 Bounds = tuple[float, float]
-Bake = Callable[[Array], Array]
-"""What adapters make of a tensor's values, in float32."""
+
+
+class Bake(Protocol):
+    """What adapters make of a tensor's values, float32, in place: of whole grains from value `start` on, or
+    of what is left."""
+
+    @property
+    def grain(self) -> int: ...
+
+    def __call__(self, values: memoryview, start: int) -> None: ...
 
 
 @dataclass
@@ -28,83 +42,147 @@ class Evaluation:
 
     parents: Mapping[str, Parent]
     calls: Mapping[str, Combination]
+    formats: Mapping[str, Format]
     bakes: Mapping[str, Bake] = field(default_factory=dict)
-    bounds: dict[tuple[str, tuple[Combination, ...]], Bounds] = field(default_factory=dict)
+    measured: dict[tuple[object, ...], Any] = field(default_factory=dict)
+    bounds: dict[tuple[object, ...], Bounds] = field(default_factory=dict)
+    lock: RLock = field(default_factory=RLock)
 
-    def make(self, key: str, format: Format) -> tuple[memoryview, int]:
-        """A tensor's bytes, rounded once, and its fault."""
-        result = memoryview(bytearray(format.size))
-        if not self.calls[key] and key not in self.bakes:
-            return result, 0  # everything cancelled out
+    def made(self, key: str) -> Made:
+        """How a tensor is made, each value rounded once."""
+        return Made(partial(self._fill, key), self._grain(key))
+
+    def measure(self, threads: int, tick: Ticker) -> None:
+        """All first passes, a tensor a thread; memory holds a few numbers of each."""
+        with ThreadPoolExecutor(threads, "measure") as pool:
+            for _ in pool.map(self._measure, self.calls):
+                tick()
+
+    def _measure(self, key: str) -> None:
+        for call in calls_in(self.calls[key]):
+            self._first_pass(key, call)
+
+    def _working(self, key: str) -> str:
+        """Baking works with floats, and so does all that is rounded to fewer bits."""
+        return "F64" if self.formats[key].name in ("F32", "F64") and key not in self.bakes else "F32"
+
+    def _grain(self, key: str) -> int:
+        """The largest, a multiple of the smaller ones: of a value, the last axis, rows and everything."""
+        grains = [mode.grain(self.formats[key].shape) for mode in self._modes(key)]
+        return max(1, *grains, self.bakes[key].grain if key in self.bakes else 1)
+
+    def _step(self, key: str) -> int:
+        """Values at a time."""
+        return parts_of(self._grain(key), min((mode.values for mode in self._modes(key)), default=MOST))
+
+    def _modes(self, key: str) -> list[Mode]:
+        return [self._mode(key, call) for call in calls_in(self.calls[key])]
+
+    def _mode(self, key: str, call: Call) -> Mode:
+        native = kernel()
+        if native is not None and call.mode in TIES and self._working(key) == "F32":
+            return by_kernel(native, call.mode)
+        from aid.merge.nonlinear import NONLINEAR  # numpy is needed for these alone
+
+        return NONLINEAR[call.mode]
+
+    def _fill(self, key: str, start: int, room: memoryview) -> int:
+        """Values from `start` on; returns their fault."""
+        format, fault = self.formats[key].name, 0
+        item = ITEM_BYTES[format]
+        total, step = len(room) // item, self._step(key)
+        for at in range(0, total, step):
+            count = min(step, total - at)
+            own = self._blend(key, start + at, count, format, room[at * item : (at + count) * item])
+            fault = fault or own
+        return fault
+
+    def _blend(self, key: str, start: int, count: int, format: str, out: memoryview) -> int:
+        operands = self._operands(key, self.calls[key], start, count)
         if key in self.bakes:
-            baked = self.bakes[key](self.array(key, self.calls[key], "F32"))
-            values = Operand(_bytes_of(np.ascontiguousarray(baked)), "F32")
-            count = len(result) // ITEM_BYTES[format.name]
-            return result, arithmetic(["F32", format.name]).blend([values], count, format.name, result)
-        working = "F64" if format.name in ("F32", "F64") else "F32"
-        return result, self._blend(key, self.calls[key], working, format.name, result)
+            floats = _blended(operands, count, "F32")
+            self.bakes[key](in_memory(floats), start)
+            operands = [floats]
+        return _blend(operands, count, format, out)
 
-    def _blend(
-        self, key: str, combination: Combination, working: str, format: str, result: memoryview
-    ) -> int:
-        operands = [self._operand(key, leaf, weight, working) for leaf, weight in combination]
-        way = arithmetic([*(one.format for one in operands), format])
-        return way.blend(operands, len(result) // ITEM_BYTES[format], format, result)
+    def _operands(self, key: str, combination: Combination, start: int, count: int) -> list[Operand]:
+        return [self._operand(key, leaf, weight, start, count) for leaf, weight in combination]
 
-    def array(self, key: str, combination: Combination, working: str) -> Array:
-        """A combination's values in float32 or float64."""
-        shape = next(parent.formats[key].shape for parent in self.parents.values() if key in parent.formats)
-        values = np.zeros(shape, _dtype(working))
-        if combination and values.size:
-            self._blend(key, combination, working, working, _bytes_of(values))
-        return values
+    def _operand(self, key: str, leaf: str | Call, weight: float, start: int, count: int) -> Operand:
+        if isinstance(leaf, Call):
+            return Operand(self._called(key, leaf, start, count), self._working(key), weight)
+        format = self.parents[leaf].formats[key].name
+        item = ITEM_BYTES[format]
+        room = memoryview(bytearray(count * item))
+        return Operand(self.parents[leaf].values(key, start * item, room), format, weight)
 
-    def _operand(self, key: str, leaf: str | Call, weight: float, working: str) -> Operand:
-        if isinstance(leaf, str):
-            parent = self.parents[leaf]
-            return Operand(parent.read(key), parent.formats[key].name, weight)
-        values = np.ascontiguousarray(self._called(key, leaf, working), dtype=_dtype(working))
-        return Operand(_bytes_of(values), working, weight)
+    def _called(self, key: str, call: Call, start: int, count: int) -> memoryview:
+        shape, working = self.formats[key].shape, self._working(key)
+        models = [self._model(key, one, start, count) for one in call.operands]
+        bounds = self._range(call) if call.mode in RANGED else (0.0, 1.0)
+        told = Told(
+            call.alpha, call.beta, call.gamma, call.seed, key, shape, start, count, working,
+            self._first_pass(key, call), bounds,
+        )  # fmt: skip
+        return self._mode(key, call).part(models, told)
 
-    def _called(self, key: str, call: Call, working: str) -> Array:
-        models = [self.array(key, operand, working) for operand in call.operands]
-        bounds = self._bounds(call) if call.mode in LIKENESS else (0.0, 1.0)
-        told = Numbers(call.alpha, call.beta, call.gamma, _chance(call.seed, key), bounds)
-        return WHOLE[call.mode](models, told)
+    def _model(self, key: str, combination: Combination, start: int, count: int) -> Operand:
+        """As it is stored, where it is one parent alone."""
+        operands = self._operands(key, combination, start, count)
+        if len(operands) == 1 and operands[0].weight == 1.0 and operands[0].format in CODES:
+            return operands[0]
+        return _blended(operands, count, self._working(key))
 
-    def _bounds(self, call: Call) -> Bounds:
+    def _first_pass(self, key: str, call: Call) -> Any:
+        """What the mode measures of a tensor; it doesn't hang on alpha."""
+        measure, same = self._mode(key, call).measure, (key, *_same(call), call.beta)
+        shape, working = self.formats[key].shape, self._working(key)
+        if measure is not None and same not in self.measured:
+
+            def read(number: int, start: int, count: int) -> Operand:
+                return self._model(key, call.operands[number], start, count)
+
+            self.measured[same] = measure(Given(shape, len(call.operands), working, read), call.beta)
+        return self.measured.get(same)
+
+    def _range(self, call: Call) -> Bounds:
         """The range of similarities over all tensors of this mode, without the outermost hundredths."""
-        same = (call.mode, call.operands)
-        if same not in self.bounds:
-            alike = LIKENESS[call.mode]
-            keys = [key for key, combination in self.calls.items() if _meets(combination, same)]
-            found = [alike([self.array(key, one, "F32") for one in call.operands]) for key in keys]
-            self.bounds[same] = _range(found)
+        from aid.merge.nonlinear import range_of
+
+        same = _same(call)
+        with self.lock:
+            if same not in self.bounds:
+                alike = [
+                    self._first_pass(key, one)
+                    for key, combination in self.calls.items()
+                    for one in {_same(own): own for own in calls_in(combination)}.values()
+                    if _same(one) == same
+                ]
+                self.bounds[same] = range_of(alike)
         return self.bounds[same]
 
 
-def _meets(combination: Combination, same: tuple[str, tuple[Combination, ...]]) -> bool:
-    return any(isinstance(leaf, Call) and (leaf.mode, leaf.operands) == same for leaf, _ in combination)
+def calls_in(combination: Combination) -> Iterator[Call]:
+    """All, the innermost first."""
+    for leaf, _ in combination:
+        if isinstance(leaf, Call):
+            for operand in leaf.operands:
+                yield from calls_in(operand)
+            yield leaf
 
 
-def _range(found: Sequence[Array]) -> Bounds:
-    """As supermerger takes it: what lies below the first percentile goes, then what is above the last."""
-    values = np.concatenate([one.reshape(-1) for one in found])
-    values = values[~np.isnan(values)]
-    values = values[values >= np.percentile(values, 1, method="midpoint")]
-    values = values[values <= np.percentile(values, 99, method="midpoint")]
-    return float(values.min()), float(values.max())
+def _same(call: Call) -> tuple[object, ...]:
+    return (call.mode, call.operands)
 
 
-def _chance(seed: int, key: str) -> np.random.Generator:
-    """Of each tensor's own, whatever the order in which they come."""
-    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+def _blended(operands: Sequence[Operand], count: int, working: str) -> Operand:
+    values = memoryview(bytearray(count * ITEM_BYTES[working]))
+    _blend(operands, count, working, values)
+    return Operand(values, working)
 
 
-def _dtype(format: str) -> type[np.floating[Any]]:
-    return np.float64 if format == "F64" else np.float32
-
-
-def _bytes_of(values: Array) -> memoryview:
-    return memoryview(values.reshape(-1).view(np.uint8).data)
+def _blend(operands: Sequence[Operand], count: int, format: str, out: memoryview) -> int:
+    if not operands:  # everything cancelled out
+        out[:] = bytes(len(out))
+        return 0
+    return arithmetic([*(one.format for one in operands), format]).blend(operands, count, format, out)

@@ -42,9 +42,10 @@ class Job:
         weights = adapter_weights(settings, self.inputs.loras, recipe)
         if not self.inputs.loras:
             return {}
-        from aid.merge.adapter import plan_adapters  # torch and diffusers are needed for these alone
+        from aid.merge.adapter import plan_adapters  # torch is needed for these alone
 
-        return plan_adapters(self.inputs.loras, weights, self.architecture, recipe.block)
+        shapes = self.parents[recipe.primary].shapes()
+        return plan_adapters(self.inputs.loras, weights, self.architecture, recipe.block, shapes)
 
     def planned(self, settings: MergeSettings) -> Plan:
         """Raises as `recipe` does."""

@@ -177,6 +177,8 @@ INLINE int sum_any(int terms, const struct term *term, const char *const *rows, 
     if (own == F16) return sum_alike(terms, term, rows, F16, count, out, widen, half);
     if (own == BF16) return sum_alike(terms, term, rows, BF16, count, out, widen, half);
     if (own == F32) return sum_alike(terms, term, rows, F32, count, out, widen, half);
+    int made = terms == 1 && term->format == F32; /* by a mode or an adapter */
+    if (made && format == F16) return sum_rows(1, term, rows, F32, F16, count, out, widen, half);
     if (format == F16) return sum_rows(terms, term, rows, -1, F16, count, out, widen, half);
     if (format == BF16) return sum_rows(terms, term, rows, -1, BF16, count, out, widen, half);
     if (format == F32) return sum_rows(terms, term, rows, -1, F32, count, out, widen, half);

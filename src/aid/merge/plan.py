@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from aid.errors import ModelError
 from aid.merge.combination import Combination
 from aid.merge.parent import Parent
 from aid.merge.recipe import Recipe
-from aid.merge.stream import Output, Sum, Whole
+from aid.merge.stream import Made, Output, Sum
 from aid.sd.file.header import FLOATING, Format
 from aid.sd.model.blocks import is_merged
 from aid.sd.model.detection import V_MARKER, ZERO_MARKER
@@ -43,28 +44,34 @@ class Plan:
 
     def outputs(self, keys: Iterable[str]) -> dict[str, Output]:
         """How each of these tensors is made."""
-        evaluation = self._evaluation()
-        return {key: self._output(key, evaluation) for key in keys}
+        return {key: self._output(key) for key in keys}
 
-    def _output(self, key: str, evaluation: Evaluation | None) -> Output:
+    def _output(self, key: str) -> Output:
         own = self.parents[_held(key, self.recipe, self.parents)[0]].formats[key]
         if key in POSITIONS.values():
-            return Output(Format("I64", own.shape), Whole(lambda: _positions(own)))
-        format = _cast(own, self.wanted.format)
+            return Output(Format("I64", own.shape), Made(_positions))
+        format = self._format(key)
         if self.wanted.vae is not None and key.startswith(VAE):
             return Output(format, Sum(((self.wanted.vae, 1.0),)))
-        if evaluation is not None and key in evaluation.calls:
-            return Output(format, Whole(lambda: evaluation.make(key, format)))
+        if self.evaluation is not None and key in self.evaluation.calls:
+            return Output(format, self.evaluation.made(key))
         return Output(format, Sum(_terms(self.combinations[key], self.parents)))
 
-    def _evaluation(self) -> Evaluation | None:
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
         """Of those tensors that aren't sums of parents' alone, if there are any."""
         needed = {key: one for key, one in self.combinations.items() if self._is_evaluated(key, one)}
         if not needed:
             return None
-        from aid.merge.evaluation import Evaluation  # numpy is needed for these alone
+        from aid.merge.evaluation import Evaluation  # for these alone
 
-        return Evaluation(self.parents, needed, self.wanted.bakes)
+        formats = {key: self._format(key) for key in needed}
+        return Evaluation(self.parents, needed, formats, self.wanted.bakes)
+
+    def _format(self, key: str) -> Format:
+        """What it is written in: an own format, or that of the first model that has the tensor."""
+        own = self.parents[_held(key, self.recipe, self.parents)[0]].formats[key]
+        return Format(self.wanted.format, own.shape) if self.wanted.format and own.name in FLOATING else own
 
     def _is_evaluated(self, key: str, combination: Combination) -> bool:
         if key in POSITIONS.values() or (self.wanted.vae is not None and key.startswith(VAE)):
@@ -108,14 +115,10 @@ def _terms(combination: Combination, parents: Mapping[str, Parent]) -> tuple[tup
     return tuple((parents[leaf], weight) for leaf, weight in combination if isinstance(leaf, str))
 
 
-def _cast(own: Format, format: str | None) -> Format:
-    return Format(format, own.shape) if format and own.name in FLOATING else own
-
-
-def _positions(own: Format) -> tuple[memoryview, int]:
+def _positions(start: int, room: memoryview) -> int:
     """0, 1, 2 ...: other tools' merges average them, and lose some."""
-    count = own.size // Format(own.name, ()).size
-    return memoryview(b"".join(number.to_bytes(8, "little") for number in range(count))), 0
+    room[:] = b"".join(number.to_bytes(8, "little") for number in range(start, start + len(room) // 8))
+    return 0
 
 
 def _require_fit(vae: Parent, primary: Parent) -> None:

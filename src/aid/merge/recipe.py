@@ -50,10 +50,11 @@ MODES = {
     **dict.fromkeys(("train_difference", "smooth_add", "extract"), (3, 3)),
     **dict.fromkeys(("ties", "ties_mass", "dare"), (2, MANY)),
 }
-"""How many models a mode takes: at least, at most. What isn't linear is in `whole`."""
+"""How many models a mode takes: at least, at most. What isn't linear is in `nonlinear`."""
 SHARES = {"ties": (1e-6, 1.0), "ties_mass": (1e-6, 1.0), "dare": (0.0, 1 - 1e-6)}
 """Modes whose beta is a share, and what it may be."""
-SPARE_VAE = ("cosine_a", "cosine_b")  # as supermerger does, for better results
+RANGED = ("cosine_a", "cosine_b")
+"""Modes that go by a range of similarities in the whole model; as supermerger does, they spare the VAE."""
 
 
 class Rule(Protocol):
@@ -92,7 +93,7 @@ class Chain:
 
 
 def _spared(mode: str, key: str) -> bool:
-    return mode in SPARE_VAE and key.startswith(VAE)
+    return mode in RANGED and key.startswith(VAE)
 
 
 def _numbers(numbers: Numbers | None, rules: Sequence[Element], key: str, block: str) -> Numbers | None:

@@ -36,11 +36,14 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
     with ExitStack() as open_files:
         job = open_job(settings, inputs, open_files)
         plan = job.planned(settings)
-        outputs = plan.outputs(plan.combinations)
+        threads, outputs = threads_of(bench), plan.outputs(plan.combinations)
+        if plan.evaluation is not None:
+            with bench.progress.task("measure", total=len(plan.evaluation.calls), unit="tensor") as tick:
+                plan.evaluation.measure(threads, tick)
         metadata = _metadata(plan.recipe, job.parents, inputs, out)
         with bench.progress.task("merge", total=len(outputs), unit="tensor") as tick:
             notes = Notes(settings.broken == "keep", tick)
-            sha256 = write_stream(out / FILE, outputs, metadata, threads_of(bench), notes)
+            sha256 = write_stream(out / FILE, outputs, metadata, threads, notes)
     write_json(out / "blocks.json", _blocks(plan.recipe))
     if notes.broken:
         write_json(out / "broken.json", notes.broken)

@@ -32,10 +32,12 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A tensor that is made at once: all its bytes, and its fault as `Arithmetic.blend` tells it."""
+class Made:
+    """A tensor that is no mere sum: `fill` puts values from one on into a buffer, as many as it has room for,
+    and returns their fault as `Arithmetic.blend` tells it. Pieces begin at a multiple of `grain` values."""
 
-    make: Callable[[], tuple[memoryview, int]]
+    fill: Callable[[int, memoryview], int]
+    grain: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Output:
     """One tensor of the file to be written."""
 
     format: Format
-    source: Sum | Whole
+    source: Sum | Made
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Piece:
 
 
 Stretch = list[Piece]
-"""Pieces that stand side by side in the file, or one tensor that is made at once."""
+"""Pieces that stand side by side in the file."""
 Seen = Callable[[Piece, int], None]
 """Told of each piece, in the file's order, and its fault."""
 
@@ -88,9 +90,11 @@ def write_stream(
         relay = Relay(_stretches(outputs, len(head)))
 
         def make(number: int, stretch: Stretch, room: memoryview) -> None:
-            if isinstance(stretch[0].output.source, Whole):
+            size = sum(piece.size for piece in stretch)
+            if size > len(room):
                 relay.wait(number)  # one at a time: it takes memory
-            values, faults = _made(stretch, room)
+                room = memoryview(bytearray(size))
+            values, faults = room[:size], _made(stretch, room)
             _write(stream.fileno(), stretch[0].at, values)
             with relay.turn(number):
                 digest.update(values)
@@ -110,26 +114,19 @@ def fill(key: str, output: Output, into: memoryview) -> Iterator[tuple[Piece, in
     """One tensor's bytes, put `into` memory piece by piece."""
     for stretch in _stretches({key: output}, 0):
         room = into[stretch[0].at :][: stretch[0].size]
-        values, faults = _made(stretch, room)
-        if isinstance(output.source, Whole):
-            room[:] = values
-        yield stretch[0], faults[0]
+        yield stretch[0], _made(stretch, room)[0]
 
 
-def _made(stretch: Stretch, room: memoryview) -> tuple[memoryview, list[int]]:
-    """The bytes, in `room` but for a tensor that is made at once, and each piece's fault."""
-    first = stretch[0]
-    if isinstance(first.output.source, Whole):
-        values, fault = first.output.source.make()
-        return values, [fault]
-    rooms = (room[piece.at - first.at :][: piece.size] for piece in stretch)
-    faults = [_sum(piece, own) for piece, own in zip(stretch, rooms, strict=True)]
-    return room[: sum(piece.size for piece in stretch)], faults
+def _made(stretch: Stretch, room: memoryview) -> list[int]:
+    """Each piece's fault; the bytes are in `room`."""
+    at = stretch[0].at
+    return [_filled(piece, room[piece.at - at :][: piece.size]) for piece in stretch]
 
 
-def _sum(piece: Piece, room: memoryview) -> int:
+def _filled(piece: Piece, room: memoryview) -> int:
     source, format = piece.output.source, piece.output.format.name
-    assert isinstance(source, Sum)
+    if isinstance(source, Made):
+        return source.fill(piece.start, room)
     operands = [_operand(piece, *term) for term in source.terms]
     first = operands[0]
     if len(operands) == 1 and first.weight == 1.0 and first.format == format:
@@ -162,20 +159,18 @@ def _write(file: int, at: int, values: memoryview) -> None:
 
 
 def _stretches(outputs: Mapping[str, Output], at: int) -> Iterator[Stretch]:
-    """All that stands in the file from byte `at` on. Items are of ever smaller size, so that stretches end
-    between two of them."""
+    """All that stands in the file from byte `at` on; a stretch is longer only where a grain is."""
     stretch, left = list[Piece](), STRETCH_BYTES
     for key in written_order({key: one.format for key, one in outputs.items()}):
-        output, start = outputs[key], 0
-        alone, item = isinstance(output.source, Whole), ITEM_BYTES[output.format.name]
-        if alone and stretch:
-            yield stretch
-            stretch, left = [], STRETCH_BYTES
+        output, start, item = outputs[key], 0, ITEM_BYTES[outputs[key].format.name]
+        grain = output.source.grain if isinstance(output.source, Made) else 1
         while start < (total := output.format.size // item):
-            piece = Piece(key, output, start, total if alone else min(total - start, left // item), at)
-            stretch.append(piece)
-            start, at, left = start + piece.count, at + piece.size, left - piece.size
-            if left <= 0 or alone:
+            count = left // item // grain * grain
+            if count or not stretch:
+                piece = Piece(key, output, start, min(total - start, count or grain), at)
+                stretch.append(piece)
+                start, at, left = start + piece.count, at + piece.size, left - piece.size
+            if left <= 0 or not count:
                 yield stretch
                 stretch, left = [], STRETCH_BYTES
     if stretch:

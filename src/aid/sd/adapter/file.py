@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,20 @@ class Change:
             return torch.add(weight, delta, alpha=strength * self.scale)
         magnitude = self.magnitude.to(weight.device, torch.float32)
         return torch.add(weight, decompose(weight, delta * self.scale, magnitude), alpha=strength)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether some of a module's outputs can be computed without the others."""
+        return self.magnitude is None and (self.kind is None or KINDS[self.kind].by_rows(self.tensors))
+
+    def rows(self, first: int, end: int) -> Change:
+        """What it does to these outputs."""
+        names = KINDS[self.kind].rows if self.kind else ()
+        tensors = {
+            name: tensor[first:end] if name in names else tensor for name, tensor in self.tensors.items()
+        }
+        bias = None if self.bias is None else self.bias.reshape(-1)[first:end]
+        return replace(self, tensors=tensors, bias=bias, shape=(end - first, *self.shape[1:]))
 
     def applied_to_bias(self, bias: Tensor, strength: float) -> Tensor:
         if self.bias is None:

@@ -51,12 +51,18 @@ def norm(tensors: Tensors) -> Tensor:
 @dataclass(frozen=True)
 class Kind:
     """`needs` lists alternatives: of each row, all of at least one tuple. `ranks` names the tensors whose
-    first size is the rank that alpha is divided by; where none is there, the scale is 1."""
+    first size is the rank that alpha is divided by; where none is there, the scale is 1. `rows` names those
+    that have a row for each output, all others being the same for every output, as long as none of `optional`
+    is there; empty, if that isn't so."""
 
     delta: Callable[[Tensors], Tensor]
     needs: tuple[tuple[tuple[str, ...], ...], ...]
     ranks: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+
+    def by_rows(self, tensors: Mapping[str, object]) -> bool:
+        return bool(self.rows) and not tensors.keys() & set(self.optional)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,16 +78,18 @@ KINDS: dict[str, Kind] = {
         ((("lora_up.weight", "lora_down.weight"),),),
         ranks=("lora_down.weight",),
         optional=("lora_mid.weight",),
+        rows=("lora_up.weight",),
     ),
     "loha": Kind(
         loha,
         ((("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),),),
         ranks=("hada_w1_b",),
         optional=("hada_t1", "hada_t2"),
+        rows=("hada_w1_a", "hada_w2_a"),
     ),
     "lokr": Kind(lokr, (LOKR_1, LOKR_2), ranks=("lokr_w2_b", "lokr_w1_b"), optional=("lokr_t2",)),
-    "full": Kind(full, ((("diff",),),)),
-    "norm": Kind(norm, ((("w_norm",),),)),
+    "full": Kind(full, ((("diff",),),), rows=("diff",)),
+    "norm": Kind(norm, ((("w_norm",),),), rows=("w_norm",)),
 }
 BIASES = ("diff_b", "b_norm")  # added to the module's bias, whatever the kind
 

@@ -1,0 +1,71 @@
+"""What a mode is that doesn't only weigh: it works part by part, after a first pass where it needs one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from aid.merge.arithmetic import Operand
+
+Shape = tuple[int, ...]
+PART = 1 << 14  # values: a few arrays of as many stay in a processor's cache
+
+
+class Told(NamedTuple):
+    """What a mode is told: a step's numbers; the tensor's name and shape; which of its values are wanted, in
+    float32 or float64; what the first pass found; and for the cosine modes the whole model's range."""
+
+    alpha: float
+    beta: float
+    gamma: float
+    seed: int
+    key: str
+    shape: Shape
+    start: int
+    length: int
+    working: str
+    measured: Any = None
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Given:
+    """One tensor of A, B, ...: `read` gives so many values of one of the `models` (number, start, count)."""
+
+    shape: Shape
+    models: int
+    working: str
+    read: Callable[[int, int, int], Operand]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def parts(
+        self, which: Sequence[int], grain: int = 1, every: int = 1, values: int = PART
+    ) -> Iterator[tuple[int, list[Operand]]]:
+        """How many values a part has, and these of the models asked for. Parts are whole grains and always
+        the same, so sums may hang on them; of so many, one is given."""
+        step = parts_of(grain, values)
+        for start in range(0, self.size, step * every):
+            count = min(step, self.size - start)
+            yield count, [self.read(number, start, count) for number in which]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """`part` gives values wanted, of A's, B's, ...; `measure` is the first pass over a tensor, told beta.
+    Parts begin at a multiple of what `grain` says of a shape, and hold whole grains."""
+
+    part: Callable[[Sequence[Operand], Told], memoryview]
+    measure: Callable[[Given, float], Any] | None = None
+    grain: Callable[[Shape], int] = lambda shape: 1
+    values: int = PART
+    """At a time."""
+
+
+def parts_of(grain: int, values: int = PART) -> int:
+    """So many values at most, if a grain isn't larger."""
+    return max(grain, values // grain * grain)

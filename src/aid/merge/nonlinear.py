@@ -1,0 +1,291 @@
+"""The modes that don't only weigh: pure functions of a part of A, B, ... and of what a step is told.
+
+Each works part by part, after a first pass over the whole tensor where it needs one. Arrays are flat,
+float32, or float64 where the result is; sums are taken in float64 over parts that are always the same, so
+that the same tensors give the same bytes everywhere. Sources: hako-mikan's sd-webui-supermerger, s1dlx's meh,
+ljleb's sd-mecha; TIES: Yadav et al. 2023; DARE: Yu et al. 2023; SLERP: Shoemake 1985.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aid.errors import SettingsError
+from aid.merge.arithmetic import Operand, arithmetic, in_memory
+from aid.merge.mode import Given, Mode, Shape, Told
+from aid.merge.selection import place_of, ranked
+from aid.sd.file.header import ITEM_BYTES
+
+DTYPES = {"F32": np.float32, "F64": np.float64}
+Array = NDArray[Any]
+Arrays = Sequence[Array]
+
+
+def _of_arrays(part: Callable[[Arrays, Told], Array]) -> Callable[[Sequence[Operand], Told], memoryview]:
+    def of_operands(models: Sequence[Operand], told: Told) -> memoryview:
+        result = part([_array(one, told.length, told.working) for one in models], told)
+        return _bytes_of(result.astype(DTYPES[told.working], copy=False))
+
+    return of_operands
+
+
+def _array(operand: Operand, count: int, working: str) -> Array:
+    if operand.format != working:
+        room = memoryview(bytearray(count * ITEM_BYTES[working]))
+        arithmetic([operand.format, working]).blend([operand], count, working, room)
+        operand = Operand(room, working)
+    return np.frombuffer(in_memory(operand), DTYPES[working], count)
+
+
+def _bytes_of(values: Array) -> memoryview:
+    return memoryview(np.ascontiguousarray(values).view(np.uint8).data)
+
+
+def _parts(given: Given, which: Sequence[int], grain: int = 1, every: int = 1) -> Iterator[list[Array]]:
+    for count, operands in given.parts(which, grain, every):
+        yield [_array(one, count, given.working) for one in operands]
+
+
+def train_difference(models: Arrays, told: Told) -> Array:
+    """A + 1.8 alpha s (B - C), s = |B - A| / (|B - A| + |B - C|): the more where A hasn't learned it yet."""
+    a, b, c = models
+    learned, left = b - c, np.abs(b - a)
+    both = left + np.abs(learned)
+    share = np.divide(left, both, out=np.zeros_like(both), where=both != 0)
+    return np.asarray(a + 1.8 * told.alpha * share * learned)
+
+
+def smooth_add(models: Arrays, told: Told) -> Array:
+    """A + alpha S(B - C): the median over 3 neighbours along each axis, then a Gaussian of sigma 1."""
+    try:
+        from scipy.ndimage import gaussian_filter, median_filter
+    except ImportError as error:
+        raise SettingsError("smooth_add needs scipy", next_step="pip install scipy") from error
+    a, b, c = models
+    smooth = gaussian_filter(median_filter((b - c).reshape(told.shape), size=3), sigma=1)
+    return np.asarray(a + told.alpha * smooth.reshape(-1))
+
+
+def cosine(models: Arrays, told: Told) -> Array:
+    """A where the two are alike, B elsewhere; `measured` is how much alike each column is."""
+    a, b = models
+    lowest, highest = told.bounds
+    columns = np.arange(told.start, told.start + len(a)) % math.prod(told.shape[1:])
+    share = np.clip((told.measured[columns] - lowest) / (highest - lowest or 1.0) - told.alpha, 0.0, 1.0)
+    share = np.nan_to_num(share).astype(a.dtype)
+    return np.asarray(b * (1 - share) + a * share)
+
+
+def alike_a(given: Given, beta: float) -> Array:
+    """Each column's cosine, and all columns' together, each of length 1, averaged."""
+    product, *squares = _column_sums(given)
+    alike = _cosine(product, *squares)
+    longer = [float(np.count_nonzero(one)) for one in squares]
+    return np.asarray((alike + _cosine(alike.sum(), *longer)) / 2)
+
+
+def alike_b(given: Given, beta: float) -> Array:
+    """Each column's cosine and the whole tensors', averaged."""
+    sums = _column_sums(given)
+    return np.asarray((_cosine(*sums) + _cosine(*(one.sum() for one in sums))) / 2)
+
+
+def _column_sums(given: Given) -> Array:
+    """Of A B, A A and B B."""
+    columns = math.prod(given.shape[1:])
+    sums = np.zeros((3, columns))
+    for a, b in _parts(given, (0, 1), columns):
+        a, b = (one.reshape(-1, columns).astype(np.float64) for one in (a, b))
+        for total, (x, y) in zip(sums, ((a, b), (a, a), (b, b)), strict=True):
+            total += np.sum(x * y, axis=0)
+    return sums
+
+
+def _cosine(product: Any, *squares: Any) -> Any:
+    return product / np.sqrt(np.maximum(squares[0], 1e-16) * np.maximum(squares[1], 1e-16))
+
+
+def tensor(models: Arrays, told: Told) -> Array:
+    """A, but B in the rows from beta to alpha + beta of their number, going round beyond the last."""
+    return _taken(models, told, math.prod(told.shape[1:]), told.shape[0]) if told.shape else models[0]
+
+
+def tensor2(models: Arrays, told: Told) -> Array:
+    """As `tensor`, by columns where there are more than a hundred."""
+    if len(told.shape) < 2 or told.shape[1] <= 100:
+        return tensor(models, told)
+    return _taken(models, told, math.prod(told.shape[2:]), told.shape[1])
+
+
+def _taken(models: Arrays, told: Told, width: int, count: int) -> Array:
+    """By places along an axis `count` long, each of `width` values."""
+    a, b = models
+    places = np.arange(told.start, told.start + len(a)) // width % count
+    end = told.alpha + told.beta
+    if end <= 1:
+        first, last = told.beta, end
+    else:
+        a, b, first, last = b, a, end - 1, told.beta
+    return np.where((places >= int(count * first)) & (places < int(count * last)), b, a)
+
+
+def extract(models: Arrays, told: Told) -> Array:
+    """A + what B and C, mixed by alpha, have in common beyond A; with beta 1 what they don't have in common.
+    The greater gamma, the more alike it must be."""
+    base, b, c = models
+    b, c = b - base, c - base
+    rows = [one.reshape(-1, last_axis(told.shape)).astype(np.float64) for one in (b, c)]
+    sums = [np.sum(x * y, axis=1, keepdims=True) for x, y in (rows, rows[:1] * 2, rows[1:] * 2)]
+    alike = (((np.clip(_cosine(*sums), -1, 1) + 1) / 2) ** told.gamma).astype(base.dtype)
+    kept = np.repeat(alike + told.beta * (1 - 2 * alike), last_axis(told.shape))
+    return np.asarray(base + (b + told.alpha * (c - b)) * kept)
+
+
+def last_axis(shape: Shape) -> int:
+    return max(1, shape[-1]) if shape else 1
+
+
+def ties(models: Arrays, told: Told) -> Array:
+    """A + alpha times the mean of what the others agree on: of each one's differences the largest, a share of
+    beta, and of these only those with the sign that most have."""
+    return _agreed(models, told, np.sign)
+
+
+def ties_mass(models: Arrays, told: Told) -> Array:
+    """`ties`, the sign being that of the differences' sum, as in the paper."""
+    return _agreed(models, told, lambda difference: difference)
+
+
+def _agreed(models: Arrays, told: Told, vote: Callable[[Array], Array]) -> Array:
+    own, *others = models
+    differences = [
+        np.where(np.abs(d := other - own) >= end, d, 0)
+        for other, end in zip(others, told.measured, strict=True)
+    ]
+    return np.asarray(own + told.alpha * _mean_of_agreed(differences, vote))
+
+
+def _mean_of_agreed(differences: Arrays, vote: Callable[[Array], Array]) -> Array:
+    elected = np.sign(sum(map(vote, differences)))
+    agree = [np.sign(one) == elected for one in differences]
+    total = sum(np.where(own, one, 0) for own, one in zip(agree, differences, strict=True))
+    count = sum(own.astype(elected.dtype) for own in agree)
+    return np.asarray(np.divide(total, count, out=np.zeros_like(elected), where=count != 0))
+
+
+def least(given: Given, share: float) -> list[float]:
+    """The size of each model's smallest difference among its largest, a share of all."""
+    return [_least(given, number, place_of(share, given.size)) for number in range(1, given.models)]
+
+
+def _least(given: Given, number: int, place: int) -> float:
+    def count(lowest: int, shift: int, bin_bits: int, every: int) -> Counts:
+        sizes = (np.abs(one - base) for base, one in _parts(given, (0, number), every=every))
+        return Counts.of(sizes, lowest, shift, 1 << bin_bits)
+
+    item = ITEM_BYTES[given.working]
+    found = ranked(place, given.size, count, 8 * item - 1)
+    return float(np.array(found, f"u{item}").view(f"f{item}"))
+
+
+@dataclass(frozen=True)
+class Counts:
+    below: int
+    total: int
+    counts: Array
+
+    @classmethod
+    def of(cls, sizes: Iterable[Array], lowest: int, shift: int, bins: int) -> Counts:
+        below, total, counts = 0, 0, np.zeros(bins, np.int64)
+        for values in sizes:
+            bits = values.view(f"u{values.itemsize}")
+            above = bits[bits >= lowest]
+            below, total = below + len(bits) - len(above), total + len(bits)
+            own = (above - above.dtype.type(lowest)) >> shift
+            np.add.at(counts, own[own < bins].astype(np.intp), 1)
+        return cls(below, total, counts)
+
+    def bin(self, place: int) -> int | None:
+        found = int(np.searchsorted(np.cumsum(self.counts), place, side="right"))
+        return found if found < len(self.counts) else None
+
+
+def dare(models: Arrays, told: Told) -> Array:
+    """A + alpha times the mean of the others' differences, of which a share of beta is dropped by chance and
+    the rest enlarged to make up for it."""
+    base, total, size = models[0], np.zeros_like(models[0]), math.prod(told.shape)
+    for number, model in enumerate(models[1:]):
+        kept = _chance(told.seed, told.key, number * size + told.start, told.length) >= told.beta
+        total += np.where(kept, model - base, 0)
+    return base + told.alpha / ((1 - told.beta) * (len(models) - 1)) * total
+
+
+def _chance(seed: int, key: str, first: int, count: int) -> Array:
+    """Some of a tensor's own numbers from 0 to 1, whatever has been drawn before: one is half of what the
+    generator gives at once."""
+    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+    bits = np.random.PCG64(int.from_bytes(digest[:16], "little"))
+    bits.advance(first // 2)
+    chance = np.random.Generator(bits)
+    chance.random(first % 2, dtype=np.float32)
+    return chance.random(count, dtype=np.float32)
+
+
+def slerp(models: Arrays, told: Told) -> Array:
+    """From A to B along the sphere, alpha of the way; the length goes straight."""
+    a, b = models
+    product, *squares = told.measured
+    lengths = [math.sqrt(square) for square in squares]
+    angle = math.acos(min(1.0, max(-1.0, float(_cosine(product, *squares))))) if all(lengths) else 0.0
+    if math.sin(angle) < 1e-6:
+        return a + told.alpha * (b - a)
+    length = (lengths[0] + told.alpha * (lengths[1] - lengths[0])) / math.sin(angle)
+    first, second = math.sin((1 - told.alpha) * angle), math.sin(told.alpha * angle)
+    return np.asarray((length * first / lengths[0]) * a + (length * second / lengths[1]) * b)
+
+
+def products(given: Given, beta: float) -> list[float]:
+    """A B, A A and B B."""
+    sums = [0.0] * 3
+    for a, b in _parts(given, (0, 1)):
+        for number, (x, y) in enumerate(((a, b), (a, a), (b, b))):
+            sums[number] += float(np.sum((x * y).astype(np.float64)))
+    return sums
+
+
+NONLINEAR: dict[str, Mode] = {
+    "train_difference": Mode(_of_arrays(train_difference)),
+    "smooth_add": Mode(_of_arrays(smooth_add), grain=math.prod),
+    "cosine_a": Mode(_of_arrays(cosine), alike_a),
+    "cosine_b": Mode(_of_arrays(cosine), alike_b),
+    "tensor": Mode(_of_arrays(tensor)),
+    "tensor2": Mode(_of_arrays(tensor2)),
+    "extract": Mode(_of_arrays(extract), grain=last_axis),
+    "ties": Mode(_of_arrays(ties), least),
+    "ties_mass": Mode(_of_arrays(ties_mass), least),
+    "dare": Mode(_of_arrays(dare)),
+    "slerp": Mode(_of_arrays(slerp), products),
+}
+
+
+def range_of(found: Sequence[Array]) -> tuple[float, float]:
+    """As supermerger takes it: what lies below the first percentile goes, then what is above the last."""
+    values = np.concatenate(found)
+    values.sort()  # NaN to the end
+    values = values[: len(values) - np.count_nonzero(np.isnan(values))]
+    values = values[np.searchsorted(values, _percentile(values, 1)) :]
+    values = values[: np.searchsorted(values, _percentile(values, 99), side="right")]
+    return float(values[0]), float(values[-1])
+
+
+def _percentile(values: Array, percent: int) -> float:
+    """Of sorted values: in the middle between the two nearest."""
+    place = (len(values) - 1) * percent
+    return float(values[place // 100] + values[-(-place // 100)]) / 2
