@@ -1,10 +1,9 @@
-"""How the command line tells a person what is going on: live bars in a terminal, plain lines elsewhere."""
+"""What the command line shows in a terminal: live bars, and tables."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,8 +24,6 @@ from rich.text import Text
 
 from aid.core.workbench import Ticker
 
-PLAIN_SECONDS = 15.0  # between lines where no bar can be drawn
-
 
 class Rate(ProgressColumn):
     """Units a second, over the last moments."""
@@ -37,7 +34,7 @@ class Rate(ProgressColumn):
         return Text(f"{speed:.1f} {unit}/s" if speed >= 1 or speed == 0 else f"{1 / speed:.1f} s/{unit}")
 
 
-class ConsoleProgress:
+class Bars:
     """Progress on standard error, so that standard output holds only results."""
 
     def __init__(self) -> None:
@@ -48,15 +45,6 @@ class ConsoleProgress:
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
-        if self.console.is_terminal:
-            with self._bar(label, total, unit, done) as tick:
-                yield tick
-        else:
-            with self._lines(label, total, unit, done) as tick:
-                yield tick
-
-    @contextmanager
-    def _bar(self, label: str, total: int, unit: str, done: int) -> Iterator[Ticker]:
         columns = (
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
             Rate(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
@@ -69,28 +57,6 @@ class ConsoleProgress:
                 bars.update(bar, advance=count, **fields)
 
             yield tick
-
-    @contextmanager
-    def _lines(self, label: str, total: int, unit: str, done: int) -> Iterator[Ticker]:
-        began = told = time.monotonic()
-        start, count_done = done, done
-
-        def line(note: str) -> None:
-            rate = (count_done - start) / max(1e-9, time.monotonic() - began)
-            left = f", {(total - count_done) / rate:.0f} s left" if rate and count_done < total else ""
-            self.say(
-                f"  {label}: {count_done}/{total} {unit}, {rate:.1f}/s{left}{', ' if note else ''}{note}"
-            )
-
-        def tick(count: int = 1, note: str = "") -> None:
-            nonlocal told, count_done
-            count_done += count
-            if time.monotonic() - told > PLAIN_SECONDS:
-                told = time.monotonic()
-                line(note)
-
-        yield tick
-        line("")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool) -> None:

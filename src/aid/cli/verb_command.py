@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
+from aid.cli.lines import Lines
 from aid.cli.options import assignments, collect, merge_trees, options, settings_file
-from aid.core.workbench import Silence, Workbench
+from aid.core.workbench import Progress, Silence, Workbench
 from aid.errors import SettingsError
 from aid.make import checked
 from aid.verbs import VERBS
@@ -71,8 +73,6 @@ def _over(defaults: Mapping[str, Any], model: type[BaseModel], typed: Mapping[st
 
 def bench(device: str, threads: int) -> Workbench:
     """Of this process; `torchrun` and `accelerate launch` say in the environment which of several it is."""
-    from aid.cli.console import ConsoleProgress
-
     rank, ranks, local = (_from_launcher(name, other) for name, other in LAUNCHED.items())
     if not 0 <= rank < ranks:
         raise SettingsError(
@@ -81,7 +81,15 @@ def bench(device: str, threads: int) -> Workbench:
             "Start AID by torchrun or accelerate launch, or unset both.",
         )
     sharded = ranks > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
-    return Workbench(device, threads, Silence() if rank else ConsoleProgress(), rank, ranks, local, sharded)
+    return Workbench(device, threads, Silence() if rank else _progress(), rank, ranks, local, sharded)
+
+
+def _progress() -> Progress:
+    if not sys.stderr.isatty():
+        return Lines()
+    from aid.cli.console import Bars  # rich takes 30 ms
+
+    return Bars()
 
 
 def _from_launcher(name: str, other: int) -> int:

@@ -6,7 +6,7 @@ Source: XMP Specification, part 1 (the packet) and part 3 (JPEG).
 from __future__ import annotations
 
 import re
-from xml.sax.saxutils import escape, unescape
+from html import escape, unescape  # those of xml.sax import half a web client
 
 LONGEST = 65_502  # bytes that a JPEG's segment holds
 NAMESPACE = "urn:aid:picture"
@@ -22,7 +22,7 @@ TAIL = '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 def xmp_packet(name: str, json: str) -> bytes:
     """A packet with one property, `aid:NAME`."""
     plain = FOREIGN.sub(lambda found: f"\\u{ord(found[0]):04x}", json)
-    return f"{HEAD}<aid:{name}>{escape(plain)}</aid:{name}>{TAIL}".encode()
+    return f"{HEAD}<aid:{name}>{escape(plain, quote=False)}</aid:{name}>{TAIL}".encode()
 
 
 def read_xmp(packet: object, name: str) -> str:
