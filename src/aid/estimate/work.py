@@ -7,6 +7,7 @@ gradient, the optimiser's moments and the average, and what is kept in between.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -121,10 +122,10 @@ def _lora(settings: LoraSettings, inputs: LoraInputs, scene: Scene) -> Work:
     cost = scene.cost(inputs.checkpoint)
     trained = 0
     for target in kohya_targets(skeleton(cost.architecture), settings.conv_rank > 0).values():
-        wide = target.weight.dim() == 4 and target.shape[2:] != (1, 1)
+        wide = len(target.shape) == 4 and target.shape[2:] != (1, 1)
         rank = settings.conv_rank if wide else settings.rank
         rate = settings.unet_rate if target.part == "unet" else settings.text_rate
-        trained += rank * (target.shape[0] + target.weight[0].numel()) * (rate > 0)
+        trained += rank * (target.shape[0] + math.prod(target.shape[1:])) * (rate > 0)
     work = _style(settings, inputs, scene, cost, trained, trained)
     return replace(work, made=None, memory=work.memory + 4 * trained)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -22,14 +23,14 @@ ROWS = 1 << 16  # values of whole rows that are baked at once
 Steps = dict[tuple[Place, str], list[Step]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bake:
     """What adapters do to one tensor of a file, some rows at a time where every one of them allows that."""
 
     shape: Shape
     steps: Steps
 
-    @property
+    @cached_property
     def grain(self) -> int:
         by_rows = all(
             not place.transposed and change.by_rows
@@ -49,7 +50,7 @@ class Bake:
 
     def _bake(self, rows: Tensor, first: int) -> None:
         """The file's rows from that one on."""
-        for (place, parameter), own in self.steps.items():
+        for (place, parameter), own in _read(self).items():
             if len(rows) == self.shape[0]:
                 view = place.take(rows)
                 view.copy_(with_steps(view, parameter, own))
@@ -61,6 +62,13 @@ class Bake:
                 view = rows[here - first : end - first]
                 cut = [(change.rows(here - above, end - above), strength) for change, strength in own]
                 view.copy_(with_steps(view, parameter, cut))
+
+
+@lru_cache(maxsize=2)  # threads are at work on tensors side by side
+def _read(bake: Bake) -> Steps:
+    return {
+        place: [(change.read(), strength) for change, strength in own] for place, own in bake.steps.items()
+    }
 
 
 def plan_adapters(
@@ -77,7 +85,7 @@ def plan_adapters(
     """
     steps: dict[str, Steps] = {}
     for name, path in sorted(adapters.items()):
-        for key, places in plan_bake(architecture, [Use(load_adapter(path))]).steps.items():
+        for key, places in plan_bake(architecture, [Use(load_adapter(path, kept=False))]).steps.items():
             weight = weights[name][block(key)]
             for place, parameter, own in places if weight else ():
                 weighed = [(change, strength * weight) for change, strength in own]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -43,12 +45,31 @@ def nearest(matrix: Tensor, rank: int) -> Pair:
     return Pair(up.float().contiguous(), down.float().contiguous(), kept, total)
 
 
+@dataclass
+class _Within:
+    """Whoever computes with one thread of torch's at the moment, and how many there are to be afterwards."""
+
+    lock: Lock = field(default_factory=Lock)
+    count: int = 0
+    threads: int = 0
+
+
+_WITHIN = _Within()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """With more, products are summed in another order, and the same inputs give other bytes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """With more, products are summed in another order, and the same inputs give other bytes. Several of our
+    own threads may be within: the number is each one's and the process's, so the last puts it back."""
+    with _WITHIN.lock:
+        if not _WITHIN.count:
+            _WITHIN.threads = torch.get_num_threads()
+        _WITHIN.count += 1
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _WITHIN.lock:
+            _WITHIN.count -= 1
+            if not _WITHIN.count:
+                torch.set_num_threads(_WITHIN.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -84,7 +85,7 @@ def _difference(target: Target, tuned: Weights, origin: Weights) -> Tensor:
             raise ModelError(f"{weights.path} lacks {place.key}", "a whole checkpoint")
         whole = require_finite(stored.read(), torch.float32, f"{weights.path}: {place.key}")
         taken = place.take(whole)
-        if taken.numel() != target.weight.numel():
+        if taken.numel() != math.prod(target.shape):
             raise ModelError(f"{weights.path}: {place.key} has shape {list(whole.shape)}", f"{target.shape}")
         found.append(taken.reshape(target.shape))
     return found[0] - found[1]

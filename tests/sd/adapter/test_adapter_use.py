@@ -16,7 +16,16 @@ from aid.sd.adapter.file import Adapter, load_adapter
 from aid.sd.adapter.target import kohya_targets, skeleton, targets_of
 from aid.sd.adapter.use import Fitting, Use, applied
 from aid.sd.file.tensorfile import read_tensors
-from aid.sd.model.architecture import SD1, SD2, SDXL, TINY, TINY_SD2, TINY_SDXL, Architecture
+from aid.sd.model.architecture import (
+    SD1,
+    SD2,
+    SDXL,
+    TINY,
+    TINY_INPAINTING,
+    TINY_SD2,
+    TINY_SDXL,
+    Architecture,
+)
 from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint, load_checkpoint, save_checkpoint
 
 FAMILIES = {"sd1": TINY, "sd2": TINY_SD2, "sdxl": TINY_SDXL}
@@ -78,6 +87,17 @@ def test_every_target_is_found_by_kohyas_name(model: StableDiffusion) -> None:
     assert len({id(target.module) for target in names.values()}) == len(names)
     aliased = targets_of(model)
     assert "lora_unet_input_blocks_0_0" in aliased and "lora_unet_conv_in" in aliased
+
+
+@pytest.mark.parametrize(
+    "architecture", [TINY, TINY_INPAINTING, TINY_SD2, TINY_SDXL], ids=lambda one: one.family
+)
+def test_a_model_that_is_not_there_has_the_modules_of_one(architecture: Architecture) -> None:
+    real, told = targets_of(create_checkpoint(architecture, seed=0)), skeleton(architecture)
+    found = {name: (one.name, one.part, one.kohya, one.shape, one.bias_shape) for name, one in told.items()}
+    assert found == {
+        name: (one.name, one.part, one.kohya, one.shape, one.bias_shape) for name, one in real.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def plan_bake(architecture: Architecture, uses: Iterable[Use], untransposed: boo
             wanted.setdefault(target.name, (target, []))[1].append(step)
     table: dict[str, list[tuple[Place, str, list[Step]]]] = {}
     for target, steps in wanted.values():
-        for parameter, present in (("weight", True), ("bias", target.bias is not None)):
+        for parameter, present in (("weight", True), ("bias", target.bias_shape is not None)):
             touched = [step for step in steps if present and touches(step[0], parameter)]
             if touched:
                 place = target.place(parameter, architecture.family)

@@ -8,24 +8,51 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from aid.errors import ModelError
-from aid.sd.adapter.kind import BIASES, KINDS, Kind, decompose, scale_of
+from aid.sd.adapter.kind import BIASES, KINDS, decompose, lora_shape, scale_of
 from aid.sd.adapter.name import ALPHA, BUNDLED, MAGNITUDE, family_of, module_name, split_key
-from aid.sd.embedding.file import Embedding, read_embedding
 from aid.sd.file.hashes import hash_file
-from aid.sd.file.tensorfile import is_finite, is_pickle, read_header, read_tensors, write_tensors
+from aid.sd.file.tensorfile import (
+    Stored,
+    in_memory,
+    is_finite,
+    is_pickle,
+    open_tensors,
+    read_header,
+    write_tensors,
+)
 
+if TYPE_CHECKING:
+    from aid.sd.embedding.file import Embedding
+
+Shape = tuple[int, ...]
 PEFT_METADATA = "lora_adapter_metadata"  # diffusers' own, JSON of PEFT's configurations
 PEFT_PARTS = {"lora_unet_": "unet", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
+
+
+class Tensors(Mapping[str, Tensor]):
+    """Each is read when it is asked for."""
+
+    def __init__(self, stored: Mapping[str, Stored]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._stored[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +66,7 @@ class Change:
     scale: float = 1.0
     magnitude: Tensor | None = None
     bias: Tensor | None = None
-    shape: tuple[int, ...] = ()
+    shape: Shape = ()
 
     def applied(self, weight: Tensor, strength: float) -> Tensor:
         """`weight` [out, in(, kh, kw)], float32, with the change at `strength`, as A1111 adds it."""
@@ -56,6 +83,10 @@ class Change:
     def by_rows(self) -> bool:
         """Whether some of a module's outputs can be computed without the others."""
         return self.magnitude is None and (self.kind is None or KINDS[self.kind].by_rows(self.tensors))
+
+    def read(self) -> Change:
+        """With its tensors in memory."""
+        return replace(self, tensors=dict(self.tensors))
 
     def rows(self, first: int, end: int) -> Change:
         """What it does to these outputs."""
@@ -99,21 +130,24 @@ class Adapter:
         return dict(sorted(counts.items()))
 
 
-def load_adapter(path: Path) -> Adapter:
+def load_adapter(path: Path, kept: bool = True) -> Adapter:
     """Read LoRA, LoHa, LoKr, DoRA, whole differences and bundled embeddings; the file's stem is the name.
+    Unless they are to be `kept` in memory, tensors are read, and checked, now and again whenever asked for.
 
     Raises FileError for a damaged or unsafe file and ModelError for one that is no adapter, or that holds
     NaN, ranks that disagree or half a pair.
     """
     metadata = {} if is_pickle(path) else read_header(path).metadata
-    modules: dict[str, dict[str, Tensor]] = {}
+    modules: dict[str, dict[str, Stored]] = {}
     bundled: dict[str, dict[str, Tensor]] = {}
     unread = []
-    for key, tensor in read_tensors(path).items():
+    for key, stored in open_tensors(path)[0].items():
         if match := BUNDLED.match(key):
-            bundled.setdefault(match["name"], {})[match["part"].removeprefix("string_to_param.")] = tensor
+            bundled.setdefault(match["name"], {})[match["part"].removeprefix("string_to_param.")] = (
+                stored.read()
+            )
         elif split := split_key(key):
-            modules.setdefault(split[0], {})[split[1]] = _checked(tensor, key, path)
+            modules.setdefault(split[0], {})[split[1]] = _checked(stored, key, path, kept)
         else:
             unread.append(key)
     if not modules and not bundled:
@@ -126,8 +160,16 @@ def load_adapter(path: Path) -> Adapter:
         if name in changes:
             raise ModelError(f"{path} changes one module twice, as {changes[name].raw} and as {raw}")
         changes[name] = _change(raw, name, tensors, alphas, path)
-    embeddings = {name: read_embedding(content, name, path) for name, content in bundled.items()}
-    return Adapter(path.stem, path, changes, embeddings, metadata, tuple(unread))
+    return Adapter(path.stem, path, changes, _embeddings(bundled, path), metadata, tuple(unread))
+
+
+def _embeddings(bundled: Mapping[str, dict[str, Tensor]], path: Path) -> dict[str, Embedding]:
+    """Few files have any, and reading them takes a library for pictures."""
+    if not bundled:
+        return {}
+    from aid.sd.embedding.file import read_embedding
+
+    return {name: read_embedding(content, name, path) for name, content in bundled.items()}
 
 
 def save_adapter(
@@ -152,27 +194,29 @@ def save_adapter(
 
 
 def _change(
-    raw: str, name: str, tensors: dict[str, Tensor], alphas: Mapping[str, PeftAlpha], path: Path
+    raw: str, name: str, stored: dict[str, Stored], alphas: Mapping[str, PeftAlpha], path: Path
 ) -> Change:
     """One module's tensors as a Change; nothing is computed yet but shapes."""
-    alpha, magnitude = tensors.pop(ALPHA, None), tensors.pop(MAGNITUDE, None)
-    if (peft := tensors.pop("lora_magnitude_vector", None)) is not None:
+    small = (ALPHA, MAGNITUDE, "lora_magnitude_vector", *BIASES)
+    own = {word: stored.pop(word).read() for word in small if word in stored}
+    alpha, magnitude, tensors = own.get(ALPHA), own.get(MAGNITUDE), Tensors(stored)
+    if (peft := own.get("lora_magnitude_vector")) is not None:
         magnitude = peft.flatten()  # PEFT: one per output, whatever the axes around it
-    biases = [tensors.pop(word) for word in BIASES if word in tensors]
-    bias = biases[0] if biases else None
+    bias = next((own[word] for word in BIASES if word in own), None)
     if not tensors and bias is not None:
         return Change(raw, None, {}, bias=bias)
     kind = _kind(raw, tensors, path)
-    shape = _shape(raw, KINDS[kind], tensors, path)
+    shapes = {name: one.shape for name, one in stored.items()}
+    shape = _shape(raw, kind, shapes, path)
     number = None if alpha is None else _number(alpha, raw, path)
     if number is None and (found := alphas.get(_part(name))) is not None:
-        number = found.of(raw, tensors["lora_down.weight"].shape[0] if kind == "lora" else None)
+        number = found.of(raw, shapes["lora_down.weight"][0] if kind == "lora" else None)
     if magnitude is not None:
         _check_magnitude(raw, magnitude, shape, path)
-    return Change(raw, kind, tensors, scale_of(kind, tensors, number), magnitude, bias, shape)
+    return Change(raw, kind, tensors, scale_of(kind, shapes, number), magnitude, bias, shape)
 
 
-def _kind(raw: str, tensors: Mapping[str, Tensor], path: Path) -> str:
+def _kind(raw: str, tensors: Mapping[str, object], path: Path) -> str:
     """The kind of which every needed tensor is there, and nothing of another."""
     for kind, parts in KINDS.items():
         if not tensors.keys() & set(parts.names):
@@ -187,28 +231,38 @@ def _kind(raw: str, tensors: Mapping[str, Tensor], path: Path) -> str:
     raise ModelError(f"{path}: {raw} has nothing that changes it", "the tensors of an adapter")
 
 
-def _shape(raw: str, kind: Kind, tensors: Mapping[str, Tensor], path: Path) -> tuple[int, ...]:
-    """The delta's shape, found on the meta device: the formula itself says whether the ranks agree."""
-    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+def _shape(raw: str, kind: str, shapes: Mapping[str, Shape], path: Path) -> Shape:
+    """The delta's shape; the formula itself says whether the ranks agree."""
+    told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     try:
-        delta = kind.delta({name: tensor.to("meta", torch.float32) for name, tensor in tensors.items()})
+        delta = _delta_shape(kind, tuple(shapes.items()))
     except (RuntimeError, IndexError, ValueError) as error:
-        raise ModelError(f"{path}: the tensors of {raw} don't fit each other ({shapes})") from error
-    if not delta.dim():
-        raise ModelError(f"{path}: {raw} holds a single number ({shapes})", "a tensor shaped like a weight")
-    if not delta.numel() or any(not tensor.numel() for tensor in tensors.values()):
-        raise ModelError(f"{path}: {raw} is empty ({shapes})", "a rank of at least 1")
-    return tuple(delta.shape)
+        raise ModelError(f"{path}: the tensors of {raw} don't fit each other ({told})") from error
+    if not delta:
+        raise ModelError(f"{path}: {raw} holds a single number ({told})", "a tensor shaped like a weight")
+    if not all(math.prod(shape) for shape in (delta, *shapes.values())):
+        raise ModelError(f"{path}: {raw} is empty ({told})", "a rank of at least 1")
+    return delta
 
 
-def _checked(tensor: Tensor, key: str, path: Path) -> Tensor:
+@lru_cache(maxsize=1024)  # of many modules, few differ
+def _delta_shape(kind: str, shapes: tuple[tuple[str, Shape], ...]) -> Shape:
+    """On the meta device, but for the commonest kind: torch's first product there takes 35 MiB."""
+    if kind == "lora" and (found := lora_shape(dict(shapes))) is not None:
+        return found
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes}
+    return tuple(KINDS[kind].delta(tensors).shape)
+
+
+def _checked(stored: Stored, key: str, path: Path, kept: bool) -> Stored:
+    tensor = stored.read()
     if not tensor.is_floating_point() and tensor.numel() != 1:
         raise ModelError(f"{path}: {key} holds {str(tensor.dtype).removeprefix('torch.')}", "floating point")
     if not is_finite(tensor):
         raise ModelError(
             f"{path}: {key} holds NaN or infinity", "finite weights", "Use an earlier save of it."
         )
-    return tensor.detach()
+    return in_memory(tensor.detach()) if kept else stored
 
 
 def _number(alpha: Tensor, raw: str, path: Path) -> float:

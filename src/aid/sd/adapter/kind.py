@@ -25,6 +25,17 @@ def lora(tensors: Tensors) -> Tensor:
     return (up @ _matrix(down)).reshape(up.shape[0], *down.shape[1:])
 
 
+def lora_shape(shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...] | None:
+    """What `lora` makes of tensors of these shapes, unless it's the CP form. Raises ValueError if they don't
+    fit each other."""
+    if "lora_mid.weight" in shapes:
+        return None
+    up, down = shapes["lora_up.weight"], shapes["lora_down.weight"]
+    if min(len(up), len(down)) < 2 or math.prod(up[1:]) != down[0]:
+        raise ValueError("the ranks differ")
+    return (up[0], *down[1:])
+
+
 def loha(tensors: Tensors) -> Tensor:
     """The elementwise product of two LoRAs. [out, in * kh * kw], or in the CP form [out, in, kh, kw]"""
     return _half_of_loha(tensors, "1") * _half_of_loha(tensors, "2")
@@ -94,9 +105,9 @@ KINDS: dict[str, Kind] = {
 BIASES = ("diff_b", "b_norm")  # added to the module's bias, whatever the kind
 
 
-def scale_of(kind: str, tensors: Tensors, alpha: float | None) -> float:
+def scale_of(kind: str, shapes: Mapping[str, Sequence[int]], alpha: float | None) -> float:
     """alpha / rank; 1 without alpha, and where nothing has a rank (both of LoKr's factors whole)."""
-    rank = next((tensors[name].shape[0] for name in KINDS[kind].ranks if name in tensors), None)
+    rank = next((shapes[name][0] for name in KINDS[kind].ranks if name in shapes), None)
     return 1.0 if alpha is None or rank is None else alpha / rank
 
 

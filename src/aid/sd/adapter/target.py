@@ -4,31 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from aid.sd.adapter.name import TEXT, TEXT_2, UNET, kohya_name, module_name
+from aid.sd.model.anatomy import Shape, anatomy
 from aid.sd.model.architecture import Architecture, Family
-from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.model.layouts import PLACES, Place
 from aid.sd.model.layouts import UNET as LDM_UNET
+
+if TYPE_CHECKING:  # who bakes waits for no diffusers
+    from aid.sd.model.checkpoint import StableDiffusion
 
 PREFIXES = {"unet": UNET, "text_encoder": TEXT, "text_encoder_2": TEXT_2}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A module with weights: its one name, its part (such as `unet`) and path there, and what kohya's
-    tools call it."""
+    """A module with weights: its one name, its part (such as `unet`) and path there, what kohya's tools call
+    it, and the shapes of its weight and bias; of a loaded model also the module."""
 
     name: str
     part: str
     path: str
     kohya: str
-    module: torch.nn.Module
+    shape: Shape
+    bias_shape: Shape | None = None
+    own: torch.nn.Module | None = None
+
+    @property
+    def module(self) -> torch.nn.Module:
+        assert self.own is not None
+        return self.own
 
     @property
     def weight(self) -> Tensor:
@@ -41,14 +51,6 @@ class Target:
         bias = getattr(self.module, "bias", None)
         return bias if isinstance(bias, Tensor) else None
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.weight.shape)
-
-    @property
-    def bias_shape(self) -> tuple[int, ...] | None:
-        return None if self.bias is None else tuple(self.bias.shape)
-
     def place(self, parameter: str, family: Family) -> Place:
         """Where its `weight` or `bias` lies in a single file."""
         return PLACES[self.part](f"{self.path}.{parameter}", family)
@@ -59,24 +61,29 @@ Targets = dict[str, Target]
 
 def targets_of(model: StableDiffusion) -> Targets:
     """A loaded model's modules by every name they go by: diffusers' paths, and for the U-Net LDM's too."""
-    parts = {part: module for part, module in model.parts().items() if part in PREFIXES}
-    return _targets(parts, model.architecture.family)
+    found: Targets = {}
+    for part, whole in model.parts().items():
+        for path, module in whole.named_modules() if part in PREFIXES else ():
+            if isinstance(weight := getattr(module, "weight", None), Tensor):
+                bias = getattr(module, "bias", None)
+                shape = tuple(bias.shape) if isinstance(bias, Tensor) else None
+                target = _target(model.architecture.family, part, path, tuple(weight.shape), shape, module)
+                found.update(_named(target, model.architecture.family))
+    return found
 
 
-def skeleton(architecture: Architecture) -> Targets:
-    """The same of a model without weights: its modules are on the meta device."""
-    with torch.device("meta"):
-        parts: dict[str, torch.nn.Module] = {
-            "unet": UNet2DConditionModel(**architecture.unet_config()),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**architecture.text_config())),
-        }
-        if architecture.text_2_width:
-            config = CLIPTextConfig(**architecture.text_2_config())
-            parts["text_encoder_2"] = CLIPTextModelWithProjection(config)
-    return _targets(parts, architecture.family)
+@lru_cache(maxsize=8)
+def skeleton(architecture: Architecture) -> Mapping[str, Target]:
+    """The same of a model that isn't there."""
+    found: Targets = {}
+    for part, modules in anatomy(architecture).items():
+        for module in modules:
+            target = _target(architecture.family, part, *module)
+            found.update(_named(target, architecture.family))
+    return found
 
 
-def kohya_targets(targets: Targets, convolutions: bool = False) -> Targets:
+def kohya_targets(targets: Mapping[str, Target], convolutions: bool = False) -> Targets:
     """Of a model's modules those that kohya's trainer puts LoRA on, by its names.
 
     Linear layers and 1x1 convolutions of the U-Net's transformers, and the text encoders' attention and
@@ -89,29 +96,24 @@ def kohya_targets(targets: Targets, convolutions: bool = False) -> Targets:
     return {
         target.kohya: target
         for target in targets.values()
-        if isinstance(target.module, torch.nn.Linear | torch.nn.Conv2d)
+        if len(target.shape) > 1  # no norms
         and any(word in f".{target.path}." for word in inner[target.part])
     }
 
 
-def _targets(parts: Mapping[str, torch.nn.Module], family: Family) -> Targets:
-    found = {}
-    for part, module in parts.items():
-        for path, inner in module.named_modules():
-            if isinstance(getattr(inner, "weight", None), Tensor):
-                for target in _named(part, path, inner, family):
-                    found[target[0]] = target[1]
-    return found
+def _target(family: Family, part: str, path: str, *told: Any) -> Target:
+    name, xl = module_name(PREFIXES[part] + path), family == "sdxl"
+    kohya = kohya_name(name, xl) if part != "unet" else _ldm_name(path, family) if xl else name
+    return Target(name, part, path, kohya, *told)
 
 
-def _named(part: str, path: str, module: torch.nn.Module, family: Family) -> Iterator[tuple[str, Target]]:
+def _named(target: Target, family: Family) -> Iterator[tuple[str, Target]]:
     """The module under its one name; in the U-Net also under LDM's path, which kohya's SDXL files use."""
-    name = module_name(PREFIXES[part] + path)
-    if part != "unet":
-        yield name, Target(name, part, path, kohya_name(name, family == "sdxl"), module)
-        return
-    key = PLACES[part](f"{path}.weight", family).key
-    other = module_name(UNET + key.removeprefix(LDM_UNET).removesuffix(".weight"))
-    target = Target(name, part, path, other if family == "sdxl" else name, module)
-    yield name, target
-    yield other, target
+    yield target.name, target
+    if target.part == "unet":
+        yield _ldm_name(target.path, family), target
+
+
+def _ldm_name(path: str, family: Family) -> str:
+    key = PLACES["unet"](f"{path}.weight", family).key
+    return module_name(UNET + key.removeprefix(LDM_UNET).removesuffix(".weight"))

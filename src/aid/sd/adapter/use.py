@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from aid.sd.adapter.kind import fits, magnitude_axis
 from aid.sd.adapter.name import UNET
 from aid.sd.adapter.target import Target, targets_of
 from aid.sd.model.architecture import FAMILY_NAMES
-from aid.sd.model.checkpoint import StableDiffusion
+
+if TYPE_CHECKING:  # who bakes waits for no diffusers
+    from aid.sd.model.checkpoint import StableDiffusion
 
 
 class Use(NamedTuple):

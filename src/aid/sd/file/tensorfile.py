@@ -205,4 +205,4 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     values = tensor.float() if tensor.element_size() == 1 else tensor  # torch can't compare eight-bit floats
     lowest, highest = torch.aminmax(values.detach())
-    return bool(torch.isfinite(lowest) & torch.isfinite(highest))
+    return math.isfinite(lowest) and math.isfinite(highest)
