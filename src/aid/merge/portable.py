@@ -30,7 +30,7 @@ CUT = np.int64((1 << 29) - 1)  # the bits of a double beyond a float's
 
 
 class Desk:
-    """Memory for a part: new memory for each would cost more than the arithmetic. That is done by numpy, whose
+    """Memory for a part: new memory for each would cost more than the arithmetic. That is numpy's, whose
     operations are quicker than torch's but where half precision is concerned."""
 
     def __init__(self) -> None:
