@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent
-SOURCE = ROOT / "src/aid/merge/ties.c"  # which includes kernel.c
+SOURCE = ROOT / "src/aid/merge/modes.c"  # which includes the others
 LIBRARY = SOURCE.with_name("_kernel.so")
 FLAGS = (
     "-O3",
     "-std=c11",
     "-ffp-contract=off",
     "-fno-math-errno",
+    "-fno-trapping-math",
     "-fPIC",
     "-shared",
     "-Wall",

@@ -57,7 +57,7 @@ class Kernel:
     plainly: bool = False
 
     def blend(self, operands: Sequence[Operand], count: int, format: str, out: memoryview) -> int:
-        terms = b"".join(map(_term, operands))
+        terms = terms_of(operands)
         fault: int = self.library.aid_sum(
             ctypes.c_long(count), len(operands), terms, CODES[format], pointer(out), self.plainly
         )
@@ -79,6 +79,11 @@ class Kernel:
             self.plainly,
         )  # fmt: skip
         return found
+
+
+def terms_of(operands: Sequence[Operand]) -> bytes:
+    """As the kernel reads them, which takes the operands' values to stay where they are."""
+    return b"".join(map(_term, operands))
 
 
 def _term(operand: Operand) -> bytes:
@@ -106,14 +111,6 @@ def _address(values: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(values))
 
 
-def pointers(
-    operands: Sequence[Operand],
-) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_int]]:
-    """Where operands in memory lie, and their formats' codes."""
-    values = (ctypes.c_void_p * len(operands))(*(_address(in_memory(one)) for one in operands))
-    return values, (ctypes.c_int * len(operands))(*(CODES[one.format] for one in operands))
-
-
 def pointer(values: memoryview) -> ctypes.c_void_p:
     return ctypes.c_void_p(_address(values))
 
@@ -124,7 +121,8 @@ def kernel() -> Kernel | None:
     try:
         library = ctypes.CDLL(str(LIBRARY))
         library.aid_sum.restype, library.aid_square.restype = ctypes.c_int, ctypes.c_double
-        library.aid_count_sizes.restype = library.aid_bin.restype = ctypes.c_long
+        for counted in (library.aid_count_sizes_F32, library.aid_count_sizes_F64, library.aid_bin):
+            counted.restype = ctypes.c_long
     except (OSError, AttributeError):
         return None
     return Kernel(library)

@@ -16,10 +16,10 @@ from aid.core.workbench import Ticker
 from aid.merge.arithmetic import CODES, Operand, arithmetic, in_memory, kernel
 from aid.merge.combination import Call, Combination
 from aid.merge.mode import Given, Mode, Told, parts_of
+from aid.merge.native import by_kernel
 from aid.merge.parent import Parent
 from aid.merge.recipe import RANGED
 from aid.merge.stream import Made
-from aid.merge.ties import TIES, by_kernel
 from aid.sd.file.header import ITEM_BYTES, Format
 
 MOST = 1 << 16  # values at a time
@@ -79,9 +79,8 @@ class Evaluation:
         return [self._mode(key, call) for call in calls_in(self.calls[key])]
 
     def _mode(self, key: str, call: Call) -> Mode:
-        native = kernel()
-        if native is not None and call.mode in TIES and self._working(key) == "F32":
-            return by_kernel(native, call.mode)
+        if (own := kernel()) is not None and (mode := by_kernel(own, call.mode)) is not None:
+            return mode
         from aid.merge.nonlinear import NONLINEAR  # numpy is needed for these alone
 
         return NONLINEAR[call.mode]

@@ -21,8 +21,10 @@ from aid.errors import SettingsError
 from aid.merge.arithmetic import Operand, arithmetic, in_memory
 from aid.merge.mode import Given, Mode, Shape, Told
 from aid.merge.selection import place_of, ranked
+from aid.merge.slerp import slerp
 from aid.sd.file.header import ITEM_BYTES
 
+LANES = 8
 DTYPES = {"F32": np.float32, "F64": np.float64}
 Array = NDArray[Any]
 Arrays = Sequence[Array]
@@ -222,42 +224,50 @@ def dare(models: Arrays, told: Told) -> Array:
     the rest enlarged to make up for it."""
     base, total, size = models[0], np.zeros_like(models[0]), math.prod(told.shape)
     for number, model in enumerate(models[1:]):
-        kept = _chance(told.seed, told.key, number * size + told.start, told.length) >= told.beta
+        bits, taken = _generator(told, number * size)
+        chance = np.random.Generator(bits)
+        chance.random(taken, dtype=np.float32)
+        kept = chance.random(told.length, dtype=np.float32) >= told.beta
         total += np.where(kept, model - base, 0)
-    return base + told.alpha / ((1 - told.beta) * (len(models) - 1)) * total
+    return base + dare_scale(told, len(models)) * total
 
 
-def _chance(seed: int, key: str, first: int, count: int) -> Array:
-    """Some of a tensor's own numbers from 0 to 1, whatever has been drawn before: one is half of what the
-    generator gives at once."""
-    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
-    bits = np.random.PCG64(int.from_bytes(digest[:16], "little"))
+def dare_scale(told: Told, models: int) -> float:
+    return told.alpha / ((1 - told.beta) * (models - 1))
+
+
+def states(told: Told, models: int) -> list[int]:
+    """PCG64's before the first draw for each model but the first: state and increment, each the upper half
+    first, and 1 if half of the next draw belongs to the part before."""
+    size, words, low = math.prod(told.shape), list[int](), (1 << 64) - 1
+    for number in range(models - 1):
+        bits, taken = _generator(told, number * size)
+        own = bits.state["state"]
+        words += [half for word in (own["state"], own["inc"]) for half in (word >> 64, word & low)]
+        words.append(taken)
+    return words
+
+
+def _generator(told: Told, row: int) -> tuple[np.random.PCG64, int]:
+    """Of a tensor's own numbers, whatever has been drawn before, at a part of one of the rows; and 1 if half
+    of the next draw belongs to the part before."""
+    digest = hashlib.sha256(f"{told.seed} {told.key}".encode()).digest()
+    bits, first = np.random.PCG64(int.from_bytes(digest[:16], "little")), row + told.start
     bits.advance(first // 2)
-    chance = np.random.Generator(bits)
-    chance.random(first % 2, dtype=np.float32)
-    return chance.random(count, dtype=np.float32)
-
-
-def slerp(models: Arrays, told: Told) -> Array:
-    """From A to B along the sphere, alpha of the way; the length goes straight."""
-    a, b = models
-    product, *squares = told.measured
-    lengths = [math.sqrt(square) for square in squares]
-    angle = math.acos(min(1.0, max(-1.0, float(_cosine(product, *squares))))) if all(lengths) else 0.0
-    if math.sin(angle) < 1e-6:
-        return a + told.alpha * (b - a)
-    length = (lengths[0] + told.alpha * (lengths[1] - lengths[0])) / math.sin(angle)
-    first, second = math.sin((1 - told.alpha) * angle), math.sin(told.alpha * angle)
-    return np.asarray((length * first / lengths[0]) * a + (length * second / lengths[1]) * b)
+    return bits, first % 2
 
 
 def products(given: Given, beta: float) -> list[float]:
-    """A B, A A and B B."""
-    sums = [0.0] * 3
-    for a, b in _parts(given, (0, 1)):
+    """A B, A A and B B: of each part in eight sums side by side, which are then added in halves."""
+    found = [0.0] * 3
+    for arrays in _parts(given, (0, 1)):
+        a, b = (np.pad(one.astype(np.float64), (0, -len(one) % LANES)).reshape(-1, LANES) for one in arrays)
         for number, (x, y) in enumerate(((a, b), (a, a), (b, b))):
-            sums[number] += float(np.sum((x * y).astype(np.float64)))
-    return sums
+            sums = np.sum(x * y, axis=0)
+            while len(sums) > 1:
+                sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+            found[number] += float(sums[0])
+    return found
 
 
 NONLINEAR: dict[str, Mode] = {
@@ -271,7 +281,7 @@ NONLINEAR: dict[str, Mode] = {
     "ties": Mode(_of_arrays(ties), least),
     "ties_mass": Mode(_of_arrays(ties_mass), least),
     "dare": Mode(_of_arrays(dare)),
-    "slerp": Mode(_of_arrays(slerp), products),
+    "slerp": Mode(slerp, products),
 }
 
 
