@@ -1,5 +1,5 @@
 """The U-Net as drawing can have it quicker than training can: the same results but for rounding. On a GPU its
-calls are recorded, elsewhere its layers are exchanged.
+calls are recorded, elsewhere its layers are exchanged, also for such as compute each row alike in any batch.
 
 While a batch is drawn the text and the weights stay as they are, and no gradient is asked for.
 """
@@ -17,11 +17,11 @@ from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from aid.sd.drawing.recording import recorder
+from aid.sd.drawing.steady import attention, linear, steady_forward
 from aid.sd.model.checkpoint import StableDiffusion
 
 TEXTS_KEPT = 2  # of a batch, what attention made of each
 VECTOR = 16  # float32 of the widest register: a row of keys that doesn't fill its last is half as fast
-FEW_POSITIONS = 8  # pixels of all rows
 LARGEST_PACKED = 1 << 20  # numbers of a convolution's weights; laying out larger ones is little of their work
 HAS_ONEDNN = torch._C._has_mkldnn
 
@@ -60,7 +60,7 @@ def _quick_forward(name: str, layer: Any, on_cpu: bool) -> Callable[..., Tensor]
         return GatedGelu(layer.proj)
     if on_cpu and type(layer) is nn.Conv2d and _is_packable(layer):
         return PackedConvolution(layer)
-    return None
+    return steady_forward(layer) if on_cpu else None
 
 
 class TextAttention:
@@ -79,7 +79,7 @@ class TextAttention:
         if encoder_hidden_states is None:
             seen = F.scaled_dot_product_attention(query, *self._project(hidden_states))
         else:
-            seen = F.scaled_dot_product_attention(query, *self._of(encoder_hidden_states))
+            seen = attention(query, *self._of(encoder_hidden_states))
         made: Tensor = block.to_out[0](seen.transpose(1, 2).flatten(2))
         return made
 
@@ -118,14 +118,13 @@ class GatedGelu:
     def __call__(self, x: Tensor, *_: object, **__: object) -> Tensor:
         half = self.both.out_features // 2
         weight, bias = self.both.weight, self.both.bias
-        gate = torch.ops.aten.gelu_(F.linear(x, weight[half:], bias[half:]))
-        made: Tensor = gate.mul_(F.linear(x, weight[:half], bias[:half]))
+        gate = torch.ops.aten.gelu_(linear(x, weight[half:], bias[half:]))
+        made: Tensor = gate.mul_(linear(x, weight[:half], bias[:half]))
         return made
 
 
 class PackedConvolution:
-    """A convolution whose weights oneDNN has laid out once and not at every call; and by torch's own kernel
-    where there are so few positions that laying out the pixels would be most of the work."""
+    """A convolution whose weights oneDNN has laid out once and not at every call."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         self.layer = layer
@@ -136,19 +135,12 @@ class PackedConvolution:
         weight, bias, stride, padding = layer.weight, layer.bias, layer.stride, layer.padding
         if x.dtype != torch.float32 or weight.dtype != torch.float32:
             return F.conv2d(x, weight, bias, stride, padding)
-        if x.numel() <= FEW_POSITIONS * x.shape[1]:
-            made: Tensor = torch.ops.aten.thnn_conv2d(x, weight, layer.kernel_size, bias, stride, padding)
-            return made
-        return self._by_onednn(x)
-
-    def _by_onednn(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        places = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        places = (padding, stride, layer.dilation, layer.groups)
         if x.shape not in self.packed:
             lay_out: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
             self.packed[x.shape] = lay_out(layer.weight.to_mkldnn(), *places, list(x.shape))
         operator = torch.ops.mkldnn._convolution_pointwise
-        made: Tensor = operator(x, self.packed[x.shape], layer.bias, *places, "none", [], "")
+        made: Tensor = operator(x, self.packed[x.shape], bias, *places, "none", [], "")
         return made
 
 
