@@ -25,6 +25,7 @@ typedef double doubles __attribute__((vector_size(LANES * 8)));
 typedef uint64_t longs __attribute__((vector_size(LANES * 8)));
 typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef uint32_t words __attribute__((vector_size(LANES * 4)));
+typedef int32_t signs __attribute__((vector_size(LANES * 4))); /* compared in one instruction, as words aren't */
 typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -36,7 +37,7 @@ INLINE words chosen(words mask, words one, words other) { return (mask & one) | 
 INLINE floats widen_half_plainly(halves from) {
     words half = AS(words, from), magnitude = (half & 0x7fff) << 13;
     words value = (words)((floats)magnitude * 0x1p112f);
-    value = chosen((words)(magnitude >= 0x0f800000), magnitude | 0x7f800000, value); /* infinity, NaN */
+    value = chosen((words)((signs)magnitude >= 0x0f800000), magnitude | 0x7f800000, value); /* infinity, NaN */
     return (floats)(value | (half & 0x8000) << 16);
 }
 
@@ -44,9 +45,9 @@ INLINE halves narrow_half_plainly(floats from) {
     words bits = (words)from, magnitude = bits & 0x7fffffff;
     words half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
     words subnormal = (words)((floats)magnitude + 0.5f) - 0x3f000000;
-    half = chosen((words)(magnitude < 0x38800000), subnormal, half);
-    half = chosen((words)(magnitude >= 0x477ff000), (words){0} + 0x7c00, half); /* 65520 and more */
-    half = chosen((words)(magnitude > 0x7f800000), (words){0} + 0x7e00, half);
+    half = chosen((words)((signs)magnitude < 0x38800000), subnormal, half);
+    half = chosen((words)((signs)magnitude >= 0x477ff000), (words){0} + 0x7c00, half); /* 65520 and more */
+    half = chosen((words)((signs)magnitude > 0x7f800000), (words){0} + 0x7e00, half);
     return AS(halves, half | (bits >> 16 & 0x8000));
 }
 
@@ -93,7 +94,7 @@ INLINE floats to_odd(doubles value) {
 
 INLINE halves narrow_brain(floats value) {
     words bits = (words)value, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return AS(halves, chosen((words)((bits & 0x7fffffff) > 0x7f800000), (words){0} + 0x7fc0, rounded));
+    return AS(halves, chosen((words)((signs)(bits & 0x7fffffff) > 0x7f800000), (words){0} + 0x7fc0, rounded));
 }
 
 /* Where NaN or infinity was seen: the exponent is all ones. */
@@ -136,12 +137,11 @@ struct term {
 };
 
 INLINE doubles weighed(struct term own, int format, long at, widen_half *half) {
-    if (format < 0) format = own.format;
     return own.weight * doubled(format, own.values + at * ITEM_BYTES[format], half);
 }
 
-/* The sum of the rows, `count` values of each, a multiple of LANES; whether it holds NaN or infinity. Where the
-   formats and the number of terms are known to the compiler, nothing but the sum is left of the loop. */
+/* The sum of the rows, `count` values of each, a multiple of LANES; whether it holds NaN or infinity. The format
+   of all and the number of terms are known to the compiler, so that nothing but the sum is left of the loop. */
 INLINE int sum_rows(int terms, const struct term *term, const char *const *rows, int from, int to, long count,
                     char *out, widen_half *widen, narrow_half *half) {
     struct seen seen = {{0}, {0}, {0}};
@@ -155,19 +155,64 @@ INLINE int sum_rows(int terms, const struct term *term, const char *const *rows,
     return is_set(&seen);
 }
 
+INLINE void add_row(struct term own, int format, int first, long count, double *sum, widen_half *widen) {
+    for (long i = 0; i < count; i += LANES) {
+        doubles part = weighed(own, format, i, widen), so_far;
+        memcpy(&so_far, sum + i, sizeof so_far);
+        if (!first) part += so_far; /* zeros aren't added: there is a negative one */
+        memcpy(sum + i, &part, sizeof part);
+    }
+}
+
+INLINE void add_any(struct term own, int first, long count, double *sum, widen_half *widen) {
+    if (own.format == F16) add_row(own, F16, first, count, sum, widen);
+    else if (own.format == BF16) add_row(own, BF16, first, count, sum, widen);
+    else if (own.format == F32) add_row(own, F32, first, count, sum, widen);
+    else add_row(own, F64, first, count, sum, widen);
+}
+
+INLINE void narrow_row(int format, const double *sum, long count, char *out, struct seen *seen, narrow_half *half) {
+    for (long i = 0; i < count; i += LANES) {
+        doubles value;
+        memcpy(&value, sum + i, sizeof value);
+        narrow(format, value, out + i * ITEM_BYTES[format], seen, half);
+    }
+}
+
+/* The same of any number of terms in any formats, term by term. */
+INLINE int sum_mixed(int terms, const struct term *term, const char *const *rows, int format, long count,
+                     char *out, widen_half *widen, narrow_half *half) {
+    struct seen seen = {{0}, {0}, {0}};
+    double sum[BLOCK];
+    for (long at = 0; at < count; at += BLOCK) {
+        long here = count - at < BLOCK ? count - at : BLOCK;
+        char *to = out + at * ITEM_BYTES[format];
+        for (int k = 0; k < terms; k++) {
+            struct term own = term[k];
+            own.values = rows[k] + at * ITEM_BYTES[own.format];
+            if (k) add_any(own, 0, here, sum, widen);
+            else add_any(own, 1, here, sum, widen);
+        }
+        if (format == F16) narrow_row(F16, sum, here, to, &seen, half);
+        else if (format == BF16) narrow_row(BF16, sum, here, to, &seen, half);
+        else if (format == F32) narrow_row(F32, sum, here, to, &seen, half);
+        else narrow_row(F64, sum, here, to, &seen, half);
+    }
+    return is_set(&seen);
+}
+
 INLINE int sum_alike(int terms, const struct term *term, const char *const *rows, int format, long count,
                      char *out, widen_half *widen, narrow_half *half) {
     if (terms == 1) return sum_rows(1, term, rows, format, format, count, out, widen, half);
     if (terms == 2) return sum_rows(2, term, rows, format, format, count, out, widen, half);
     if (terms == 3) return sum_rows(3, term, rows, format, format, count, out, widen, half);
-    if (terms == 4) return sum_rows(4, term, rows, format, format, count, out, widen, half);
-    return sum_rows(terms, term, rows, format, format, count, out, widen, half);
+    return sum_rows(4, term, rows, format, format, count, out, widen, half);
 }
 
-/* The format of all terms and of the result; -1 if they differ. */
+/* The format of all terms and of the result; -1 if they differ, or are many. */
 INLINE int one_format(int terms, const struct term *term, int format) {
     for (int k = 0; k < terms; k++)
-        if (term[k].format != format) return -1;
+        if (term[k].format != format || terms > 4) return -1;
     return format;
 }
 
@@ -179,10 +224,7 @@ INLINE int sum_any(int terms, const struct term *term, const char *const *rows, 
     if (own == F32) return sum_alike(terms, term, rows, F32, count, out, widen, half);
     int made = terms == 1 && term->format == F32; /* by a mode or an adapter */
     if (made && format == F16) return sum_rows(1, term, rows, F32, F16, count, out, widen, half);
-    if (format == F16) return sum_rows(terms, term, rows, -1, F16, count, out, widen, half);
-    if (format == BF16) return sum_rows(terms, term, rows, -1, BF16, count, out, widen, half);
-    if (format == F32) return sum_rows(terms, term, rows, -1, F32, count, out, widen, half);
-    return sum_rows(terms, term, rows, -1, F64, count, out, widen, half);
+    return sum_mixed(terms, term, rows, format, count, out, widen, half);
 }
 
 /* The sum of a block's squared differences: in 64 sums side by side, which are then added in halves. torch can
