@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aid.errors import ModelError
+from aid.errors import FileError, ModelError
 from aid.merge.blend import Blend
 from aid.merge.extract import extract
 from aid.merge.run import merge
@@ -154,3 +155,12 @@ def test_a_parent_that_turns_out_broken_leaves_a_way_back(parents: dict[str, Pat
             blend.become(PLAIN)
         blend.become(sound)
         require_same(blend.model, sound, inputs, tmp_path / "out")
+
+
+def test_a_parent_that_is_cut_short_meanwhile(parents: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "b.safetensors").write_bytes(parents["b"].read_bytes())
+    inputs = MergeInputs(models={**parents, "b": tmp_path / "b.safetensors"})
+    with Blend(MergeSettings(primary="a"), inputs) as blend:
+        os.truncate(tmp_path / "b.safetensors", 1 << 17)
+        with pytest.raises(FileError, match=r"b\.safetensors ends inside"):
+            blend.become(PLAIN)

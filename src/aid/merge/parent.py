@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from sys import intern
 from typing import TYPE_CHECKING
 
-from aid.errors import ModelError
+from aid.errors import FileError, ModelError
 from aid.merge.combination import models_in
 from aid.merge.place import Place, Source, part_of
 from aid.merge.recipe import Recipe
@@ -72,11 +73,19 @@ def open_parent(name: str, path: Path, open_files: ExitStack, mapped: bool = Fal
     def source(key: str) -> Source:
         entry = entries[key]
         if whole is not None and entry.start % ITEM_BYTES[entry.format] == 0:  # C's numbers are aligned
+            _require_length(file, stream.fileno(), entry.end, key)
             return whole[entry.start : entry.end]
         return Place(file, key, stream.fileno(), entry.start)
 
     formats = {key: _format(entry.format, entry.shape) for key, entry in entries.items()}
     return Parent(name, file, formats, layout.metadata, source)
+
+
+def _require_length(path: Path, file: int, end: int, key: str) -> None:
+    """Raises FileError for a file that has been cut short: to read there what is mapped would end the process
+    without a word. What is cut while it is being read still does."""
+    if os.fstat(file).st_size < end:
+        raise FileError(f"{path} ends inside {key}", "a file that stays as it is while it is read")
 
 
 def _mapped(file: int) -> memoryview:
