@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 
 from aid.core.lineage import lineage_of
-from aid.core.toml import read_toml
+from aid.core.toml import read_toml, toml
 from aid.core.workbench import Silence, Ticker, Workbench
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import SettingsError
 from aid.evaluate.judge_run import judge
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
+from aid.merge.recipe import plan
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.search.knob import space_of
@@ -145,7 +147,16 @@ def test_the_optimiser_finds_the_best_that_is_allowed() -> None:
 @pytest.mark.parametrize(
     ("merging", "knobs", "message"),
     [
-        ({"chain": [{"models": ["a", "b"]}]}, [{"model": "b", "blocks": ["M00"]}], "is a chain"),
+        (
+            {"chain": [{"models": ["a", "b"]}]},
+            [{"model": "b", "blocks": ["M00"]}],
+            "b is no step of the chain; expected a step with a name",
+        ),
+        (
+            {"chain": [{"name": "mix", "models": ["a", "b"], "freeze": ["M00"]}]},
+            [{"model": "mix", "blocks": ["M00"]}],
+            "M00 is frozen in mix",
+        ),
         ({"primary": "a"}, [{"model": "b", "blocks": ["IN12"]}], "IN12 is not a block of sd1"),
         (
             {"primary": "a"},
@@ -162,3 +173,29 @@ def test_the_optimiser_finds_the_best_that_is_allowed() -> None:
 def test_knobs_that_cannot_be_turned(merging: dict[str, Any], knobs: list[Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         space_of([Knob.model_validate(one) for one in knobs], MergeSettings.model_validate(merging), "sd1")
+
+
+def test_a_chain_s_steps_are_turned() -> None:
+    """The last result is what the same chain with these alphas written out gives."""
+    steps = [
+        {"name": "kept", "mode": "ties", "models": ["a", "b", "c"], "alpha": 0.5, "beta": 0.2},
+        {"name": "mix", "models": ["kept", "b"], "alpha": {"IN": 0.25}},
+    ]
+    merge = MergeSettings.model_validate({"chain": steps})
+    knobs = [
+        Knob(model="kept", blocks=("OUT",), together=True),
+        Knob(model="mix", blocks=("IN03", "M00"), high=0.5),
+    ]
+    space = space_of(knobs, merge, "sd1")
+    assert space.start() == {"kept.OUT": 0.5, "mix.IN03": 0.25, "mix.M00": 0.0}
+    turned = space.settings({"kept.OUT": 0.75, "mix.IN03": 0.5, "mix.M00": 0.125})
+    alphas = [
+        {"BASE": 0.5, "IN": 0.5, "M00": 0.5, "OUT": 0.75},
+        {"IN00-02": 0.25, "IN03": 0.5, "IN04-11": 0.25, "M00": 0.125},
+    ]
+    written = [{**step, "alpha": alpha} for step, alpha in zip(steps, alphas, strict=True)]
+    expected = plan(MergeSettings.model_validate({"chain": written}), ["a", "b", "c"])
+    found = plan(turned, ["a", "b", "c"])
+    assert all(found.nominal(block) == expected.nominal(block) for block in found.blocks)
+    told = tomllib.loads(toml(turned.model_dump(mode="json", exclude_defaults=True)))
+    assert MergeSettings.model_validate(told) == turned

@@ -21,6 +21,7 @@ from aid.generate.material import named_embeddings
 from aid.generate.plan import shots_of_plan
 from aid.judging.judge import load_judge
 from aid.merge.blend import Blend
+from aid.merge.recipe import primary_of
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.sd.model.checkpoint import StableDiffusion, lay_out
 from aid.search.knob import Space, space_of
@@ -82,7 +83,7 @@ class Ground:
 
     def floors(self) -> dict[str, float]:
         """What every style must keep: a share of what it has in the primary alone, by the trials' shots."""
-        own = self._measured(MergeSettings(primary=self.space.merge.primary))
+        own = self._measured(MergeSettings(primary=primary_of(self.space.merge)))
         return {style: self.settings.floor * share for style, share in own.styles.items()}
 
     def attempt(self, trials: Sequence[Trial], floors: Mapping[str, float]) -> Trial:

@@ -18,7 +18,7 @@ class Knob(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: str
-    """Whose weights: any of the merge's models but the primary."""
+    """Whose weights: any of the merge's models but the primary; in a chain, the step whose alpha it is."""
     blocks: tuple[str, ...] = Field(min_length=1)
     """Blocks or ranges: `IN00-05`, `M00`, `OUT`."""
     low: float = Field(default=0.0, ge=0, le=1)
@@ -40,7 +40,7 @@ class SearchSettings(Settings):
     artefacts. How pretty a picture is isn't asked."""
 
     merge: MergeSettings = MergeSettings()
-    """Where the search begins, and what stays as it is: primary, steps, convention."""
+    """Where the search begins, and what stays as it is: primary, steps or chain, convention."""
     knobs: tuple[Knob, ...] = Field(min_length=1)
     """What is turned."""
     drawing: GenerateSettings = GenerateSettings(plan=Plan(shots_per_style=4))
@@ -81,7 +81,7 @@ class SheetSettings(Settings):
     merge: MergeSettings = MergeSettings()
     """The merge of which one weight at a time is turned."""
     model: str
-    """Whose weights: any of the merge's models but the primary."""
+    """Whose weights: any of the merge's models but the primary; in a chain, the step whose alpha it is."""
     blocks: tuple[str, ...] = ()
     """Blocks or ranges; empty means all."""
     weights: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0, 0.5, 1.0), min_length=1)
