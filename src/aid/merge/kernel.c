@@ -171,7 +171,8 @@ INLINE void add_any(struct term own, int first, long count, double *sum, widen_h
     else add_row(own, F64, first, count, sum, widen);
 }
 
-INLINE void narrow_row(int format, const double *sum, long count, char *out, struct seen *seen, narrow_half *half) {
+INLINE void narrow_row(int format, const double *sum, long count, char *out, struct seen *seen,
+                       narrow_half *half) {
     for (long i = 0; i < count; i += LANES) {
         doubles value;
         memcpy(&value, sum + i, sizeof value);
