@@ -43,10 +43,9 @@ def quick(model: StableDiffusion) -> Iterator[None]:
 def _forwards(model: StableDiffusion) -> Iterator[tuple[Any, Callable[..., Any]]]:
     """What is exchanged, and for what."""
     unet, on_cpu = model.unet, model.device.type == "cpu"
-    if "forward" in vars(unet):
-        return
     if model.device.type == "cuda":
-        yield unet, partial(recorder(unet).forward, unet)
+        if "forward" not in vars(unet):
+            yield unet, partial(recorder(unet).forward, unet)
         return
     for name, layer in model.unet_layers:
         if "forward" not in vars(layer) and (forward := _quick_forward(name, layer, on_cpu)):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEWEST_ROWS = 16  # of a product; fewer have a kernel of their own
+PAIR_OF_VECTORS = 32  # float32 of the widest registers
 PIXELS_SHARED_OUT = 1024  # of a picture; from here on threads share a norm's sums
 
 
@@ -48,9 +49,8 @@ def _norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 def _silu(x: Tensor) -> Tensor:
-    """Three threads, say, don't share a tensor in whole vectors; what is left over is computed otherwise."""
-    threads = torch.get_num_threads()
-    whole = threads & (threads - 1) == 0
+    """What is left over when threads share a tensor in pairs of vectors is computed otherwise."""
+    whole = x[0].numel() % (PAIR_OF_VECTORS * torch.get_num_threads()) == 0
     return _joined([F.silu(row) for row in ([x] if whole else x.split(1))])
 
 
