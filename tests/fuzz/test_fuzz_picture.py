@@ -47,7 +47,7 @@ def change_words(chance: random.Random, content: bytes) -> bytes:
     words[chance.randrange(len(words))] = chance.choice((
         b"", b"1", b"-1", b"1e400", b"nan", b"99999999999999999999999", b'"', b'"\\"', b"0x0", b"64x63",
         b"Euler",
-        b"x" * 5000, b"\xff", b"\\u0000", chance.choice(WORDS).encode("utf-8", "replace"),
+        b"x" * 200_000, b"\xff", b"\\u0000", chance.choice(WORDS).encode("utf-8", "replace"),
     ))  # fmt: skip
     return chance.choice((b": ", b", ", b"\n")).join(words)
 

@@ -19,6 +19,7 @@ from aid.generate.run import generate, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings
 from aid.sd.adapter.file import save_adapter
 from aid.sd.picture.infotext import png_bytes
+from aid.sd.picture.text import picture_text
 
 BENCH = Workbench(device="cpu")
 FAST = {"steps": 2, "width": 32, "height": 32}
@@ -166,14 +167,27 @@ def test_pictures_of_others(lively_checkpoint: Path, tmp_path: Path) -> None:
     assert "RNG: NV" in told  # A1111's GPU noise, computed on the CPU
 
 
-def theirs(checkpoint: Path, folder: Path, fields: str, sampler: str = "Euler a") -> Path:
+def test_embeddings_are_found_by_their_names_where_a_text_lists_none(
+    lively_checkpoint: Path, embedding_folder: Path, tmp_path: Path
+) -> None:
+    picture = theirs(lively_checkpoint, tmp_path, "Version: v1.8.0", negative="dog, badv3")
+    found = places(lively_checkpoint, embedding_folder)
+    with_it, without = (again(picture, own, tmp_path / "again", BENCH) for own in (found, found[:1]))
+    assert "TI hashes" in picture_text(with_it).parameters
+    assert "TI hashes" not in picture_text(without).parameters
+
+
+def theirs(
+    checkpoint: Path, folder: Path, fields: str, sampler: str = "Euler a", negative: str = "dog"
+) -> Path:
     """A picture as A1111 leaves it behind. `[cat:dog:1.0]` never becomes a dog, and after one step by the old
     rule."""
     import hashlib
 
     sha = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:10]
     text = (
-        f"{EDITED}\nNegative prompt: dog\nSteps: 4, Sampler: {sampler}, CFG scale: 7, Seed: 5, Size: 32x32, "
+        f"{EDITED}\nNegative prompt: {negative}\n"
+        f"Steps: 4, Sampler: {sampler}, CFG scale: 7, Seed: 5, Size: 32x32, "
         f"Model hash: {sha}, Model: anything, {fields}"
     )
     path = folder / "theirs.png"

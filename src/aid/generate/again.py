@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from aid.sd.prompt.sugar import read_wildcards
 
 DRAWING = ("generate", "grid")  # verbs
 OLD_DIGITS = 8  # of A1111's first hash
+WORD = re.compile(r"\w+")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 Matches = Callable[[Path], bool]
@@ -69,6 +71,8 @@ def again(
     if left := unread_fields(infotext.fields):
         told = ", ".join(f"{key}: {value}" for key, value in left.items())
         bench.progress.say(f"its text also says {told}, which AID draws without")
+    if (vae := infotext.weights.vae) and not infotext.weights.vae_hash:
+        bench.progress.say(f"its text names the VAE {vae} without a hash; it is drawn with the model's own")
     lineage = embedded_lineage(picture)
     settings = _settings_of(lineage)
     shots, at = _neighbours(picture, shot_of(infotext), settings)
@@ -124,7 +128,7 @@ class Finder:
         embeddings = {
             name: self._look("embedding", name, sha, self._whole(sha), (*SUFFIXES, *PICTURES))
             for name, sha in weights.embeddings.items()
-        }
+        } or self.embeddings(shot)
         adapters = {name: self.adapter(name, weights) for name in _called(shot)}
         pictures = self.pictures(shot)
         if self.missing or model is None:
@@ -150,6 +154,12 @@ class Finder:
             return adapter_hash(file, metadata) == sha
 
         return self._look("LoRA", name, sha, same if sha else lambda file: file.stem == name, SUFFIXES)
+
+    def embeddings(self, shot: Shot) -> dict[str, Path | None]:
+        """Those that the prompts name, where the text lists none, as A1111's first ones didn't."""
+        words = set(WORD.findall(" ".join(_prompts(shot)).lower()))
+        named = [file for file in self.files if words.issuperset(WORD.findall(file.stem.lower()))]
+        return {file.stem: file for file in named if _is_embedding(file)}
 
     def pictures(self, shot: Shot) -> dict[str, Path | None]:
         source = shot.source
@@ -188,6 +198,13 @@ def _never(_: Path) -> bool:
     return False
 
 
+def _is_embedding(file: Path) -> bool:
+    try:
+        return file.suffix.lower() in (*SUFFIXES, *PICTURES) and load_embedding(file) is not None
+    except AidError:
+        return False
+
+
 def _present(found: dict[str, Path | None]) -> dict[str, Path]:
     return {name: path for name, path in found.items() if path is not None}
 
@@ -201,8 +218,12 @@ def _files_in(place: Path) -> list[Path]:
 
 
 def _called(shot: Shot) -> list[str]:
-    prompts = [shot.prompt, shot.hires.prompt if shot.hires else ""]
-    return list(dict.fromkeys(call.name for prompt in prompts for call in extract_loras(prompt)[1]))
+    return list(dict.fromkeys(call.name for prompt in _prompts(shot) for call in extract_loras(prompt)[1]))
+
+
+def _prompts(shot: Shot) -> list[str]:
+    second = [shot.hires.prompt, shot.hires.negative_prompt] if shot.hires else []
+    return [shot.prompt, shot.negative_prompt, *second]
 
 
 def _settings_of(lineage: Lineage | None) -> GenerateSettings:

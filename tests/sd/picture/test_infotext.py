@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,14 @@ def test_what_is_written_is_read(shot: Shot, model: str, vae: str) -> None:
 @given(st.text())
 def test_any_text_is_read(text: str) -> None:
     parse_infotext(text)
+
+
+@pytest.mark.parametrize("once", ["a ", "a", " ", "ab: ", 'ab: "', 'ab: "x, ', "a:", "\\"])
+def test_a_long_last_line_is_read_in_linear_time(once: str) -> None:
+    """In a time that grew as the square, the first would take hours."""
+    began = time.process_time()
+    parse_infotext("a prompt\n" + 'x: "' + once * 200_000)
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("prompt", ["by matcha", "作者 matcha ✨", "café"])

@@ -44,14 +44,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
 def _norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:
     alone = len(x) == 1 or x[0, 0].numel() < PIXELS_SHARED_OUT or torch.get_num_threads() == 1
-    rows = [x] if alone else x.split(1)
+    rows = [x] if alone else torch.split(x, 1)
     return _joined([F.group_norm(row, layer.num_groups, layer.weight, layer.bias, layer.eps) for row in rows])
 
 
 def _silu(x: Tensor) -> Tensor:
     """What is left over when threads share a tensor in pairs of vectors is computed otherwise."""
     whole = x[0].numel() % (PAIR_OF_VECTORS * torch.get_num_threads()) == 0
-    return _joined([F.silu(row) for row in ([x] if whole else x.split(1))])
+    return _joined([F.silu(row) for row in ([x] if whole else torch.split(x, 1))])
 
 
 def _joined(rows: list[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from aid.sd.picture.shot_fields import read_fields, written_fields
 
 KEY = "parameters"
 NEGATIVE = "Negative prompt:"
-FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+FIELD = re.compile(r'(\w[\w \-/]{1,99}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')  # linear: names are short
 FEWEST_FIELDS = 3  # a last line with fewer is part of the prompt
 
 
