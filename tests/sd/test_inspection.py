@@ -14,10 +14,12 @@ from PIL import Image
 from aid.cli import root
 from aid.core.lineage import describe
 from aid.errors import FileError, PictureError
+from aid.sd.adapter.file import load_adapter
 from aid.sd.embedding.file import Embedding, save_embedding
-from aid.sd.file.tensorfile import read_tensors, write_tensors
+from aid.sd.file.tensorfile import Header, read_tensors, write_tensors
 from aid.sd.inspection import Inspection, inspect
 from aid.sd.model.checkpoint import load_checkpoint, save_checkpoint
+from aid.sd.model.convert import Conversion, convert
 from aid.sd.model.layouts import UNET, VAE
 
 
@@ -78,6 +80,96 @@ def test_vae_unet_adapter_embedding_and_others(family_files: dict[str, Path], tm
             found = inspect(tmp_path / f"bad.{ending}")
             assert (found.kind, found.about["vectors"]) == ("embedding", f"3 of {width}")
             assert found.hashes["AutoV2"]
+
+
+LORA = "transformer_blocks.0.attn2"
+DOWN, UP = torch.ones(4, 1024), torch.ones(320, 4)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "about"),
+    [
+        (  # diffusers' first files
+            {
+                f"unet.{LORA}.processor.to_k_lora.down.weight": DOWN,
+                f"unet.{LORA}.processor.to_k_lora.up.weight": UP,
+            },
+            {"method": "LoRA", "architecture": "SD2", "modules": "1 (0 in text encoders)", "rank": "4"},
+        ),
+        (
+            {
+                "text_encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight": torch.ones(2, 768),
+                "text_encoder.layers.0.self_attn.q_proj.lora_linear_layer.up.weight": torch.ones(768, 2),
+            },
+            {
+                "method": "LoRA",
+                "architecture": "SD1 or SDXL",
+                "modules": "1 (1 in text encoders)",
+                "rank": "2",
+            },
+        ),
+        (
+            {f"{LORA}.to_k.lora.down.weight": DOWN, f"{LORA}.to_k.lora.up.weight": UP},
+            {"method": "LoRA", "architecture": "SD2", "modules": "1 (0 in text encoders)", "rank": "4"},
+        ),
+        (
+            {
+                f"base_model.model.unet.{LORA}.to_k.lora_A.weight": DOWN,
+                f"base_model.model.unet.{LORA}.to_k.lora_B.weight": UP,
+                f"base_model.model.unet.{LORA}.to_k.lora_magnitude_vector": torch.ones(320),
+            },
+            {
+                "method": "LoRA, DoRA",
+                "architecture": "SD2",
+                "modules": "1 (0 in text encoders)",
+                "rank": "4",
+            },
+        ),
+        (
+            {
+                "lora_unet_label_emb_0_0.lokr_w1": torch.ones(2, 2),
+                "lora_unet_label_emb_0_0.lokr_w2_a": torch.ones(640, 8),
+                "lora_unet_label_emb_0_0.lokr_w2_b": torch.ones(8, 1408),
+                "lora_unet_out_0.w_norm": torch.ones(320),
+                "lora_unet_out_0.b_norm": torch.ones(320),
+            },
+            {
+                "method": "LoKr, norms",
+                "architecture": "SDXL",
+                "modules": "2 (0 in text encoders)",
+                "rank": "8",
+            },
+        ),
+    ],
+)
+def test_adapters_are_known_as_their_reader_knows_them(
+    tensors: dict[str, torch.Tensor], about: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, tensors, {})
+    adapter = load_adapter(path)
+    assert (adapter.family, len(adapter.changes)) == (about["architecture"], int(about["modules"][0]))
+    monkeypatch.setattr(Header, "read", lambda *_: pytest.fail("a tensor is read"))
+    found = inspect(path, hashes=False)
+    assert (found.kind, found.about) == ("adapter", about)
+
+
+def test_parts_of_models(family_files: dict[str, Path], tmp_path: Path) -> None:
+    convert(family_files["sdxl"], tmp_path / "folder", Conversion())
+    whole = inspect(family_files["sdxl"])
+    unet, vae = (inspect(tmp_path / "folder" / part) for part in ("unet", "vae"))
+    assert (unet.kind, vae.kind) == ("U-Net", "VAE")
+    assert vae.about["architecture"].startswith("SD VAE, 4 channels")
+    assert unet.parts[0] == next(part for part in whole.parts if part.name == "U-Net")
+    tensors = read_tensors(family_files["sdxl"])
+    bare = {key.removeprefix(UNET): one for key, one in tensors.items() if key.startswith(UNET)}
+    write_tensors(tmp_path / "bare.safetensors", bare, {})
+    found = inspect(tmp_path / "bare.safetensors")
+    assert (found.kind, found.parts, found.blocks) == ("U-Net", unet.parts, unet.blocks)
+    assert [block.name for block in found.blocks] == [block.name for block in whole.blocks]
+    no_vae = {key: one for key, one in tensors.items() if not key.startswith(VAE)}
+    write_tensors(tmp_path / "no_vae.safetensors", no_vae, {})
+    assert inspect(tmp_path / "no_vae.safetensors").kind == "checkpoint without VAE"
 
 
 def test_a_diffusers_folder(family_files: dict[str, Path], tmp_path: Path) -> None:

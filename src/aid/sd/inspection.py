@@ -5,7 +5,6 @@ Headers are read, not weights; the hashes, if wanted, read the whole file once.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,24 +16,29 @@ from pydantic import ValidationError
 from aid.core.lineage import METADATA_KEY as LINEAGE_KEY
 from aid.core.lineage import Lineage
 from aid.errors import AidError, FileError, ModelError
+from aid.sd.adapter.outline import Outline, outline
 from aid.sd.embedding.file import Embedding, load_embedding
 from aid.sd.file.hashes import hash_file
 from aid.sd.file.tensorfile import NAMES, Stored, is_pickle, open_tensors
 from aid.sd.model.architecture import Architecture, Family
 from aid.sd.model.blocks import block_of
 from aid.sd.model.detection import CONV_IN
-from aid.sd.model.folder import MODEL_INDEX
+from aid.sd.model.folder import MODEL_INDEX, is_part, stored_part, under_ldm_names
 from aid.sd.model.layouts import AVERAGE, TEXT_ROOT, UNET, VAE, modern_keys
 from aid.sd.model.metadata import architecture_name
 from aid.sd.model.weights import open_weights, resolve_checkpoint
 from aid.sd.picture.text import is_picture, picture_text
 
-ADAPTER = re.compile(
-    r"^(.+?)\.(lora_(?:up|down|mid|A|B)(?:\.default)?(?:\.weight)?|alpha|dora_scale|hada_\w+|lokr_\w+|diff(?:_b)?)$"
-)
 INPAINTS = "yes: its U-Net is shown the mask and what lies around it"
 MAX_EMBEDDING_BYTES = 64 << 20  # of a pickle, which tells what it is only when it is read
-RANK_OF = ("lora_down", "lora_A", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # their first axis
+METHODS = {  # kinds of adapters, in words
+    "lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "dora": "DoRA", "full": "whole differences",
+    "norm": "norms", "bias": "biases",
+}  # fmt: skip
+BARE_UNET = ("input_blocks.0.0.weight", "out.2.weight")  # a ControlNet lacks the last
+DIFFUSERS_UNET = ("conv_in.weight", "time_embedding.linear_1.weight", "conv_out.weight")
+VAE_LATENT = "decoder.conv_in.weight"
+SD_LATENT_CHANNELS = 4
 PARTS = {
     "U-Net": (UNET,),
     "text encoders": tuple(set(TEXT_ROOT.values())),
@@ -74,6 +78,8 @@ class Inspection:
 def inspect(path: Path, hashes: bool = True) -> Inspection:
     """Look at one file, or at a diffusers folder or artifact. Raises FileError for what can't be read."""
     if path.is_dir():
+        if is_part(path, "unet") and not (path / MODEL_INDEX).is_file():
+            return _inspect_weights(path, *stored_part(path, "unet"), hashes=False)
         found = resolve_checkpoint(path)
         return _inspect_folder(path) if found.is_dir() else inspect(found, hashes)
     if not path.is_file():
@@ -84,19 +90,36 @@ def inspect(path: Path, hashes: bool = True) -> Inspection:
     content = _embedding(path) if small and is_pickle(path) else None
     if content is not None:
         return _finished(path, "embedding", {}, _embedding_words(content), {}, hashes)
-    stored, metadata = open_tensors(path)
-    tensors = modern_keys(stored)
+    return _inspect_weights(path, *open_tensors(path), hashes)
+
+
+def _inspect_weights(
+    path: Path, stored: Mapping[str, Stored], metadata: Mapping[str, str], hashes: bool
+) -> Inspection:
+    tensors = modern_keys(_prefixed(stored, path))
     kind = kind_of(tensors)
-    about = _about(kind, path, tensors)
-    return _finished(path, kind, tensors, about, metadata, hashes)
+    return _finished(path, kind, tensors, _about(kind, path, tensors, metadata), metadata, hashes)
+
+
+def _prefixed(tensors: Mapping[str, Stored], path: Path) -> Mapping[str, Stored]:
+    """A U-Net alone, as ComfyUI or diffusers names it, under the names that it has in a checkpoint."""
+    if CONV_IN not in tensors and all(key in tensors for key in BARE_UNET):
+        return {UNET + key: one for key, one in tensors.items()}
+    if all(key in tensors for key in DIFFUSERS_UNET):
+        family: Family = "sdxl" if "add_embedding.linear_1.weight" in tensors else "sd1"
+        return under_ldm_names("unet", tensors, family, path)
+    return tensors
 
 
 def kind_of(tensors: Mapping[str, Stored]) -> str:
     """Told from names and shapes."""
     if CONV_IN in tensors:
-        whole = any(key.startswith(tuple(TEXT_ROOT.values())) for key in tensors)
-        return "checkpoint" if whole and any(key.startswith(VAE) for key in tensors) else "U-Net"
-    if any(ADAPTER.match(key) for key in tensors):
+        text = any(key.startswith(tuple(TEXT_ROOT.values())) for key in tensors)
+        vae = any(key.startswith(VAE) for key in tensors)
+        if text:
+            return "checkpoint" if vae else "checkpoint without VAE"
+        return "U-Net and VAE" if vae else "U-Net"
+    if outline(_shapes(tensors), {}):
         return "adapter"
     if {"encoder.conv_in.weight", f"{VAE}encoder.conv_in.weight"} & tensors.keys():
         return "VAE"
@@ -107,18 +130,26 @@ def kind_of(tensors: Mapping[str, Stored]) -> str:
     return "weights"
 
 
+def _shapes(tensors: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:
+    return {key: one.shape for key, one in tensors.items()}
+
+
 def _is_vectors(tensors: Iterable[Stored]) -> bool:
     return all(len(one.shape) <= 2 and one.shape and one.shape[-1] in (768, 1024, 1280) for one in tensors)
 
 
-def _about(kind: str, path: Path, tensors: Mapping[str, Stored]) -> dict[str, str]:
+def _about(
+    kind: str, path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]
+) -> dict[str, str]:
     if kind == "checkpoint":
         try:
             return _architecture_words(open_weights(path).architecture)
         except ModelError as error:  # of a family that AID only recognises
             return {"architecture": str(error)}
+    if kind == "VAE":
+        return _vae_words(tensors)
     if kind == "adapter":
-        return _adapter_words(tensors)
+        return _adapter_words(outline(_shapes(tensors), metadata))
     if kind == "embedding":
         content = _embedding(path)
         return _embedding_words(content) if content else {}
@@ -135,23 +166,30 @@ def _architecture_words(architecture: Architecture) -> dict[str, str]:
     }
 
 
-def _adapter_words(tensors: Mapping[str, Stored]) -> dict[str, str]:
-    """Modules and ranks by keys and shapes alone."""
-    found = {key: match for key in tensors if (match := ADAPTER.match(key))}
-    modules = {match[1] for match in found.values()}
-    ranks = {
-        tensors[key].shape[0]
-        for key, match in found.items()
-        if match[2].startswith(RANK_OF) and tensors[key].shape
-    }
-    kinds = {match[2].partition(".")[0].partition("_")[0] for match in found.values()}
-    names = {"lora": "LoRA", "hada": "LoHa", "lokr": "LoKr", "dora": "DoRA", "diff": "whole differences"}
-    text = sum(module.startswith(("lora_te", "text_encoder")) for module in modules)
+def _vae_words(tensors: Mapping[str, Stored]) -> dict[str, str]:
+    """SD1, SD2 and SDXL have VAEs of the same names and shapes."""
+    found = tensors.get(VAE_LATENT) or tensors.get(VAE + VAE_LATENT)
+    if found is None or len(found.shape) < 2:
+        return {}
+    channels = found.shape[1]
+    if channels != SD_LATENT_CHANNELS:
+        return {"architecture": f"no VAE of SD1, SD2 or SDXL: {channels} channels"}
     return {
-        "method": ", ".join(word for kind, word in names.items() if kind in kinds),
-        "modules": f"{len(modules)} ({text} in text encoders)",
-        "rank": ", ".join(map(str, sorted(ranks, reverse=True))),
+        "architecture": f"SD VAE, {channels} channels (of SD1, SD2 or SDXL: the weights don't tell which)"
     }
+
+
+def _adapter_words(found: Outline | None) -> dict[str, str]:
+    if found is None:
+        return {}
+    told = {
+        "method": ", ".join(word for kind, word in METHODS.items() if kind in found.kinds),
+        "architecture": found.family,
+        "modules": f"{found.modules} ({found.text_modules} in text encoders)",
+        "rank": ", ".join(map(str, found.ranks)),
+        "embeddings": ", ".join(found.embeddings),
+    }
+    return {name: text for name, text in told.items() if text}
 
 
 def _embedding(path: Path) -> Embedding | None:
@@ -170,7 +208,6 @@ def _embedding_words(embedding: Embedding) -> dict[str, str]:
 
 def _inspect_folder(path: Path) -> Inspection:
     weights = open_weights(path)
-    files = [file for file in path.rglob("*") if file.is_file()]
     found = _finished(
         path,
         "checkpoint",
@@ -180,8 +217,7 @@ def _inspect_folder(path: Path) -> Inspection:
         False,
     )
     about = {**found.about, "layout": f"diffusers folder ({MODEL_INDEX})"}
-    size = sum(file.stat().st_size for file in files)
-    return Inspection(**{**vars(found), "about": about, "size": size})
+    return Inspection(**{**vars(found), "about": about})
 
 
 def _inspect_picture(path: Path) -> Inspection:
@@ -221,7 +257,7 @@ def _finished(
     return Inspection(
         path,
         kind,
-        path.stat().st_size,
+        sum(file.stat().st_size for file in _files(path)),
         about,
         dict(sorted(formats.items())),
         _shares((_part_of(key), one) for key, one in tensors.items()) if len(tensors) > 1 else (),
@@ -230,6 +266,10 @@ def _finished(
         {key: value for key, value in metadata.items() if key != LINEAGE_KEY},
         _lineage(metadata),
     )
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
 def _part_of(key: str) -> str:

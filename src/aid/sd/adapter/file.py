@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aid.errors import ModelError
 from aid.sd.adapter.kind import BIASES, KINDS, decompose, lora_shape, scale_of
-from aid.sd.adapter.name import ALPHA, BUNDLED, MAGNITUDE, family_of, module_name, split_key
+from aid.sd.adapter.name import ALPHA, MAGNITUDE, PEFT_MAGNITUDE, family_of, group_keys, module_name
 from aid.sd.file.hashes import hash_file
 from aid.sd.file.tensorfile import (
     Stored,
@@ -138,29 +138,23 @@ def load_adapter(path: Path, kept: bool = True) -> Adapter:
     NaN, ranks that disagree or half a pair.
     """
     metadata = {} if is_pickle(path) else read_header(path).metadata
-    modules: dict[str, dict[str, Stored]] = {}
-    bundled: dict[str, dict[str, Tensor]] = {}
-    unread = []
-    for key, stored in open_tensors(path)[0].items():
-        if match := BUNDLED.match(key):
-            bundled.setdefault(match["name"], {})[match["part"].removeprefix("string_to_param.")] = (
-                stored.read()
-            )
-        elif split := split_key(key):
-            modules.setdefault(split[0], {})[split[1]] = _checked(stored, key, path, kept)
-        else:
-            unread.append(key)
+    stored = open_tensors(path)[0]
+    modules, bundled, unread = group_keys(stored)
     if not modules and not bundled:
         found = f"holds {len(unread)} tensors such as {unread[0]}" if unread else "is empty"
         raise ModelError(f"{path} {found}", "an adapter: LoRA, LoHa, LoKr, DoRA or whole differences")
     alphas = _peft_alphas(metadata, path)
     changes: dict[str, Change] = {}
-    for raw, tensors in modules.items():
+    for raw, words in modules.items():
+        tensors = {word: _checked(stored[key], key, path, kept) for word, key in words.items()}
         name = module_name(raw)
         if name in changes:
             raise ModelError(f"{path} changes one module twice, as {changes[name].raw} and as {raw}")
         changes[name] = _change(raw, name, tensors, alphas, path)
-    return Adapter(path.stem, path, changes, _embeddings(bundled, path), metadata, tuple(unread))
+    read = {
+        name: {part: stored[key].read() for part, key in parts.items()} for name, parts in bundled.items()
+    }
+    return Adapter(path.stem, path, changes, _embeddings(read, path), metadata, tuple(unread))
 
 
 def _embeddings(bundled: Mapping[str, dict[str, Tensor]], path: Path) -> dict[str, Embedding]:
@@ -197,10 +191,10 @@ def _change(
     raw: str, name: str, stored: dict[str, Stored], alphas: Mapping[str, PeftAlpha], path: Path
 ) -> Change:
     """One module's tensors as a Change; nothing is computed yet but shapes."""
-    small = (ALPHA, MAGNITUDE, "lora_magnitude_vector", *BIASES)
+    small = (ALPHA, MAGNITUDE, PEFT_MAGNITUDE, *BIASES)
     own = {word: stored.pop(word).read() for word in small if word in stored}
     alpha, magnitude, tensors = own.get(ALPHA), own.get(MAGNITUDE), Tensors(stored)
-    if (peft := own.get("lora_magnitude_vector")) is not None:
+    if (peft := own.get(PEFT_MAGNITUDE)) is not None:
         magnitude = peft.flatten()  # PEFT: one per output, whatever the axes around it
     bias = next((own[word] for word in BIASES if word in own), None)
     if not tensors and bias is not None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from aid.sd.adapter.kind import BIASES, KINDS
 
 UNET, TEXT, TEXT_2 = "lora_unet_", "lora_te1_", "lora_te2_"
-ALPHA, MAGNITUDE = "alpha", "dora_scale"
+ALPHA, MAGNITUDE, PEFT_MAGNITUDE = "alpha", "dora_scale", "lora_magnitude_vector"
+MAGNITUDES = (MAGNITUDE, PEFT_MAGNITUDE)  # DoRA's
 BUNDLED = re.compile(r"^bundle_emb\.(?P<name>.+)\.(?P<part>string_to_param\.\*|clip_l|clip_g)$")
 
 # kohya's and LyCORIS's own last words of a key, the longest first
@@ -22,7 +24,7 @@ _SUFFIXES = sorted(_OWN, key=lambda name: (-len(name), name))
 _FOREIGN = (
     (re.compile(r"\.lora_A(?:\.[^.]+)??(?:\.weight)?$"), "lora_down.weight"),
     (re.compile(r"\.lora_B(?:\.[^.]+)??(?:\.weight)?$"), "lora_up.weight"),
-    (re.compile(r"\.lora_magnitude_vector(?:\.[^.]+)??(?:\.weight)?$"), "lora_magnitude_vector"),
+    (re.compile(r"\.lora_magnitude_vector(?:\.[^.]+)??(?:\.weight)?$"), PEFT_MAGNITUDE),
     (re.compile(r"[._]lora(?:_linear_layer)?\.down\.weight$"), "lora_down.weight"),
     (re.compile(r"[._]lora(?:_linear_layer)?\.up\.weight$"), "lora_up.weight"),
 )
@@ -53,6 +55,28 @@ def split_key(key: str) -> tuple[str, str] | None:
         if match := pattern.search(key):
             return key[: match.start()], suffix
     return None
+
+
+class Keys(NamedTuple):
+    """A file's keys: of each module, as the file calls it, by kohya's word for the tensor; of each bundled
+    embedding by the part's name; and those that are no adapter's."""
+
+    modules: dict[str, dict[str, str]]
+    bundled: dict[str, dict[str, str]]
+    unread: list[str]
+
+
+def group_keys(keys: Iterable[str]) -> Keys:
+    found = Keys({}, {}, [])
+    for key in keys:
+        if match := BUNDLED.match(key):
+            part = match["part"].removeprefix("string_to_param.")
+            found.bundled.setdefault(match["name"], {})[part] = key
+        elif split := split_key(key):
+            found.modules.setdefault(split[0], {})[split[1]] = key
+        else:
+            found.unread.append(key)
+    return found
 
 
 def module_name(raw: str) -> str:

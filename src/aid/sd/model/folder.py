@@ -182,13 +182,19 @@ def is_part(path: Path, part: str) -> bool:
 
 def open_part(folder: Path, part: str, family: Family = "sd1") -> tuple[dict[str, Stored], dict[str, str]]:
     """One part's tensors under their LDM names, and its files' metadata."""
+    tensors, metadata = stored_part(folder, part)
+    return under_ldm_names(part, tensors, family, folder), metadata
+
+
+def stored_part(folder: Path, part: str) -> tuple[dict[str, Stored], dict[str, str]]:
+    """One part's tensors under the names that its files give them, and these files' metadata."""
     tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
     for stored, told in _part_files(folder, FILES[part]):
         tensors |= stored
         metadata |= told
     metadata.pop("format", None)
-    return under_ldm_names(part, tensors, family, folder), metadata
+    return tensors, metadata
 
 
 def under_ldm_names(
