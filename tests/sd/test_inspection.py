@@ -15,11 +15,11 @@ from aid.cli import root
 from aid.core.lineage import describe
 from aid.errors import FileError, PictureError
 from aid.sd.adapter.file import load_adapter
+from aid.sd.conversion import Conversion, convert
 from aid.sd.embedding.file import Embedding, save_embedding
 from aid.sd.file.tensorfile import Header, read_tensors, write_tensors
 from aid.sd.inspection import Inspection, inspect
 from aid.sd.model.checkpoint import load_checkpoint, save_checkpoint
-from aid.sd.model.convert import Conversion, convert
 from aid.sd.model.layouts import UNET, VAE
 
 

@@ -25,8 +25,8 @@ def convert_weights(
     """Write SOURCE (.safetensors, .ckpt, .pt, a diffusers folder) to TARGET: one .safetensors file, or, under
     a name without that ending, a diffusers folder. Only one tensor is in memory at a time; old pickles are
     read without running anything. Averages, optimiser and schedule are left out."""
+    from aid.sd.conversion import Conversion, Layout, convert
     from aid.sd.file.precision import PRECISIONS
-    from aid.sd.model.convert import Conversion, Layout, convert
 
     chosen: Layout | None = "ldm" if layout == "ldm" else "diffusers" if layout == "diffusers" else None
     wanted = Conversion(

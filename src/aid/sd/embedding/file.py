@@ -25,7 +25,7 @@ from aid.sd.file.tensorfile import is_finite, is_pickle, read_tensors, require_p
 from aid.sd.model.metadata import ModelSpec
 
 WEIGHTS = (".safetensors", ".pt", ".bin")
-PAIR = ("clip_l", "clip_g")  # SDXL's two tensors
+ONE, PAIR = "emb_params", ("clip_l", "clip_g")  # kohya's tensor, and SDXL's two
 A1111_TOKEN = 265  # what A1111 stores for "*", and never reads
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -122,22 +122,27 @@ def save_embedding(
     name = embedding.name
     if not name.strip() or name != Path(name).name or name.startswith("."):
         raise SettingsError(f"{name!r} can't name an embedding", "a file name's stem, such as aid210")
-    vectors = _stored(embedding.vectors)
+    tensors = embedding_tensors(embedding)
+    write_tensors(folder / f"{name}.safetensors", tensors, metadata)
     if embedding.vectors_g is not None:
-        pair = dict(zip(PAIR, (vectors, _stored(embedding.vectors_g)), strict=True))
-        write_tensors(folder / f"{name}.safetensors", pair, metadata)
-        write_bytes(folder / f"{name}.pt", _archive(pair))
+        write_bytes(folder / f"{name}.pt", _archive(tensors))
         return
-    write_tensors(folder / f"{name}.safetensors", {"emb_params": vectors}, metadata)
     content = {
         "string_to_token": {"*": A1111_TOKEN},
-        "string_to_param": {"*": vectors},
+        "string_to_param": {"*": tensors[ONE]},
         "name": name,
         "step": step,
         "sd_checkpoint": checkpoint_hash,
         "sd_checkpoint_name": checkpoint_name,
     }
     write_bytes(folder / f"{name}.pt", _archive(content))
+
+
+def embedding_tensors(embedding: Embedding) -> dict[str, Tensor]:
+    """As a .safetensors file holds them, float32."""
+    if embedding.vectors_g is None:
+        return {ONE: _stored(embedding.vectors)}
+    return dict(zip(PAIR, map(_stored, (embedding.vectors, embedding.vectors_g)), strict=True))
 
 
 def embedding_metadata(

@@ -12,7 +12,8 @@ import torch
 
 from aid.core.lineage import METADATA_KEY as LINEAGE_KEY
 from aid.errors import FileError, ModelError, SettingsError
-from aid.sd.file.tensorfile import Stored, is_pickle, open_tensors, read_header, write_stored
+from aid.sd.embedding.file import Embedding, embedding_tensors, load_embedding
+from aid.sd.file.tensorfile import Stored, in_memory, is_pickle, open_tensors, write_stored
 from aid.sd.model.architecture import METADATA_KEY, Prediction
 from aid.sd.model.detection import CONV_IN
 from aid.sd.model.folder import MODEL_INDEX
@@ -20,6 +21,7 @@ from aid.sd.model.layouts import VAE
 from aid.sd.model.metadata import MODELSPEC, STALE
 from aid.sd.model.vae_file import open_vae
 from aid.sd.model.weights import Weights, cast, describe, open_weights, resolve_checkpoint
+from aid.sd.picture.text import is_picture
 
 Layout = Literal["ldm", "diffusers"]
 SINGLE_FILE = ".safetensors"
@@ -93,7 +95,30 @@ def _is_checkpoint(path: Path) -> bool:
         return (path / MODEL_INDEX).is_file() or _is_checkpoint(resolve_checkpoint(path))
     if not path.is_file():
         raise FileError(f"{path} does not exist", "a file of weights or a diffusers folder")
-    return CONV_IN in (open_tensors(path)[0] if is_pickle(path) else read_header(path).tensors)
+    return CONV_IN in _open(path)[0]
+
+
+def _open(path: Path) -> tuple[Mapping[str, Stored], Mapping[str, str]]:
+    """What a file holds; of A1111's embeddings, which are a dictionary with more than tensors, or a picture,
+    the vectors under the names that they have in a safetensors file."""
+    if is_picture(path):
+        return _embedding_tensors(load_embedding(path)), {}
+    try:
+        return open_tensors(path)
+    except FileError:
+        if not is_pickle(path):
+            raise
+        try:
+            embedding = load_embedding(path)
+        except ModelError:
+            embedding = None
+        if embedding is None:
+            raise
+    return _embedding_tensors(embedding), {}
+
+
+def _embedding_tensors(embedding: Embedding) -> dict[str, Stored]:
+    return {name: in_memory(tensor) for name, tensor in embedding_tensors(embedding).items()}
 
 
 def _require_target(target: Path, layout: Layout) -> None:
@@ -110,7 +135,7 @@ def _convert_plain(source: Path, target: Path, wanted: Conversion) -> Converted:
             f"{source} is no whole checkpoint",
             f"no layout, VAE, averages or prediction for it, and a target ending in {SINGLE_FILE}",
         )
-    tensors, metadata = open_tensors(source)
+    tensors, metadata = _open(source)
     ready = {key: cast(one, wanted.dtype, key, source) for key, one in tensors.items()}
     write_stored(target, ready, _changed(metadata, wanted.metadata))
     return Converted(target, len(ready), {})

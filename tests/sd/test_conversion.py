@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import sys
 import types
 from collections import OrderedDict
@@ -10,13 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from aid.cli import root
 from aid.errors import AidError, FileError, ModelError, SettingsError
+from aid.sd.conversion import Conversion, convert
+from aid.sd.embedding.file import Embedding, save_embedding
 from aid.sd.file import tensorfile
 from aid.sd.file.tensorfile import open_tensors, read_header, read_tensors, write_tensors
 from aid.sd.model.checkpoint import load_checkpoint, save_checkpoint
-from aid.sd.model.convert import Conversion, convert
 from aid.sd.model.layouts import POSITION_IDS, UNET, VAE, average_key
 from aid.sd.model.weights import open_weights
 
@@ -123,6 +128,26 @@ def test_other_weights_keep_their_names(tmp_path: Path) -> None:
     assert read_tensors(tmp_path / "e.safetensors")["emb_params"].dtype == torch.float16
     with pytest.raises(SettingsError, match=r"e\.pt is no whole checkpoint"):
         convert(tmp_path / "e.pt", tmp_path / "f.safetensors", Conversion(ema=True))
+
+
+def test_an_embedding_of_a1111_is_its_vectors(tmp_path: Path) -> None:
+    vectors = torch.arange(6.0).reshape(2, 3)
+    save_embedding(Embedding("e", vectors), tmp_path, {})
+    told = {"string_to_param": {"*": {"TORCHTENSOR": vectors.tolist()}}}
+    text = PngInfo()
+    text.add_text("sd-ti-embedding", base64.b64encode(json.dumps(told).encode()).decode())
+    Image.new("RGB", (8, 8)).save(tmp_path / "e.png", pnginfo=text)
+    old = {"string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})}
+    torch.save(old, tmp_path / "old.pt")  # as A1111's first versions did
+    for source in ("e.pt", "e.png", "old.pt"):
+        convert(tmp_path / source, tmp_path / "made.safetensors", Conversion())
+        assert (tmp_path / "made.safetensors").read_bytes() == (tmp_path / "e.safetensors").read_bytes()
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    with pytest.raises(ModelError, match=r"plain\.png carries no embedding"):
+        convert(tmp_path / "plain.png", tmp_path / "none.safetensors", Conversion())
+    torch.save({"epoch": 3, "step": 4}, tmp_path / "plain.pt")
+    with pytest.raises(FileError, match=r"plain\.pt holds no tensors"):
+        convert(tmp_path / "plain.pt", tmp_path / "none.safetensors", Conversion())
 
 
 @pytest.mark.parametrize(
