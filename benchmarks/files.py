@@ -140,6 +140,10 @@ def run_job(name: str, source: Path, target: Path, runs: int = 1) -> Cost:
 def do_job(name: str, source: Path, target: Path) -> None:
     import safetensors.torch  # noqa: F401
 
+    import aid.cli.converting
+    import aid.sd.conversion
+    import aid.sd.inspection
+    import aid.sd.model.checkpoint  # noqa: F401
 
     with suppress(OSError):  # where the peak can't be set back, what the imports took for a moment counts
         Path("/proc/self/clear_refs").write_text("5")

@@ -122,6 +122,30 @@ def test_a_vae_is_baked_in(family_files: dict[str, Path], tmp_path: Path) -> Non
         convert(family_files["sd1"], tmp_path / "c.safetensors", Conversion(vae=tmp_path / "vae.safetensors"))
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_vae_is_baked_into_a_model_without(
+    family: str, family_files: dict[str, Path], tmp_path: Path
+) -> None:
+    source, bare = read_tensors(family_files[family]), tmp_path / "bare.safetensors"
+    vae, made = tmp_path / "vae.safetensors", tmp_path / "made.safetensors"
+    metadata = read_header(family_files[family]).metadata
+    write_tensors(bare, {key: one for key, one in source.items() if not key.startswith(VAE)}, metadata)
+    own = {key.removeprefix(VAE): one for key, one in source.items() if key.startswith(VAE)}
+    write_tensors(vae, own, {})
+    with pytest.raises(ModelError, match=r"has no VAE .* `aid convert .*bare\.safetensors .* --vae VAE`"):
+        load_checkpoint(bare)
+    convert(bare, made, Conversion(vae=vae))
+    assert made.read_bytes() == family_files[family].read_bytes()
+    drawn, whole = load_checkpoint(bare, vae=vae).vae, load_checkpoint(family_files[family]).vae
+    assert all(map(torch.equal, drawn.state_dict().values(), whole.state_dict().values()))
+    made.unlink()
+    for key in ("decoder.up.0.block.0.conv1.weight", "encoder.conv_out.weight"):
+        write_tensors(vae, {**own, key: own[key][:1].clone()}, {})
+        with pytest.raises(ModelError, match=rf"vae\.safetensors: .*{key} has shape .* needs it"):
+            convert(bare, made, Conversion(vae=vae))
+    assert not made.exists()
+
+
 def test_other_weights_keep_their_names(tmp_path: Path) -> None:
     torch.save({"emb_params": torch.ones(2, 768), "step": 3}, tmp_path / "e.pt")
     run(tmp_path / "e.pt", tmp_path / "e.safetensors", "--dtype", "fp16")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from aid.errors import FileError, ModelError, SettingsError
 from aid.sd.embedding.file import Embedding, embedding_tensors, load_embedding
 from aid.sd.file.tensorfile import Stored, in_memory, is_pickle, open_tensors, write_stored
 from aid.sd.model.architecture import METADATA_KEY, Prediction
-from aid.sd.model.detection import CONV_IN
+from aid.sd.model.detection import CONV_IN, VAE_IN
 from aid.sd.model.folder import MODEL_INDEX
 from aid.sd.model.layouts import VAE
 from aid.sd.model.metadata import MODELSPEC, STALE
@@ -73,7 +73,11 @@ def convert(source: Path, target: Path, wanted: Conversion) -> Converted:
     if not _is_checkpoint(source):
         return _convert_plain(source, target, wanted)
     weights = open_weights(
-        source, ema=wanted.ema, untransposed=wanted.untransposed, prediction=wanted.prediction
+        source,
+        ema=wanted.ema,
+        untransposed=wanted.untransposed,
+        prediction=wanted.prediction,
+        vae_given=wanted.vae is not None,
     )
     tensors = weights.whole()
     if wanted.vae is not None:
@@ -142,13 +146,22 @@ def _convert_plain(source: Path, target: Path, wanted: Conversion) -> Converted:
 
 
 def _fitting_vae(path: Path, weights: Weights) -> dict[str, Stored]:
-    """Raises ModelError naming the first tensor that doesn't fit the one it replaces."""
+    """Raises ModelError naming the first tensor that doesn't fit the model."""
     given, _ = open_vae(path, weights.architecture.family)
-    for key, own in weights.model().items():
-        if key.startswith(VAE) and (key not in given or given[key].shape != own.shape):
+    for key, shape in _own_vae_shapes(weights).items():
+        if key not in given or given[key].shape != shape:
             found = f"has shape {list(given[key].shape)}" if key in given else "is missing"
-            raise ModelError(f"{path}: {key} {found}", f"{list(own.shape)}, as in {weights.path}")
+            raise ModelError(f"{path}: {key} {found}", f"{list(shape)}, as {weights.path} needs it")
     return given
+
+
+def _own_vae_shapes(weights: Weights) -> Mapping[str, Sequence[int]]:
+    """Of the source's own VAE, or of the one that its family has."""
+    if VAE_IN in weights.tensors:
+        return {key: one.shape for key, one in weights.model().items() if key.startswith(VAE)}
+    from aid.sd.model.checkpoint import vae_shapes  # diffusers takes seconds to import
+
+    return vae_shapes(weights.architecture)
 
 
 def _metadata(weights: Weights, wanted: Conversion) -> dict[str, str]:

@@ -88,7 +88,7 @@ def plan_grid(settings: GridSettings, inputs: GridInputs) -> Grid:
     """Everything but the pictures; headers are read and no weights. Raises SettingsError for axes that
     can't be meant, before anything is drawn."""
     sources = sources_of(inputs)
-    architecture = open_weights(inputs.checkpoint).architecture
+    architecture = open_weights(inputs.checkpoint, vae_given=inputs.vae is not None).architecture
     embeddings = embedding_names(inputs.embeddings, architecture)
     release = Release.at(inputs.checkpoint)
     known = Known(

@@ -127,7 +127,9 @@ def load_checkpoint(
     Raises FileError for a missing, damaged or unsafe file and ModelError for another architecture, for what
     is not finite, or doesn't fit `dtype`.
     """
-    weights = open_weights(path, ema=ema, untransposed=untransposed, prediction=prediction)
+    weights = open_weights(
+        path, ema=ema, untransposed=untransposed, prediction=prediction, vae_given=vae is not None
+    )
     return fill_checkpoint(weights, device, dtype, vae)
 
 
@@ -265,6 +267,14 @@ def _assemble(architecture: Architecture) -> StableDiffusion:
         config = CLIPTextConfig(**architecture.text_2_config())
         model.text_encoder_2 = CLIPTextModelWithProjection(config).eval()
     return model
+
+
+def vae_shapes(architecture: Architecture) -> dict[str, Sequence[int]]:
+    """LDM key -> shape."""
+    with torch.device("meta"):
+        state = AutoencoderKL(**architecture.vae_config()).state_dict()
+    places = {key: PLACES["vae"](key, architecture.family) for key in state}
+    return {place.key: place.shape(tuple(state[key].shape)) for key, place in places.items()}
 
 
 def part_tensors(

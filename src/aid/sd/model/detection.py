@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
+VAE_IN = f"{VAE}encoder.conv_in.weight"
 TOKENS: dict[Family, str] = {
     "sd1": f"{TEXT_PREFIX['sd1']}embeddings.token_embedding.weight",
     "sd2": f"{TEXT_PREFIX['sd2']}token_embedding.weight",
@@ -61,15 +62,17 @@ def detect(
     name: str,
     read: Read | None = None,
     prediction: Prediction | None = None,
+    vae_given: bool = False,
 ) -> Architecture:
     """The architecture of a single file. `prediction` overrides what the file says; `read` gives one of its
-    tensors, which SD2 without any marker needs (else it counts as 768-v).
+    tensors, which SD2 without any marker needs (else it counts as 768-v). `vae_given`: another VAE takes the
+    place of the file's, which may have none.
 
     Raises ModelError for another family, for a file without U-Net, text encoder or VAE, and where the
     metadata and the tensors contradict each other.
     """
     family = family_of(shapes, name)
-    _refuse_partial_models(shapes, family, name)
+    _refuse_partial_models(shapes, family, name, vae_given)
     if METADATA_KEY in metadata:
         architecture = declared(metadata, name)
         if architecture.family != family:
@@ -155,16 +158,17 @@ def _beyond_last_layer(architecture: Architecture) -> Iterator[tuple[int, str]]:
     )
 
 
-def _refuse_partial_models(shapes: Shapes, family: Family, name: str) -> None:
-    for key in (CONV_IN, TOKENS[family], f"{VAE}encoder.conv_in.weight"):
+def _refuse_partial_models(shapes: Shapes, family: Family, name: str, vae_given: bool) -> None:
+    for key in (CONV_IN, TOKENS[family], *(() if vae_given else (VAE_IN,))):
         if key not in shapes:
             known = CONV_IN in shapes or family in FAMILY_KEYS.values()  # SD1 is what is left over
-            found = f"is {FAMILY_NAMES[family]} but has no {key}" if known else f"has no {key}"
+            lacks = f"no VAE ({key})" if key == VAE_IN else f"no {key}"
+            found = f"is {FAMILY_NAMES[family]} but has {lacks}" if known else f"has {lacks}"
             whole = FAMILY_NAMES[family] if known else "SD1, SD2 or SDXL"
+            bake = f"`aid convert {name} WHOLE.safetensors --vae VAE` gives it one."
+            look = f"`aid inspect {name}` tells what it is."
             raise ModelError(
-                f"{name} {found}",
-                f"a whole {whole} checkpoint in one file",
-                f"`aid inspect {name}` tells what it is.",
+                f"{name} {found}", f"a whole {whole} checkpoint in one file", bake if key == VAE_IN else look
             )
     shape = list(shapes[CONV_IN])
     if len(shape) != 4:

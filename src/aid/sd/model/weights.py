@@ -63,13 +63,19 @@ class Weights:
 
 
 def open_weights(
-    path: Path, *, ema: bool = False, untransposed: bool = False, prediction: Prediction | None = None
+    path: Path,
+    *,
+    ema: bool = False,
+    untransposed: bool = False,
+    prediction: Prediction | None = None,
+    vae_given: bool = False,
 ) -> Weights:
     """Open a single file, an artifact or a diffusers folder; nothing but headers is read.
 
     `ema` takes the U-Net's moving averages in place of its weights. `untransposed` says that an SDXL file's
     `text_projection` is a Linear layer's weight, as trainers of the kohya family take it. `prediction`
-    overrides what the file says.
+    overrides what the file says. `vae_given`: another VAE takes the place of a single file's, which may have
+    none.
 
     Raises FileError for a missing, damaged or unsafe file and ModelError for what is no checkpoint.
     """
@@ -83,7 +89,7 @@ def open_weights(
         tensors = modern_keys(stored)
         shapes = {key: one.shape for key, one in tensors.items()}
         told = prediction or sibling_prediction(path)
-        architecture = detect(shapes, metadata, str(path), lambda key: tensors[key].read(), told)
+        architecture = detect(shapes, metadata, str(path), lambda key: tensors[key].read(), told, vae_given)
     if ema:
         tensors = _averaged(tensors, path)
     if untransposed and PROJECTION in tensors:
