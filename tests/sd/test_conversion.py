@@ -166,9 +166,10 @@ def test_an_embedding_of_a1111_is_its_vectors(tmp_path: Path) -> None:
     for source in ("e.pt", "e.png", "old.pt"):
         convert(tmp_path / source, tmp_path / "made.safetensors", Conversion())
         assert (tmp_path / "made.safetensors").read_bytes() == (tmp_path / "e.safetensors").read_bytes()
-    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    with pytest.raises(ModelError, match=r"plain\.png carries no embedding"):
-        convert(tmp_path / "plain.png", tmp_path / "none.safetensors", Conversion())
+    for plain in ("plain.png", "plain.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / plain)
+        with pytest.raises(ModelError, match=f"{plain} carries no embedding"):
+            convert(tmp_path / plain, tmp_path / "none.safetensors", Conversion())
     torch.save({"epoch": 3, "step": 4}, tmp_path / "plain.pt")
     with pytest.raises(FileError, match=r"plain\.pt holds no tensors"):
         convert(tmp_path / "plain.pt", tmp_path / "none.safetensors", Conversion())

@@ -17,7 +17,7 @@ from aid.errors import FileError, PictureError
 from aid.sd.adapter.file import load_adapter
 from aid.sd.conversion import Conversion, convert
 from aid.sd.embedding.file import Embedding, save_embedding
-from aid.sd.file.tensorfile import Header, read_tensors, write_tensors
+from aid.sd.file.tensorfile import Header, read_header, read_tensors, write_tensors
 from aid.sd.inspection import Inspection, inspect
 from aid.sd.model.checkpoint import load_checkpoint, save_checkpoint
 from aid.sd.model.layouts import UNET, VAE
@@ -168,8 +168,9 @@ def test_parts_of_models(family_files: dict[str, Path], tmp_path: Path) -> None:
     assert (found.kind, found.parts, found.blocks) == ("U-Net", unet.parts, unet.blocks)
     assert [block.name for block in found.blocks] == [block.name for block in whole.blocks]
     no_vae = {key: one for key, one in tensors.items() if not key.startswith(VAE)}
-    write_tensors(tmp_path / "no_vae.safetensors", no_vae, {})
-    assert inspect(tmp_path / "no_vae.safetensors").kind == "checkpoint without VAE"
+    write_tensors(tmp_path / "no_vae.safetensors", no_vae, read_header(family_files["sdxl"]).metadata)
+    found = inspect(tmp_path / "no_vae.safetensors")
+    assert (found.kind, found.about) == ("checkpoint without VAE", whole.about)
 
 
 def test_a_diffusers_folder(family_files: dict[str, Path], tmp_path: Path) -> None:

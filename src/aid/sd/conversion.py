@@ -12,7 +12,8 @@ import torch
 
 from aid.core.lineage import METADATA_KEY as LINEAGE_KEY
 from aid.errors import FileError, ModelError, SettingsError
-from aid.sd.embedding.file import Embedding, embedding_tensors, load_embedding
+from aid.sd.embedding.file import Embedding, embedding_tensors, load_embedding, read_embedding
+from aid.sd.embedding.picture import read_embedded_picture
 from aid.sd.file.tensorfile import Stored, in_memory, is_pickle, open_tensors, write_stored
 from aid.sd.model.architecture import METADATA_KEY, Prediction
 from aid.sd.model.detection import CONV_IN, VAE_IN
@@ -106,7 +107,7 @@ def _open(path: Path) -> tuple[Mapping[str, Stored], Mapping[str, str]]:
     """What a file holds; of A1111's embeddings, which are a dictionary with more than tensors, or a picture,
     the vectors under the names that they have in a safetensors file."""
     if is_picture(path):
-        return _embedding_tensors(load_embedding(path)), {}
+        return _embedding_tensors(read_embedding(read_embedded_picture(path), path.stem, path)), {}
     try:
         return open_tensors(path)
     except FileError:

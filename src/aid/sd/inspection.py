@@ -35,6 +35,7 @@ METHODS = {  # kinds of adapters, in words
     "lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "dora": "DoRA", "full": "whole differences",
     "norm": "norms", "bias": "biases",
 }  # fmt: skip
+NO_VAE = "checkpoint without VAE"
 BARE_UNET = ("input_blocks.0.0.weight", "out.2.weight")  # a ControlNet lacks the last
 DIFFUSERS_UNET = ("conv_in.weight", "time_embedding.linear_1.weight", "conv_out.weight")
 VAE_LATENT = "decoder.conv_in.weight"
@@ -117,7 +118,7 @@ def kind_of(tensors: Mapping[str, Stored]) -> str:
         text = any(key.startswith(tuple(TEXT_ROOT.values())) for key in tensors)
         vae = any(key.startswith(VAE) for key in tensors)
         if text:
-            return "checkpoint" if vae else "checkpoint without VAE"
+            return "checkpoint" if vae else NO_VAE
         return "U-Net and VAE" if vae else "U-Net"
     if outline(_shapes(tensors), {}):
         return "adapter"
@@ -141,9 +142,9 @@ def _is_vectors(tensors: Iterable[Stored]) -> bool:
 def _about(
     kind: str, path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]
 ) -> dict[str, str]:
-    if kind == "checkpoint":
+    if kind in ("checkpoint", NO_VAE):
         try:
-            return _architecture_words(open_weights(path).architecture)
+            return _architecture_words(open_weights(path, vae_given=kind == NO_VAE).architecture)
         except ModelError as error:  # of a family that AID only recognises
             return {"architecture": str(error)}
     if kind == "VAE":
