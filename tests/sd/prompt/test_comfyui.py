@@ -28,6 +28,12 @@ from aid.sd.prompt.comfyui import parse_comfyui
         ("(a:x)", [("a:x", 1.1)]),
         ("(a:inf)", [("a:inf", 1.1)]),
         ("a, embedding:badv3, b", [("a, badv3, b", 1.0)]),
+        ("(embedding:badv3:1.2)", [("badv3", 1.2)]),
+        ("(a:1.0)embedding:badv3.pt, b", [("abadv3, b", 1.0)]),
+        ("((embedding:bad.v3.safetensors, embedding:x.bin y:1.3))", [("bad.v3, x y", 1.3)]),
+        (r"(embedding:bad_\(v3\).pt:0.9)\(embedding:x", [("bad_(v3)", 0.9), ("(embedding:x", 1.0)]),
+        ("(embedding:12)", [("embedding", 12.0)]),
+        ("embedding: a, xembedding:b, a.pt", [("embedding: a, xembedding:b, a.pt", 1.0)]),
         ("", [("", 1.0)]),
     ],
 )
@@ -40,7 +46,9 @@ def test_any_text_parses(prompt: str) -> None:
     assert all(math.isfinite(weight) for _, weight in parse_comfyui(prompt))
 
 
-@pytest.mark.parametrize("piece", ["(", ")", "(a", "(a:1.2)", "\\(", "a:"])
+@pytest.mark.parametrize(
+    "piece", ["(", ")", "(a", "(a:1.2)", "\\(", "a:", "embedding:", "embedding:.pt", " embedding:.pt"]
+)
 def test_time_is_linear(piece: str) -> None:
     def seconds(count: int) -> float:
         start = time.process_time()

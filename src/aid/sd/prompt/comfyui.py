@@ -1,7 +1,8 @@
 """ComfyUI's weights: only round brackets count, and `(x:1.2)` replaces the weight around it.
 
 `(x)` multiplies by 1.1, `\\(` and `\\)` are literal, everything else (`[x]`, BREAK, AND, edits) is text.
-A bracket that is never closed makes text of all that follows. `embedding:NAME` names an embedding.
+A bracket that is never closed makes text of all that follows. `embedding:NAME`, at the beginning of a weight's
+words or after a space, names an embedding, also by its file: `embedding:NAME.pt`.
 Source: the rules of ComfyUI comfy/sd1_clip.py, in time linear in the text's length.
 """
 
@@ -14,29 +15,38 @@ from itertools import groupby
 FACTOR = 1.1
 DEEPEST_UNCLOSED = 32  # beyond it, unclosed brackets are text whatever the end is
 TOKEN = re.compile(r"\\[()]|[()]|[^\\()]+|\\")
-EMBEDDING_WORD = re.compile(r"(?<!\S)embedding:(?=\S)")
+EMBEDDING_WORD = re.compile(
+    r"(?:^|(?<=[\s\U000f1000\U000f1001]))embedding:(?=\S)"  # after marks of `chunk_marked` too
+    r"([^\s,\U000f1000\U000f1001]*?)(?:\.(?:safetensors|pt|bin))?(?=[\s,\U000f1000\U000f1001]|$)"
+)
 
 
 def parse_comfyui(text: str) -> list[tuple[str, float]]:
     """Cut `text` into (segment, weight), neighbours of one weight joined. Never raises."""
-    tokens = TOKEN.findall(EMBEDDING_WORD.sub("", text))
+    tokens = TOKEN.findall(text)
     partner = _partners(tokens)
-    segments: list[tuple[str, float]] = []
+    pieces: list[tuple[str, float, int]] = []
     outer: list[float] = []
-    weight = 1.0
+    weight, begun = 1.0, 0  # `begun`: where the words of one weight begin
     for index, token in enumerate(tokens):
         if index not in partner:
-            segments.append((token[1:] if token in ("\\(", "\\)") else token, weight))
-        elif token == "(":
+            pieces.append((token[1:] if token in ("\\(", "\\)") else token, weight, begun))
+            continue
+        begun = index
+        if token == "(":
             outer.append(weight)
             last = tokens[partner[index] - 1] if partner[index] > index + 1 else ""
             number = _number(last, alone=partner[index] == index + 2)
             weight = weight * FACTOR if number is None else number
         else:
             weight = outer.pop()
-            words = segments[-1][0] if segments and index and segments[-1][0] == tokens[index - 1] else ""
+            words = pieces[-1][0] if pieces and pieces[-1][0] == tokens[index - 1] else ""
             if _number(words, alone=partner[index] == index - 2) is not None:
-                segments[-1] = (words.rpartition(":")[0], segments[-1][1])
+                pieces[-1] = (words.rpartition(":")[0], *pieces[-1][1:])
+    segments = [
+        (EMBEDDING_WORD.sub(r"\1", "".join(words for words, *_ in run)), weight)
+        for (weight, _), run in groupby(pieces, key=lambda piece: piece[1:])
+    ]
     runs = groupby(filter(lambda pair: pair[0], segments), key=lambda pair: pair[1])
     return [("".join(segment for segment, _ in run), weight) for weight, run in runs] or [("", 1.0)]
 
