@@ -123,6 +123,8 @@ def _value(field: FieldInfo) -> str:
 
 
 def _number(value: float) -> str:
+    if value < 0:
+        return f"-{_number(-value)}"
     exponent = int(value).bit_length() - 1
     return f"2^{exponent}" if value > 10**12 and value == 2**exponent else f"{value:,}"
 

@@ -73,6 +73,7 @@ def test_the_help_of_a_command_imports_no_torch(words: list[str]) -> None:
 def test_every_verb_has_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     ran = Ran(capsys, *name.split(), "--help")
     assert ran.code == 0
+    assert "Undefined" not in ran.out
     needed = [field for field, about in VERBS[name].inputs_type().model_fields.items() if about.is_required()]
     for option in (*needed, "out", "set", "device"):
         assert f"--{option} " in ran.out, option

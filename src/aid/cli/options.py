@@ -85,7 +85,8 @@ def _option(name: str, field: FieldInfo) -> click.Parameter | None:
         return None
     flag = f"--{name.replace('_', '-')}"
     words = " ".join((field.description or "").split())
-    default = "" if field.is_required() or field.default in (None, "", ()) else f"  [{field.default}]"
+    usual = None if field.is_required() else field.get_default(call_default_factory=True)
+    default = "" if usual in (None, "", (), {}) else f"  [{usual}]"
     declaration = f"{flag}/--no-{flag[2:]}" if kind is click.BOOL else flag
     metavar = "NAME=PATH" if _container(field) is dict else None
     return click.Option(

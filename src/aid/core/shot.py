@@ -128,8 +128,8 @@ class Shot(_Part):
     """The seed towards whose noise the first noise is turned."""
     variation_strength: float = Field(default=0.0, ge=0, le=1)
     """How far; 0 not at all, 1 is the other seed's noise."""
-    seed_delta: int = Field(default=0, ge=0, lt=2**62)
-    """A1111's ENSD: after the first noise, the generator begins again at seed + delta."""
+    seed_delta: int = Field(default=0, gt=-(2**62), lt=2**62)
+    """A1111's ENSD: after the first noise, the generator begins again at seed + delta, below 0 too."""
     downcast_alphas: bool = False
     """The noise levels of A1111 before 1.8 with half-precision models."""
     cfg_rescale: float = Field(default=0.0, ge=0, le=1)

@@ -79,7 +79,7 @@ class DrawingSettings(Settings):
     """The seed of the first picture's variation; the next ones count up, and all share `seed`."""
     variation_strength: float = Field(default=0.0, ge=0, le=1)
     """How far the first noise is turned towards the variation's; 0 draws no variations."""
-    seed_delta: int = Field(default=0, ge=0, lt=2**62)
+    seed_delta: int = Field(default=0, gt=-(2**62), lt=2**62)
     """A1111's ENSD; 31337 is NovelAI's."""
     downcast_alphas: bool = False
     """The noise levels of A1111 before 1.8 with half-precision models."""

@@ -88,6 +88,7 @@ def test_a_picture_from_a_picture_names_it_but_not_where_it_lay() -> None:
         ("Sampler: Euler a, Version: f0.0.17", {"downcast_alphas": False}),
         ("Sampler: DDIM, Eta DDIM: 0.3", {"eta": 0.3}),
         ("Sampler: Euler a, ENSD: 31337, Clip skip: 2", {"seed_delta": 31337, "clip_skip": 2}),
+        ("Sampler: Euler a, ENSD: -1, Clip skip: 0", {"seed_delta": -1, "clip_skip": 1}),
     ],
 )
 def test_what_a1111_means_by_its_fields(fields: str, expected: dict[str, object]) -> None:

@@ -131,11 +131,12 @@ def test_a_negative_prompt_knows_neither_and_nor_adapters() -> None:
 
 
 def test_adapters_are_called_at_one_weight_or_two() -> None:
-    text = "a <lora:x> <lora:y:0.5>b<lora:z z:0.5:-1><lyco:w:te=0.2:unet=0.3> <lora::1>c"
+    text = "a <lora:x> <lora:y:0.5>b<lora:z z:0.5:-1><lyco:w:te=0.2:unet=0.3> <lora::1>c<lora:v:0.8:te=0.5>"
     rest, loras = extract_loras(text)
     assert rest == "a  b c"
     assert loras == [
         LoraCall("x"), LoraCall("y", 0.5, 0.5), LoraCall("z z", 0.5, -1.0), LoraCall("w", 0.2, 0.3),
+        LoraCall("v", 0.5, 0.5),
     ]  # fmt: skip
 
 
@@ -158,6 +159,8 @@ def noted(text: str, **words: bool) -> list[tuple[int, str]]:
         ("[a:b:3] c\\", 9, "whole prompt is plain text"),
         ("x <hypernet:y:1>", 2, "isn't supported"),
         ("x <lora:y:abc>", 2, "no number"),
+        ("x <lora:y:1:dyn=8>", 2, "`dyn=8` has no effect"),
+        ("x <lora:y:1:1:8>", 2, "`8` has no effect"),
         ("x (a AND b)", 0, "AND divides"),
     ],
 )

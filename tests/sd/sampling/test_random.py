@@ -72,11 +72,17 @@ def test_a_pictures_noise_ignores_its_neighbours(source: str) -> None:
         assert torch.equal(together()[1], alone()[0])
 
 
-def test_seed_delta_begins_again_after_the_first_draw() -> None:
-    noise = PictureNoise([1], SHAPE, seed_delta=31337)
+@pytest.mark.parametrize("delta", [31337, -9])
+def test_seed_delta_begins_again_after_the_first_draw(delta: int) -> None:
+    noise = PictureNoise([1], SHAPE, seed_delta=delta)
     assert torch.equal(noise()[0], fresh(1, 1)[0])
-    for expected in fresh(1 + 31337, 2):
+    for expected in fresh(1 + delta, 2):
         assert torch.equal(noise()[0], expected)
+
+
+def test_seeds_below_zero_are_2_to_the_64_more() -> None:
+    assert torch.equal(Philox(-8)(SHAPE), Philox(2**64 - 8)(SHAPE))
+    assert torch.equal(fresh(-8, 1)[0], fresh(2**64 - 8, 1)[0])
 
 
 def test_a_variation_turns_the_first_draw_alone() -> None:

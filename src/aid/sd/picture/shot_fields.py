@@ -110,6 +110,8 @@ def read_fields(prompt: str, negative_prompt: str, fields: Mapping[str, str]) ->
     """The shot that a text's fields describe. Raises SettingsError for a value that no picture can have."""
     given: dict[str, Any] = {name: fields[key] for name, key in PLAIN.items() if key in fields}
     given |= _implied(fields, prompt + negative_prompt)
+    if given.get("clip_skip") == "0":
+        given["clip_skip"] = 1  # for A1111 too, everything below 2 is the last layer
     if size := SIZE.match(fields.get("Size", "")):
         given |= {"width": size[1], "height": size[2]}
     if eta := fields.get("Eta") or fields.get(SAMPLER_ETA):

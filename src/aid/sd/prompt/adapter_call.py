@@ -14,6 +14,7 @@ from aid.sd.prompt.note import Note, quote
 
 CALL = re.compile(r"<(\w+):([^>]+)>")
 KINDS = ("lora", "lyco")  # `lyco` is an old extension's word for the same
+NAMED = ("te", "unet")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def extract_loras(text: str) -> tuple[str, list[LoraCall]]:
 
 def extract(text: str) -> Extracted:
     """The same with notes: on other kinds than LoRA, which are left out as A1111 leaves out those that it
-    doesn't know, and on calls without sense, which are left out too."""
+    doesn't know, on calls without sense, which are left out too, and on what AID doesn't read of a call."""
     pieces: list[str] = []
     loras: list[LoraCall] = []
     notes: list[Note] = []
@@ -62,6 +63,7 @@ def extract(text: str) -> Extracted:
         call = _lora(match[2]) if match[1] in KINDS else f"{match[1]} isn't supported"
         if isinstance(call, LoraCall):
             loras.append(call)
+            notes += [Note(match.start(), f"{quote(word)} has no effect here") for word in _unread(match[2])]
         else:
             notes.append(Note(match.start(), f"{quote(match[0])} is left out: {call}"))
     return Extracted("".join((*pieces, text[end:])), tuple(loras), tuple(notes), tuple(shifts))
@@ -75,11 +77,18 @@ def _lora(arguments: str) -> LoraCall | str:
     if not places or not places[0].strip():
         return "it names no file"
     text_word = named.get("te", places[1] if len(places) > 1 else "1")
-    place = places[2] if len(places) > 2 else places[1] if len(places) > 1 else text_word
+    place = places[2] if len(places) > 2 else text_word
     weights = [_number(word) for word in (text_word, named.get("unet", place))]
     if weights[0] is None or weights[1] is None:
         return "its weight is no number"
     return LoraCall(places[0], weights[0], weights[1])
+
+
+def _unread(arguments: str) -> list[str]:
+    """What a call says beyond its name and weights: A1111's `dyn=` or fourth place, its extensions' words."""
+    items = arguments.split(":")
+    named = [item for item in items if item.count("=") == 1 and item.split("=")[0] not in NAMED]
+    return [*named, *[item for item in items if "=" not in item][3:]]
 
 
 def _number(word: str) -> float | None:

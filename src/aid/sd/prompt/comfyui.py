@@ -1,8 +1,8 @@
 """ComfyUI's weights: only round brackets count, and `(x:1.2)` replaces the weight around it.
 
 `(x)` multiplies by 1.1, `\\(` and `\\)` are literal, everything else (`[x]`, BREAK, AND, edits) is text.
-A bracket that is never closed makes text of all that follows. `embedding:NAME`, at the beginning of a weight's
-words or after a space, names an embedding, also by its file: `embedding:NAME.pt`.
+A bracket that is never closed makes text of all that follows. `embedding:NAME`, where a weight's words
+begin or after a space, names an embedding, also by its file: `embedding:NAME.pt`.
 Source: the rules of ComfyUI comfy/sd1_clip.py, in time linear in the text's length.
 """
 

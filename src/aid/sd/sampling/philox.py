@@ -22,7 +22,7 @@ Words = NDArray[np.uint64]
 
 
 class Philox:
-    """Successive draws of torch.randn on CUDA from one seed, of 0 to 2**64 - 1."""
+    """Successive draws of torch.randn on CUDA from one seed, below 2**64; below 0 it is 2**64 more."""
 
     def __init__(self, seed: int) -> None:
         self.key = seed & MASK, seed >> 32 & MASK
