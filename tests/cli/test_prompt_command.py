@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -12,12 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from aid.cli import main
 from aid.core.catalogue import load_catalogue
-from aid.errors import FileError
 from aid.sd.embedding.file import Embedding, save_embedding
-from aid.sd.prompt.explanation import Knowledge, embedding_sizes, explain, find_styles
+from aid.sd.file.tensorfile import write_tensors
+from aid.sd.prompt.explanation import Knowledge, explain, find_styles
 
 KNOWN = Knowledge({"badv3": 3, "aid210": 2}, {"sketch"}, load_catalogue(), {"hair": ("red hair",)})
 
@@ -88,10 +91,25 @@ def test_embeddings_are_found_and_near_ones_are_told(
     assert found["embeddings"] == [{"name": "badv3", "vectors": 3}]
     assert [(note["at"], "did you mean badv3" in note["text"]) for note in found["notes"]] == [(10, True)]
     assert ["<badv3>", 1.0] in found["parts"][0]["schedule"][0]["variants"][0]["chunks"][0]
-    assert embedding_sizes(tmp_path / "badv3.pt") == {"badv3": 3}
-    (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    with pytest.raises(FileError, match=r"torn\.safetensors could not be read"):
-        embedding_sizes(tmp_path)
+    found = told(capsys, "badv3", "--embeddings", tmp_path / "badv3.pt")["prompt"]
+    assert found["embeddings"] == [{"name": "badv3", "vectors": 3}]
+
+
+def test_names_are_those_that_a_picture_is_drawn_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = PngInfo()
+    hidden = {"string_to_param": {"*": {"TORCHTENSOR": [[0.0] * 16] * 2}}, "name": "drawn"}
+    text.add_text("sd-ti-embedding", base64.b64encode(json.dumps(hidden).encode()).decode())
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png", pnginfo=text)
+    pair = {f"lora_unet_x.lora_{side}.weight": torch.zeros(2, 2) for side in ("up", "down")}
+    write_tensors(tmp_path / "sketch.safetensors", pair, {"ss_output_name": "pencil"})
+    torch.save(pair, tmp_path / "ink.pt")
+    (tmp_path / "foreign.pt").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    words = "drawn, sketch <lora:ink:1> <lora:pencil:1> <lora:sketch:1> <lora:brush:1>"
+    found = told(capsys, words, "--embeddings", tmp_path, "--loras", tmp_path)["prompt"]
+    assert found["embeddings"] == [{"name": "drawn", "vectors": 2}]
+    assert [note["text"] for note in found["notes"]] == ["no LoRA is called `brush`"]
 
 
 def test_unknown_adapters_are_told_if_it_is_known_which_there_are() -> None:

@@ -20,7 +20,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from aid.sd.embedding.file import Embedding, load_embedding, save_embedding
 from aid.sd.embedding.folder import find_embeddings, load_embeddings
-from aid.sd.prompt.explanation import embedding_sizes
 
 VECTORS = torch.randn((2, 8), generator=torch.Generator().manual_seed(1))
 HIDDEN = {"string_to_param": {"*": {"TORCHTENSOR": VECTORS.tolist()}}, "name": "word", "step": 3}
@@ -79,7 +78,7 @@ def read(folder: Path) -> None:
     paths = find_embeddings(folder)
     widths = (8, 10) if paths[0].stem == "pair" else (8,)
     if not load_embeddings(paths, *widths).embeddings:
-        embedding_sizes(folder)
+        load_embeddings(paths)
         load_embedding(paths[0], *widths)
 
 

@@ -1,4 +1,5 @@
-"""`aid prompt`: what a prompt means, word for word, before anything is drawn. No torch is loaded."""
+"""`aid prompt`: what a prompt means, word for word, before anything is drawn. No torch is loaded for words
+alone; folders of embeddings and LoRAs are read as `aid generate` reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ import click
 from aid.cli.options import InputPath
 
 PATH = click.Path(path_type=Path)
-LORA_SUFFIX = ".safetensors"
 HELP = """Explain PROMPT: its chunks, tokens and weights, the words for each step, the parts of AND, and which
 embeddings, LoRAs and styles it names; misspelt and old names are found. Nothing is drawn."""
 
@@ -49,18 +49,37 @@ def _knowledge(folders: Mapping[str, Path | None]) -> Any:
     """What the prompt's names are looked up in. A release's folder brings its catalogue and embeddings."""
     from aid.core.catalogue import Catalogue, load_catalogue
     from aid.core.release import CATALOGUE_FILE, EMBEDDING_FOLDER
-    from aid.sd.prompt.explanation import Knowledge, embedding_sizes
+    from aid.sd.prompt.explanation import Knowledge
     from aid.sd.prompt.sugar import read_wildcards
 
     checkpoint, wildcards, loras = (folders[name] for name in ("checkpoint", "wildcards", "loras"))
     release = checkpoint if checkpoint and (checkpoint / CATALOGUE_FILE).is_file() else None
-    embeddings = folders["embeddings"] or (release / EMBEDDING_FOLDER if release else None)
+    own = release is not None and (release / EMBEDDING_FOLDER).is_dir()
+    embeddings = folders["embeddings"] or (release if own else None)
     return Knowledge(
-        embedding_sizes(embeddings) if embeddings and (folders["embeddings"] or embeddings.is_dir()) else {},
-        {path.stem for path in loras.rglob(f"*{LORA_SUFFIX}")} if loras else None,
+        _embedding_sizes(embeddings) if embeddings else {},
+        _lora_names(loras) if loras else None,
         Catalogue.read(release / CATALOGUE_FILE) if release else load_catalogue(),
         read_wildcards(wildcards) if wildcards else {},
     )
+
+
+def _embedding_sizes(path: Path) -> dict[str, int]:
+    """How many vectors each embedding of a folder (or one file) has, whatever model it is for."""
+    from aid.sd.embedding.file import load_embedding
+    from aid.sd.embedding.folder import embedding_files, load_embeddings
+
+    if path.is_file():
+        one = load_embedding(path)
+        return {one.name: len(one.vectors)}
+    found = load_embeddings(embedding_files(path)).embeddings
+    return {name: len(embedding.vectors) for name, embedding in sorted(found.items())}
+
+
+def _lora_names(folder: Path) -> set[str]:
+    from aid.sd.adapter.folder import AdapterFolder
+
+    return AdapterFolder(folder).names()
 
 
 def _plain(explanation: Any) -> dict[str, Any]:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aid.core.files import sha256_file
-from aid.core.release import EMBEDDING_FOLDER, MODEL_FILE
+from aid.core.release import MODEL_FILE
 from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
-from aid.errors import FileError, SettingsError
+from aid.errors import SettingsError
 from aid.generate.settings import DrawingInputs, DrawingSettings
 from aid.sd.adapter.folder import AdapterFolder
 from aid.sd.drawing.pipeline import Texts
-from aid.sd.embedding.file import WEIGHTS, Embedding, load_embedding
-from aid.sd.embedding.folder import find_embeddings, load_embeddings
+from aid.sd.embedding.file import Embedding, load_embedding
+from aid.sd.embedding.folder import embedding_files, load_embeddings
 from aid.sd.file.hashes import hash_file
 from aid.sd.file.precision import PRECISIONS
 from aid.sd.model.checkpoint import StableDiffusion, lay_out, load_checkpoint, resolve_checkpoint, resolve_vae
@@ -119,20 +119,6 @@ def named_embeddings(
         embeddings.update(made)
         found.update(files)
     return embeddings, found
-
-
-def embedding_files(path: Path) -> list[Path]:
-    """The files of a folder that may be embeddings: a release's, an artifact's, or anyone's.
-
-    Raises FileError for a folder without any, or that isn't there.
-    """
-    folder = path / EMBEDDING_FOLDER if (path / EMBEDDING_FOLDER).is_dir() else path
-    if not folder.is_dir():
-        raise FileError(f"{path} does not exist", "an embedding or a folder of embeddings")
-    files = [file for file in find_embeddings(folder) if file.name != MODEL_FILE]
-    if not files:
-        raise FileError(f"{folder} holds no embedding", f"files ending in {', '.join(WEIGHTS)}")
-    return files
 
 
 def _require_different(files: Mapping[str, Path], found: Mapping[str, Path]) -> None:

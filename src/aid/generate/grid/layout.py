@@ -17,11 +17,11 @@ from aid.generate.grid.axis import Axis, Known, kinds, read_axis, require_apart
 from aid.generate.grid.cell import PLACE, Cell
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.grid.value import MOST
-from aid.generate.material import embedding_files, source_of
+from aid.generate.material import source_of
 from aid.generate.plan import shot_of_prompt
 from aid.generate.run import drawn_from
 from aid.sd.adapter.folder import AdapterFolder
-from aid.sd.embedding.folder import load_embeddings
+from aid.sd.embedding.folder import embedding_files, load_embeddings
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.weights import open_weights
 from aid.sd.picture.file import SUFFIX

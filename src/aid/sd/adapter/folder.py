@@ -45,10 +45,17 @@ class AdapterFolder:
             self._loaded[path] = load_adapter(path)
         return self._loaded[path]
 
+    def names(self) -> set[str]:
+        """Every name that `load` knows. Reads every file's header."""
+        return {*self.paths, *self._by_aliases()} - {""}
+
     def _by_alias(self, name: str) -> Path | None:
+        return self._by_aliases().get(name) if name else None
+
+    def _by_aliases(self) -> dict[str, Path]:
         if self._aliases is None:
             self._aliases = {_alias(path): path for path in reversed(self.paths.values())}
-        return self._aliases.get(name) if name else None
+        return self._aliases
 
 
 def find_adapters(folder: Path) -> dict[str, Path]:

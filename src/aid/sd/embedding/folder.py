@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aid.core.release import EMBEDDING_FOLDER, MODEL_FILE
 from aid.errors import AidError, FileError
 from aid.sd.embedding.file import WEIGHTS, Embedding, load_embedding
 from aid.sd.embedding.picture import PICTURES
@@ -35,8 +36,25 @@ def find_embeddings(folder: Path) -> list[Path]:
     return sorted(kept, key=lambda path: (SUFFIXES.index(path.suffix.lower()), str(path)))
 
 
-def load_embeddings(paths: Iterable[Path], width: int, width_g: int | None = None) -> EmbeddingFolder:
-    """Those of `paths` that a model of these text widths can use (SDXL: also `width_g`).
+def embedding_files(path: Path) -> list[Path]:
+    """The files of a folder that may be embeddings: a release's, an artifact's, or anyone's.
+
+    Raises FileError for a folder without any, or that isn't there.
+    """
+    folder = path / EMBEDDING_FOLDER if (path / EMBEDDING_FOLDER).is_dir() else path
+    if not folder.is_dir():
+        raise FileError(f"{path} does not exist", "an embedding or a folder of embeddings")
+    files = [file for file in find_embeddings(folder) if file.name != MODEL_FILE]
+    if not files:
+        raise FileError(f"{folder} holds no embedding", f"files ending in {', '.join(WEIGHTS)}")
+    return files
+
+
+def load_embeddings(
+    paths: Iterable[Path], width: int | None = None, width_g: int | None = None
+) -> EmbeddingFolder:
+    """Those of `paths` that a model of these text widths can use (SDXL: also `width_g`); of any width
+    without them.
 
     The first of several files with one word wins, so that .safetensors do; words that differ only in case
     are one, as prompts read them. Never raises for what a file holds.

@@ -3,15 +3,12 @@ each step, adapters, embeddings and styles, and what is odd about it."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from aid.core.catalogue import Catalogue
 from aid.core.spelling import fold, mistakes
-from aid.errors import FileError
 from aid.sd.model.tokenizer import token_words
 from aid.sd.prompt.adapter_call import LoraCall
 from aid.sd.prompt.chunk import Chunk, Spelling, chunk_prompt, embeddings_in, spell
@@ -20,8 +17,6 @@ from aid.sd.prompt.note import Note, quote
 from aid.sd.prompt.prompt import Part, Pass, read_prompt
 from aid.sd.prompt.sugar import Wildcards, expand, strip_comments
 
-WEIGHTS = (".safetensors", ".pt", ".bin")
-LARGEST_HEADER = 1 << 20  # bytes; an embedding's is a few hundred
 PHRASE = re.compile(r"(?:\\.|[^,()\[\]{}|:<>\\\n])+")
 BY = re.compile(r"\bby\s", re.IGNORECASE)
 WORD = re.compile(r"[^\s,()\[\]{}|:<>\\]+")
@@ -130,20 +125,6 @@ def _comment_note(prompt: str) -> Note:
     return Note(prompt.index("#"), "from # to the end of the line is a comment, which A1111 leaves out too")
 
 
-def embedding_sizes(folder: Path) -> dict[str, int]:
-    """How many vectors each embedding in a folder (or one file) has, by its file's stem; of one name's
-    files the .safetensors counts, which is read without torch. Raises FileError for what can't be read."""
-    if not folder.exists():
-        raise FileError(f"{folder} does not exist", "an embedding or a folder of embeddings")
-    found: dict[str, int] = {}
-    for suffix in WEIGHTS:
-        files = [folder] if folder.is_file() else sorted(folder.rglob(f"*{suffix}"))
-        for path in files:
-            if path.stem not in found and path.suffix == suffix:
-                found[path.stem] = _vectors_in(path)
-    return dict(sorted(found.items()))
-
-
 def find_styles(text: str, catalogue: Catalogue) -> tuple[list[Style], list[Note]]:
     """The catalogue's names in a prompt: right ones, old ones, and after `by` misspelt ones."""
     names = {
@@ -248,21 +229,3 @@ def _unknown_loras(text: str, calls: Collection[LoraCall], known: Collection[str
             near = [(steps, one) for one in known or () if (steps := mistakes(fold(call.name), fold(one)))]
             hint = f"; did you mean {min(near)[1]}?" if near else ""
             yield Note(max(0, text.find(f":{call.name}")), f"no LoRA is called {quote(call.name)}{hint}")
-
-
-def _vectors_in(path: Path) -> int:
-    """Vectors of one embedding. Only files other than .safetensors need torch."""
-    if path.suffix != ".safetensors":
-        from aid.sd.embedding.file import load_embedding
-
-        return len(load_embedding(path).vectors)
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > LARGEST_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(stream.read(length))
-        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        return max(int(shape[0]) if len(shape) > 1 else 1 for shape in shapes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise FileError(f"{path} could not be read ({str(error)[:120]})", "an embedding") from error
