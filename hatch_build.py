@@ -37,11 +37,15 @@ def compile_kernel() -> bool:
         print("aid: no C compiler, so merging will be done by torch", file=sys.stderr)
         return False
     part = LIBRARY.with_name(f"{LIBRARY.name}.{os.getpid()}")
-    made = subprocess.run([*compiler.split(), *FLAGS, str(SOURCE), "-o", str(part), "-lm"], check=False)
-    if made.returncode == 0:
-        os.replace(part, LIBRARY)  # a running process keeps the one it has
-    part.unlink(missing_ok=True)
-    return made.returncode == 0
+    command = [*compiler.split(), *FLAGS, str(SOURCE), "-o", str(part), "-lm"]
+    try:
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"aid: merging will be done by torch, as the kernel isn't compiled: {error}", file=sys.stderr)
+        part.unlink(missing_ok=True)
+        return False
+    os.replace(part, LIBRARY)  # a running process keeps the one it has
+    return True
 
 
 def platform_tag() -> str:

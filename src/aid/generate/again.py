@@ -25,7 +25,7 @@ from aid.sd.file.tensorfile import is_pickle, read_header
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.picture.file import SUFFIX, picture_bytes
 from aid.sd.picture.infotext import Infotext, Weights, parse_infotext, shot_of
-from aid.sd.picture.shot_fields import unread_fields
+from aid.sd.picture.shot_fields import tells_no_embeddings, unread_fields
 from aid.sd.picture.text import picture_text
 from aid.sd.prompt.adapter_call import extract_loras
 from aid.sd.prompt.sugar import read_wildcards
@@ -128,7 +128,9 @@ class Finder:
         embeddings = {
             name: self._look("embedding", name, sha, self._whole(sha), (*SUFFIXES, *PICTURES))
             for name, sha in weights.embeddings.items()
-        } or self.embeddings(shot)
+        }
+        if tells_no_embeddings(infotext.fields):
+            embeddings = self.embeddings(shot)
         adapters = {name: self.adapter(name, weights) for name in _called(shot)}
         pictures = self.pictures(shot)
         if self.missing or model is None:
@@ -156,9 +158,10 @@ class Finder:
         return self._look("LoRA", name, sha, same if sha else lambda file: file.stem == name, SUFFIXES)
 
     def embeddings(self, shot: Shot) -> dict[str, Path | None]:
-        """Those that the prompts name, where the text lists none, as A1111's first ones didn't."""
+        """Those that the prompts name."""
         words = set(WORD.findall(" ".join(_prompts(shot)).lower()))
-        named = [file for file in self.files if words.issuperset(WORD.findall(file.stem.lower()))]
+        stems = ((file, set(WORD.findall(file.stem.lower()))) for file in self.files)
+        named = [file for file, own in stems if own and own <= words]
         return {file.stem: file for file in named if _is_embedding(file)}
 
     def pictures(self, shot: Shot) -> dict[str, Path | None]:

@@ -60,10 +60,11 @@ _WITHIN = _Within()
 @contextmanager
 def one_thread() -> Iterator[None]:
     """With more, products are summed in another order, and the same inputs give other bytes. Several of our
-    own threads may be within: the number is each one's and the process's, so the last puts it back."""
+    own threads may be within: the number is each one's and the process's, so each puts it back."""
     with _WITHIN.lock:
+        threads = torch.get_num_threads()
         if not _WITHIN.count:
-            _WITHIN.threads = torch.get_num_threads()
+            _WITHIN.threads = threads
         _WITHIN.count += 1
         torch.set_num_threads(1)
     try:
@@ -71,5 +72,4 @@ def one_thread() -> Iterator[None]:
     finally:
         with _WITHIN.lock:
             _WITHIN.count -= 1
-            if not _WITHIN.count:
-                torch.set_num_threads(_WITHIN.threads)
+            torch.set_num_threads(_WITHIN.threads)

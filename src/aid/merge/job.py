@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Job:
             return {}
         from aid.merge.adapter import plan_adapters  # torch is needed for these alone
 
-        shapes = self.parents[recipe.primary].shapes()
+        shapes = dict(ChainMap(*(dict(self.parents[name].shapes()) for name in recipe.order)))
         return plan_adapters(self.inputs.loras, weights, self.architecture, recipe.block, shapes)
 
     def planned(self, settings: MergeSettings) -> Plan:

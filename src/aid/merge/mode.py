@@ -68,4 +68,5 @@ class Mode:
 
 def parts_of(grain: int, values: int = PART) -> int:
     """So many values at most, if a grain isn't larger."""
+    grain = max(1, grain)  # of a tensor without values it is 0
     return max(grain, values // grain * grain)

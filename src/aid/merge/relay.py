@@ -24,12 +24,11 @@ class Relay(Generic[P]):
         """`work` is what each thread does, this one first. Raises the first error that there was."""
         others = [Thread(target=self._guarded, args=(work,), name="merge") for _ in range(threads - 1)]
         for other in others:
-            other.start()
+            self._guarded(other.start)
         self._guarded(work)
         for other in others:
-            self._guarded(other.join)  # an interruption here ends the others' work too
-        for other in others:
-            other.join()
+            while other.is_alive():
+                self._guarded(other.join)  # an interruption here ends the others' work too
         if self._error is not None:
             raise self._error
 

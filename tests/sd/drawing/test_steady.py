@@ -51,7 +51,7 @@ def test_a_row_is_the_same_to_the_bit_whatever_is_beside_it(name: str) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("queries", [1, 4])
+@pytest.mark.parametrize("queries", [1, 2, 3, 4])
 @pytest.mark.usefixtures("threads")
 def test_so_is_what_attention_sees(queries: int) -> None:
     query, key, value = random(6, 8, queries, 16), random(6, 8, 80, 16), random(6, 8, 80, 16).flip(2)

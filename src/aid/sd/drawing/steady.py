@@ -36,9 +36,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """[b, heads, n, width of a head]. A single query is doubled: with one, threads share out the keys."""
+    """[b, heads, n, width of a head]. Threads share out the keys of one query or three: another is added."""
     length = query.shape[2]
-    wide = query if length > 1 else query.expand(-1, -1, 2, -1)
+    wide = torch.cat([query, query[:, :, :1]], 2) if length in (1, 3) else query
     return F.scaled_dot_product_attention(wide, key, value, mask)[:, :, :length]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import inf
 from pathlib import PurePath
 from typing import Any
 
@@ -19,6 +20,7 @@ from aid.errors import SettingsError
 SIZE = re.compile(r"^(\d+)x(\d+)$")
 VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:-(\d+))?")
 EDITING_CHANGED, ALPHAS_CHANGED = (1, 6, 0, 0), (1, 7, 0, 225)
+EMBEDDINGS_LISTED = (1, 6)  # at the latest
 SAMPLER_ETA = "Eta DDIM"  # A1111's name for it where the sampler is DDIM
 FIRST = ("Denoising strength", "Conditional mask weight")  # of a second pass's fields
 HIRES = ("Hires upscale", "Hires resize", "Hires upscaler")
@@ -190,11 +192,22 @@ def _implied(fields: Mapping[str, str], prompts: str) -> dict[str, Any]:
         from aid.sd.sampling.course import split_name
 
         implied["sampler"], implied["schedule"] = split_name(fields["Sampler"])
-    if version := VERSION.match(fields.get("Version", "")):
-        made = tuple(int(number or 0) for number in version.groups())
+    if made := _version(fields):
         implied |= {"old_editing": True} if made < EDITING_CHANGED and "[" in prompts else {}
         implied |= {"downcast_alphas": True} if made < ALPHAS_CHANGED else {}
     return implied
+
+
+def tells_no_embeddings(fields: Mapping[str, str]) -> bool:
+    """Whether it is a text of the time when A1111 didn't list the embeddings that prompts use."""
+    made = () if "Version" not in fields else _version(fields) or (inf,)
+    return "TI hashes" not in fields and made < EMBEDDINGS_LISTED
+
+
+def _version(fields: Mapping[str, str]) -> tuple[int, ...]:
+    """A1111's; empty for any other tool's, and for none."""
+    found = VERSION.match(fields.get("Version", ""))
+    return tuple(int(number or 0) for number in found.groups()) if found else ()
 
 
 def _text(value: object) -> str:
