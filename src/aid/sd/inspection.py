@@ -98,8 +98,10 @@ def _inspect_weights(
     path: Path, stored: Mapping[str, Stored], metadata: Mapping[str, str], hashes: bool
 ) -> Inspection:
     tensors = modern_keys(_prefixed(stored, path))
-    kind = kind_of(tensors)
-    return _finished(path, kind, tensors, _about(kind, path, tensors, metadata), metadata, hashes)
+    adapter = None if CONV_IN in tensors else outline(_shapes(tensors), metadata)
+    kind = "adapter" if adapter else _kind_of(tensors)
+    about = _adapter_words(adapter) if adapter else _about(kind, path, tensors)
+    return _finished(path, kind, tensors, about, metadata, hashes)
 
 
 def _prefixed(tensors: Mapping[str, Stored], path: Path) -> Mapping[str, Stored]:
@@ -112,16 +114,14 @@ def _prefixed(tensors: Mapping[str, Stored], path: Path) -> Mapping[str, Stored]
     return tensors
 
 
-def kind_of(tensors: Mapping[str, Stored]) -> str:
-    """Told from names and shapes."""
+def _kind_of(tensors: Mapping[str, Stored]) -> str:
+    """Of what is no adapter, told from names and shapes."""
     if CONV_IN in tensors:
         text = any(key.startswith(tuple(TEXT_ROOT.values())) for key in tensors)
         vae = any(key.startswith(VAE) for key in tensors)
         if text:
             return "checkpoint" if vae else NO_VAE
         return "U-Net and VAE" if vae else "U-Net"
-    if outline(_shapes(tensors), {}):
-        return "adapter"
     if {"encoder.conv_in.weight", f"{VAE}encoder.conv_in.weight"} & tensors.keys():
         return "VAE"
     if {"clip_l", "clip_g", "emb_params"} & tensors.keys() or (
@@ -139,9 +139,7 @@ def _is_vectors(tensors: Iterable[Stored]) -> bool:
     return all(len(one.shape) <= 2 and one.shape and one.shape[-1] in (768, 1024, 1280) for one in tensors)
 
 
-def _about(
-    kind: str, path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]
-) -> dict[str, str]:
+def _about(kind: str, path: Path, tensors: Mapping[str, Stored]) -> dict[str, str]:
     if kind in ("checkpoint", NO_VAE):
         try:
             return _architecture_words(open_weights(path, vae_given=kind == NO_VAE).architecture)
@@ -149,8 +147,6 @@ def _about(
             return {"architecture": str(error)}
     if kind == "VAE":
         return _vae_words(tensors)
-    if kind == "adapter":
-        return _adapter_words(outline(_shapes(tensors), metadata))
     if kind == "embedding":
         content = _embedding(path)
         return _embedding_words(content) if content else {}
@@ -180,9 +176,7 @@ def _vae_words(tensors: Mapping[str, Stored]) -> dict[str, str]:
     }
 
 
-def _adapter_words(found: Outline | None) -> dict[str, str]:
-    if found is None:
-        return {}
+def _adapter_words(found: Outline) -> dict[str, str]:
     told = {
         "method": ", ".join(word for kind, word in METHODS.items() if kind in found.kinds),
         "architecture": found.family,
