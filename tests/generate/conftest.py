@@ -9,9 +9,11 @@ import torch
 
 from aid.core.dataset import Record
 from aid.core.files import write_lines
+from aid.sd.adapter.file import save_adapter
 from aid.sd.embedding.file import Embedding, save_embedding
 from aid.sd.model.architecture import TINY
 
+DOWN = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 RECORDS = [  # style, tags, split
     ("alpha", ("red hair", "smile"), "train"),
     ("alpha", ("blue hair",), "train"),
@@ -29,6 +31,19 @@ def embedding_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = torch.randn((2, TINY.text_width), generator=torch.Generator().manual_seed(9))
     save_embedding(Embedding("badv3", vectors), folder, {})
     return folder
+
+
+@pytest.fixture(scope="session")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("loras") / "soft.safetensors"
+    chance = torch.Generator().manual_seed(3)
+    tensors = {
+        f"{DOWN}.lora_down.weight": torch.randn((2, 8), generator=chance),
+        f"{DOWN}.lora_up.weight": torch.randn((8, 2), generator=chance),
+        f"{DOWN}.alpha": torch.tensor(2.0),
+    }
+    save_adapter(path, tensors, {})
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from aid.cli import main
@@ -17,31 +16,16 @@ from aid.generate.grid.run import grid
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.run import generate, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings
-from aid.sd.adapter.file import save_adapter
 from aid.sd.picture.infotext import png_bytes
 from aid.sd.picture.text import picture_text
 
 BENCH = Workbench(device="cpu")
 FAST = {"steps": 2, "width": 32, "height": 32}
 EDITED = "a [cat:dog:1.0]"
-DOWN = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
 def settings(**changes: object) -> GenerateSettings:
     return GenerateSettings.model_validate({**FAST, "prompt": "red hair", **changes})
-
-
-@pytest.fixture(scope="session")
-def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("loras") / "soft.safetensors"
-    chance = torch.Generator().manual_seed(3)
-    tensors = {
-        f"{DOWN}.lora_down.weight": torch.randn((2, 8), generator=chance),
-        f"{DOWN}.lora_up.weight": torch.randn((8, 2), generator=chance),
-        f"{DOWN}.alpha": torch.tensor(2.0),
-    }
-    save_adapter(path, tensors, {})
-    return path
 
 
 @pytest.fixture(scope="session")

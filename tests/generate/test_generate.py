@@ -17,6 +17,7 @@ from aid.core.lineage import lineage_of
 from aid.core.shot import Shot
 from aid.core.workbench import Silence, Ticker, Workbench
 from aid.errors import FileError, ModelError, SettingsError
+from aid.generate.material import load_material
 from aid.generate.run import generate, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings, Plan
 from aid.sd.picture.infotext import parse_infotext, shot_of
@@ -304,3 +305,20 @@ def test_settings_and_their_help_need_no_torch() -> None:
 
     code = "import sys, aid.generate.settings; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_prompt_names_is_hashed_once(
+    lively_checkpoint: Path, embedding_folder: Path, lora: Path, tmp_path: Path
+) -> None:
+    named, called = tmp_path / "badv3.safetensors", tmp_path / "soft.safetensors"
+    shutil.copy(embedding_folder / "badv3.safetensors", named)
+    shutil.copy(lora, called)
+    inputs = GenerateInputs(checkpoint=lively_checkpoint, embeddings=(named,), loras=(called,))
+    material = load_material(settings(), inputs, BENCH)
+    shot = Shot(prompt="red hair <lora:soft:1>", negative_prompt="badv3")
+    with material.texts() as texts:
+        first = material.infotext(shot, texts)
+        named.unlink()
+        called.unlink()
+        assert material.infotext(shot, texts) == first
+    assert "Lora hashes" in first and "TI hashes" in first

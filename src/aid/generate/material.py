@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aid.core.files import sha256_file
+from aid.core.lineage import content_sha256
 from aid.core.release import MODEL_FILE
 from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
@@ -41,6 +42,8 @@ class Material:
     wildcards: Wildcards = field(default_factory=dict)
     pictures: Mapping[str, Path] = field(default_factory=dict)
     """sha256 -> path of pictures to draw from."""
+    digits: dict[Path, str] = field(default_factory=dict, repr=False)
+    """Of the embeddings and adapters used so far: each file is hashed once."""
 
     def texts(self) -> Texts:
         return Texts(self.model, self.embeddings, self.adapters, self.wildcards)
@@ -48,15 +51,26 @@ class Material:
     def infotext(self, shot: Shot, texts: Texts) -> str:
         """The shot's `parameters`, with the embeddings and adapters that it uses and no others."""
         named = [one.name for one in texts.named(shot) if one.name in self.paths]
-        embeddings = {name: sha256_file(self.paths[name])[:EMBEDDING_DIGITS] for name in named}
+        embeddings = {name: self._digits(self.paths[name], embedding_hash) for name in named}
         passes = (False, True)[: 1 + (shot.hires is not None)]
         called = dict.fromkeys(call.name for second in passes for call in texts.words(shot, second).loras)
-        adapters = {name: self._adapter_hash(name) for name in called}
+        adapters = {name: self._of_adapter(name) for name in called}
         return write_infotext(shot, replace(self.weights, embeddings=embeddings, adapters=adapters))
 
-    def _adapter_hash(self, name: str) -> str:
+    def _of_adapter(self, name: str) -> str:
         assert self.adapters is not None  # it was called, so it was found
-        return adapter_hash(self.adapters.load(name).path, self.adapters.load(name).metadata)
+        adapter = self.adapters.load(name)
+        return self._digits(adapter.path, lambda path: adapter_hash(path, adapter.metadata))
+
+    def _digits(self, path: Path, hashed: Callable[[Path], str]) -> str:
+        if path not in self.digits:
+            self.digits[path] = hashed(path)
+        return self.digits[path]
+
+
+def embedding_hash(path: Path) -> str:
+    """The digits by which A1111 knows an embedding."""
+    return content_sha256(path)[:EMBEDDING_DIGITS]
 
 
 def adapter_hash(path: Path, metadata: Mapping[str, str]) -> str:
@@ -137,9 +151,9 @@ def _weights(model: StableDiffusion, inputs: DrawingInputs) -> Weights:
     vae = resolve_vae(inputs.vae) if inputs.vae else None
     hashed = vae is not None and vae.is_file()
     return Weights(
-        sha256_file(file)[:MODEL_DIGITS],
+        content_sha256(file)[:MODEL_DIGITS],
         model.metadata.get(TITLE) or name,
-        sha256_file(vae)[:MODEL_DIGITS] if vae and hashed else "",
+        content_sha256(vae)[:MODEL_DIGITS] if vae and hashed else "",
         vae.name if vae else "",
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from aid.core.files import sha256_file
+from aid.core.lineage import content_sha256
 from aid.core.workbench import Workbench
 from aid.generate.grid.layout import Grid, sources_of
 from aid.generate.grid.settings import GridInputs, GridSettings
@@ -45,7 +45,7 @@ def with_vae(material: Material, path: Path | None) -> Material:
     assert model.path is not None
     vae = load_vae(path or model.path, model.device).to(model.dtype, memory_format=torch.channels_last)
     file = resolve_vae(path) if path else None
-    digits = sha256_file(file)[:MODEL_DIGITS] if file and file.is_file() else ""
+    digits = content_sha256(file)[:MODEL_DIGITS] if file and file.is_file() else ""
     return dataclasses.replace(
         material,
         model=dataclasses.replace(model, vae=vae, vae_path=path),
