@@ -21,7 +21,7 @@ from aid.core.picture import read_picture
 from aid.errors import FileError, ModelError, PictureError
 from aid.sd.picture.text import picture_text
 
-PICTURES = (".png", ".webp", ".jxl", ".avif")
+PICTURES = (".png", ".webp", ".avif")  # A1111 lists .jxl too, which Pillow doesn't read
 TEXT_KEY = "sd-ti-embedding"
 MAX_BYTES = 16 << 20  # of unpacked JSON; 75 vectors of SD1 take about 1.3 MB
 MAX_MEGAPIXELS = 16.0  # A1111 makes one about 900 pixels wide
