@@ -16,6 +16,8 @@ from aid.generate.grid.run import grid
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.run import generate, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.sd.conversion import Conversion, convert
+from aid.sd.inspection import inspect
 from aid.sd.picture.infotext import png_bytes
 from aid.sd.picture.text import picture_text
 
@@ -124,6 +126,28 @@ def test_renamed_files_are_found_by_their_hashes(
     file = again(first, places(tmp_path / "mine"), tmp_path / "again", BENCH)
     with Image.open(first) as one, Image.open(file) as other:
         assert one.tobytes() == other.tobytes()
+
+
+def test_a_model_and_a_vae_in_folders_are_found_by_the_hash_of_their_files(
+    lively_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder, other = tmp_path / "models" / "mine", tmp_path / "models" / "other"
+    for file, made in ((lively_checkpoint, folder), (tiny_checkpoint, other)):
+        convert(file, made, Conversion())
+    for vae in (None, other / "vae", other):
+        inputs = GenerateInputs(checkpoint=folder, vae=vae)
+        (first,) = one_off(settings(), inputs, tmp_path / "out", BENCH)
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        moved = shutil.copytree(tmp_path / "models", tmp_path / "moved" / first.stem)
+        (moved / "mine").rename(moved / "renamed")
+        file = again(first, places(moved), tmp_path / "again", BENCH)
+        with Image.open(file) as one, Image.open(first) as drawn:
+            assert one.tobytes() == drawn.tobytes()
+        assert f"Model hash: {inspect(folder).hashes['of all files'][:10]}, Model: mine" in (
+            picture_text(first).parameters
+        )
+    with pytest.raises(FileError, match=r"missing: model mine \([0-9a-f]{10}\); VAE other \([0-9a-f]{10}\)"):
+        again(first, places(tiny_checkpoint, folder / "unet"), tmp_path / "again", BENCH)
 
 
 def test_all_that_is_missing_is_named_with_its_hash(

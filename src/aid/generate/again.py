@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aid.core.files import sha256_file, write_bytes
+from aid.core.files import write_bytes
 from aid.core.gallery import SHOTS_FILE, read_gallery
 from aid.core.lineage import Lineage, embedded_lineage
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.errors import AidError, FileError, PictureError
 from aid.generate.gallery import picture_name
-from aid.generate.material import Material, adapter_hash, load_model
+from aid.generate.material import Material, adapter_hash, load_model, weights_sha256
 from aid.generate.run import next_number
 from aid.generate.settings import GenerateSettings
 from aid.sd.adapter.folder import SUFFIXES, AdapterFolder
@@ -23,6 +23,8 @@ from aid.sd.embedding.file import Embedding, load_embedding
 from aid.sd.file.hashes import hash_file
 from aid.sd.file.tensorfile import is_pickle, read_header
 from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.model.folder import is_part
+from aid.sd.model.location import MODEL_INDEX
 from aid.sd.picture.file import SUFFIX, picture_bytes
 from aid.sd.picture.infotext import Infotext, Weights, parse_infotext, shot_of
 from aid.sd.picture.shot_fields import tells_no_embeddings, unread_fields
@@ -116,6 +118,9 @@ class Finder:
 
     def __init__(self, places: Sequence[Path]) -> None:
         self.files = [file for place in places for file in _files_in(place)]
+        parents = dict.fromkeys(file.parent for file in self.files)
+        self.folders = [folder for folder in parents if (folder / MODEL_INDEX).is_file()]
+        self.vae_folders = self.folders + [folder for folder in parents if is_part(folder, "vae")]
         self.missing: list[str] = []
 
     def find(self, infotext: Infotext, shot: Shot) -> Found:
@@ -124,7 +129,8 @@ class Finder:
         model = self.model(weights)
         vae = None
         if weights.vae_hash:
-            vae = self._look("VAE", weights.vae, weights.vae_hash, self._whole(weights.vae_hash), SUFFIXES)
+            same = self._whole(weights.vae_hash)
+            vae = self._look("VAE", weights.vae, weights.vae_hash, same, SUFFIXES, self.vae_folders)
         embeddings = {
             name: self._look("embedding", name, sha, self._whole(sha), (*SUFFIXES, *PICTURES))
             for name, sha in weights.embeddings.items()
@@ -144,7 +150,7 @@ class Finder:
     def model(self, weights: Weights) -> Path | None:
         sha = weights.model_hash
         if sha:
-            return self._look("model", weights.model, sha, self._whole(sha), SUFFIXES)
+            return self._look("model", weights.model, sha, self._whole(sha), SUFFIXES, self.folders)
         return self._look("model", weights.model or "(not named)", "", _never, SUFFIXES)
 
     def adapter(self, name: str, weights: Weights) -> Path | None:
@@ -177,9 +183,15 @@ class Finder:
         }
 
     def _look(
-        self, kind: str, name: str, sha: str, matches: Matches, suffixes: tuple[str, ...]
+        self,
+        kind: str,
+        name: str,
+        sha: str,
+        matches: Matches,
+        suffixes: tuple[str, ...],
+        folders: Sequence[Path] = (),
     ) -> Path | None:
-        of_kind = [file for file in self.files if file.suffix.lower() in suffixes]
+        of_kind = [*(file for file in self.files if file.suffix.lower() in suffixes), *folders]
         ordered = sorted(of_kind, key=lambda file: name not in (file.stem, file.name, file.parent.name))
         for file in ordered:
             try:
@@ -193,8 +205,8 @@ class Finder:
     def _whole(self, sha: str) -> Matches:
         """By the hash of the file: A1111's new one, or its first one of 8 digits."""
         if len(sha) == OLD_DIGITS:
-            return lambda file: hash_file(file).autov1 == sha
-        return lambda file: sha256_file(file).startswith(sha.lower())
+            return lambda file: not file.is_dir() and hash_file(file).autov1 == sha
+        return lambda file: weights_sha256(file).startswith(sha.lower())
 
 
 def _never(_: Path) -> bool:

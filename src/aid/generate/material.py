@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aid.core.files import sha256_file
-from aid.core.lineage import content_sha256
+from aid.core.lineage import content_sha256, lineage_of
 from aid.core.release import MODEL_FILE
 from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
@@ -144,18 +144,21 @@ def _require_different(files: Mapping[str, Path], found: Mapping[str, Path]) -> 
 
 
 def _weights(model: StableDiffusion, inputs: DrawingInputs) -> Weights:
-    file = resolve_checkpoint(inputs.checkpoint)
-    if file.is_dir():
-        return Weights(model=file.name)
-    name = file.absolute().parent.name if file.name == MODEL_FILE else file.stem
-    vae = resolve_vae(inputs.vae) if inputs.vae else None
-    hashed = vae is not None and vae.is_file()
+    file = resolve_checkpoint(inputs.checkpoint).absolute()
+    name = file.parent.name if file.name == MODEL_FILE else file.name if file.is_dir() else file.stem
+    vae = resolve_vae(inputs.vae).absolute() if inputs.vae else None
     return Weights(
-        content_sha256(file)[:MODEL_DIGITS],
+        weights_sha256(file)[:MODEL_DIGITS],
         model.metadata.get(TITLE) or name,
-        content_sha256(vae)[:MODEL_DIGITS] if vae and hashed else "",
+        weights_sha256(vae)[:MODEL_DIGITS] if vae else "",
         vae.name if vae else "",
     )
+
+
+def weights_sha256(path: Path) -> str:
+    """The hash by which a picture's text knows a model or a VAE: its file's, as A1111 has it; a diffusers
+    folder's is that of all its files, as lineages have it."""
+    return lineage_of(path).sha256 if path.is_dir() else content_sha256(path)
 
 
 def called_files(adapters: AdapterFolder, names: Iterable[str]) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from aid.core.lineage import METADATA_KEY as LINEAGE_KEY
-from aid.core.lineage import Lineage
+from aid.core.lineage import Lineage, lineage_of
 from aid.errors import AidError, FileError, ModelError
 from aid.sd.adapter.outline import Outline, outline
 from aid.sd.embedding.file import Embedding, load_embedding
@@ -82,7 +82,7 @@ def inspect(path: Path, hashes: bool = True) -> Inspection:
         if is_part(path, "unet") and not (path / MODEL_INDEX).is_file():
             return _inspect_weights(path, *stored_part(path, "unet"), hashes=False)
         found = resolve_checkpoint(path)
-        return _inspect_folder(path) if found.is_dir() else inspect(found, hashes)
+        return _inspect_folder(path, hashes) if found.is_dir() else inspect(found, hashes)
     if not path.is_file():
         raise FileError(f"{path} does not exist", "a file")
     if is_picture(path):
@@ -201,7 +201,7 @@ def _embedding_words(embedding: Embedding) -> dict[str, str]:
     return {"trigger": embedding.name, "vectors": f"{count} of {width}{also}"}
 
 
-def _inspect_folder(path: Path) -> Inspection:
+def _inspect_folder(path: Path, hashes: bool) -> Inspection:
     weights = open_weights(path)
     found = _finished(
         path,
@@ -212,7 +212,8 @@ def _inspect_folder(path: Path) -> Inspection:
         False,
     )
     about = {**found.about, "layout": f"diffusers folder ({MODEL_INDEX})"}
-    return Inspection(**{**vars(found), "about": about})
+    known = {"of all files": lineage_of(path).sha256} if hashes else {}
+    return Inspection(**{**vars(found), "about": about, "hashes": known})
 
 
 def _inspect_picture(path: Path) -> Inspection:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from aid.core.lineage import content_sha256
 from aid.core.workbench import Workbench
 from aid.generate.grid.layout import Grid, sources_of
 from aid.generate.grid.settings import GridInputs, GridSettings
-from aid.generate.material import MODEL_DIGITS, Material, load_material
+from aid.generate.material import MODEL_DIGITS, Material, load_material, weights_sha256
 from aid.generate.run import draw_missing
 from aid.generate.settings import DrawingInputs
 from aid.sd.model.checkpoint import load_vae, resolve_vae
@@ -44,12 +43,15 @@ def with_vae(material: Material, path: Path | None) -> Material:
     model, weights = material.model, material.weights
     assert model.path is not None
     vae = load_vae(path or model.path, model.device).to(model.dtype, memory_format=torch.channels_last)
-    file = resolve_vae(path) if path else None
-    digits = content_sha256(file)[:MODEL_DIGITS] if file and file.is_file() else ""
+    file = resolve_vae(path).absolute() if path else None
     return dataclasses.replace(
         material,
         model=dataclasses.replace(model, vae=vae, vae_path=path),
-        weights=dataclasses.replace(weights, vae_hash=digits, vae=file.name if file else ""),
+        weights=dataclasses.replace(
+            weights,
+            vae_hash=weights_sha256(file)[:MODEL_DIGITS] if file else "",
+            vae=file.name if file else "",
+        ),
     )
 
 
