@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.run import generate, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings
 from aid.sd.conversion import Conversion, convert
+from aid.sd.file.hashes import hash_file
 from aid.sd.inspection import inspect
 from aid.sd.picture.infotext import png_bytes
 from aid.sd.picture.text import picture_text
@@ -173,6 +175,36 @@ def test_pictures_of_others(lively_checkpoint: Path, tmp_path: Path) -> None:
         told = drawn.text["parameters"]  # type: ignore[attr-defined]
     assert "Sampler: DPM++ 2M, Schedule type: Karras" in told
     assert "RNG: NV" in told  # A1111's GPU noise, computed on the CPU
+
+
+def test_what_others_name_by_hashes_in_json_is_drawn_with(
+    lively_checkpoint: Path, tiny_checkpoint: Path, embedding_folder: Path, lora: Path, tmp_path: Path
+) -> None:
+    """Sites know a LoRA by its tensors' hash, other tools by its file's."""
+    named = embedding_folder / "badv3.safetensors"
+    shas = {kind: hash_file(path) for kind, path in (
+        ("model", lively_checkpoint), ("vae", tiny_checkpoint), ("lora:soft", lora), ("embed:badv3", named)
+    )}  # fmt: skip
+    found = places(lively_checkpoint, tiny_checkpoint, named, lora)
+    inputs = GenerateInputs(
+        checkpoint=lively_checkpoint, vae=tiny_checkpoint, embeddings=(named,), loras=(lora,)
+    )
+    asked = settings(prompt="red hair <lora:soft:1>", negative_prompt="badv3", seed=5)
+    (mine,) = one_off(asked, inputs, tmp_path / "out", BENCH)
+    for lora_sha in (shas["lora:soft"].autov2, shas["lora:soft"].autov3):
+        told = {kind: sha.autov2 for kind, sha in shas.items()} | {"lora:soft": lora_sha}
+        text = (
+            "red hair <lora:soft:1>\nNegative prompt: badv3\nSteps: 2, Sampler: Euler a, CFG scale: 7, "
+            f"Seed: 5, Size: 32x32, RNG: CPU, Hashes: {json.dumps(told)}, Version: ComfyUI"
+        )
+        (tmp_path / "theirs.png").write_bytes(png_bytes(Image.new("RGB", (32, 32)), text))
+        file = again(tmp_path / "theirs.png", found, tmp_path / "again", BENCH)
+        with Image.open(file) as one, Image.open(mine) as other:
+            assert one.tobytes() == other.tobytes()
+    with pytest.raises(FileError) as error:
+        again(tmp_path / "theirs.png", places(lively_checkpoint), tmp_path / "again", BENCH)
+    for kind, sha in told.items():
+        assert (sha in error.value.found) is (kind != "model")
 
 
 def test_embeddings_are_found_by_their_names_where_a_text_lists_none(

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from aid.core.files import write_bytes
 from aid.core.gallery import SHOTS_FILE, read_gallery
-from aid.core.lineage import Lineage, embedded_lineage
+from aid.core.lineage import Lineage, content_sha256, embedded_lineage
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.errors import AidError, FileError, PictureError
 from aid.generate.gallery import picture_name
-from aid.generate.material import Material, adapter_hash, load_model, weights_sha256
+from aid.generate.material import ADAPTER_DIGITS, Material, adapter_hash, load_model, weights_sha256
 from aid.generate.run import next_number
 from aid.generate.settings import GenerateSettings
 from aid.sd.adapter.folder import SUFFIXES, AdapterFolder
@@ -135,7 +135,7 @@ class Finder:
             name: self._look("embedding", name, sha, self._whole(sha), (*SUFFIXES, *PICTURES))
             for name, sha in weights.embeddings.items()
         }
-        if tells_no_embeddings(infotext.fields):
+        if not embeddings and tells_no_embeddings(infotext.fields):
             embeddings = self.embeddings(shot)
         adapters = {name: self.adapter(name, weights) for name in _called(shot)}
         pictures = self.pictures(shot)
@@ -154,12 +154,13 @@ class Finder:
         return self._look("model", weights.model or "(not named)", "", _never, SUFFIXES)
 
     def adapter(self, name: str, weights: Weights) -> Path | None:
-        """By the hash of its tensors; where the text has none, by its name."""
+        """By the hash of its tensors, or for some tools of its file; where the text has none, by its name."""
         sha = weights.adapters.get(name.replace(":", "").replace(",", ""), "")
 
         def same(file: Path) -> bool:
             metadata = {} if is_pickle(file) else read_header(file).metadata
-            return adapter_hash(file, metadata) == sha
+            known = adapter_hash(file, metadata).startswith(sha[:ADAPTER_DIGITS])
+            return known or content_sha256(file).startswith(sha)
 
         return self._look("LoRA", name, sha, same if sha else lambda file: file.stem == name, SUFFIXES)
 

@@ -17,6 +17,7 @@ from aid.core.shot import Hires, Shot, Source
 from aid.errors import SettingsError
 from aid.sd.picture.file import SUFFIX, Format, picture_bytes
 from aid.sd.picture.infotext import Weights, parse_infotext, png_bytes, shot_of, write_infotext
+from aid.sd.picture.shot_fields import unread_fields
 from aid.sd.picture.text import picture_text
 from aid.sd.sampling.samplers import SAMPLERS
 from aid.sd.sampling.schedules import SCHEDULES
@@ -126,6 +127,35 @@ def test_a_picture_of_a1111_is_read() -> None:
     assert infotext.fields["Lora hashes"] == "add_detail: 7c6bad76eb54, x: 12"
     shot = shot_of(infotext)
     assert (shot.steps, shot.seed, shot.width, shot.height, shot.clip_skip) == (20, 965400086, 512, 768, 1)
+
+
+HASHES = """cat <lora:soft:1>
+Steps: 20, Sampler: Euler a, Seed: 1, Size: 512x768, Model: any, \
+Hashes: {"model": "7440042BBD", "vae": "c6a580b13a", "lora:styles/soft.safetensors": "0123456789", \
+"embed:bad, v3": "ba98765432", "other": 3}, \
+Civitai resources: [{"type": "checkpoint", "modelVersionId": 12}], Version: ComfyUI"""
+
+
+def test_hashes_that_other_tools_write() -> None:
+    infotext = parse_infotext(HASHES)
+    assert shot_of(infotext) == shot_of(parse_infotext(HASHES.replace(', "other": 3}', "}")))
+    assert list(unread_fields(infotext.fields)) == []
+    assert infotext.weights == Weights(
+        "7440042bbd", "any", "c6a580b13a", "", {"bad v3": "ba98765432"}, {"soft": "0123456789"}
+    )
+    quoted = (
+        'cat\nSteps: 20, Sampler: Euler a, Hashes: "{\\"model\\": \\"7440042bbd\\"}", Model hash: 45dee52b0'
+    )
+    assert parse_infotext(quoted).weights.model_hash == "45dee52b0"
+    assert parse_infotext(quoted.rpartition(",")[0]).weights.model_hash == "7440042bbd"
+
+
+@pytest.mark.parametrize(
+    "broken", ['{"model": "7440042bbd"', "{" * 100_000, "[" * 100_000, '["a"]', '{"model": [1]}']
+)
+def test_broken_hashes_are_none(broken: str) -> None:
+    infotext = parse_infotext(f"cat\nSteps: 20, Sampler: Euler a, Seed: 1, Hashes: {broken}")
+    assert shot_of(infotext).seed == 1 and infotext.weights == Weights()
 
 
 def test_a_bare_prompt_is_a_prompt() -> None:

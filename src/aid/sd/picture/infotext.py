@@ -11,6 +11,8 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from json import JSONDecoder
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -22,7 +24,12 @@ from aid.sd.picture.shot_fields import read_fields, written_fields
 
 KEY = "parameters"
 NEGATIVE = "Negative prompt:"
+HASH = re.compile(r"[0-9A-Fa-f]{8,64}")
+ENDING = re.compile(r"\.(?:safetensors|ckpt|pt|bin)$")
 FIELD = re.compile(r'(\w[\w \-/]{1,99}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')  # linear: names are short
+JSON_FIELD = re.compile(r"(?:^|(?<=[\s,]))(Hashes|Civitai resources|Civitai metadata): *(?=[{\[])")
+"""What other tools add, as bare JSON with commas and quotes of its own."""
+JSON_FIELDS = 3  # of one text
 FEWEST_FIELDS = 3  # a last line with fewer is part of the prompt
 
 
@@ -50,14 +57,15 @@ class Infotext:
 
     @property
     def weights(self) -> Weights:
-        """What it says that the picture was drawn with."""
+        """What it says that the picture was drawn with: in A1111's fields, or else in `Hashes`."""
+        others = _hashes(self.fields.get("Hashes", ""))
         return Weights(
-            self.fields.get("Model hash", ""),
+            self.fields.get("Model hash") or others.get("model", ""),
             self.fields.get("Model", ""),
-            self.fields.get("VAE hash", ""),
+            self.fields.get("VAE hash") or others.get("vae", ""),
             self.fields.get("VAE", ""),
-            _listed(self.fields, "TI hashes"),
-            _listed(self.fields, "Lora hashes"),
+            {**_of_kind("embed", others), **_listed(self.fields, "TI hashes")},
+            {**_of_kind("lora", others), **_listed(self.fields, "Lora hashes")},
         )
 
 
@@ -85,7 +93,8 @@ def write_infotext(shot: Shot, weights: Weights | None = None) -> str:
 def parse_infotext(text: str) -> Infotext:
     """Read A1111's text, or any. Never raises: what can't be a field is part of the prompt."""
     *lines, last = text.strip().split("\n")
-    fields = FIELD.findall(last)
+    bare, others = _without_json(last)
+    fields = [*FIELD.findall(bare), *others.items()]
     if len(fields) < FEWEST_FIELDS:
         lines, fields = [*lines, last], []
     prompts: tuple[list[str], list[str]] = [], []
@@ -127,6 +136,42 @@ def _listed(fields: Mapping[str, str], key: str) -> dict[str, str]:
     """`a: 1, b: 2` as name -> hash."""
     pairs = (item.rpartition(":") for item in fields.get(key, "").split(","))
     return {name.strip(): sha.strip() for name, colon, sha in pairs if colon and name.strip()}
+
+
+def _without_json(line: str) -> tuple[str, dict[str, str]]:
+    """A line of fields without those that hold bare JSON, and these."""
+    pieces, found, end = [], dict[str, str](), 0
+    for match in islice(JSON_FIELD.finditer(line), JSON_FIELDS):
+        if match.start() < end:
+            continue
+        try:
+            _, after = JSONDecoder().raw_decode(line, match.end())
+        except (ValueError, RecursionError):
+            continue
+        pieces.append(line[end : match.start()])
+        found[match[1]] = line[match.end() : after]
+        end = after
+    return "".join([*pieces, line[end:]]), found
+
+
+def _hashes(text: str) -> dict[str, str]:
+    """`{"model": ..., "vae": ..., "lora:NAME": ..., "embed:NAME": ...}`, as sites and other tools have it."""
+    try:
+        told = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    pairs = told.items() if isinstance(told, dict) else ()
+    return {key: sha.lower() for key, sha in pairs if isinstance(sha, str) and HASH.fullmatch(sha)}
+
+
+def _of_kind(kind: str, hashes: Mapping[str, str]) -> dict[str, str]:
+    """Name -> hash; a name may come with its folder and its file's ending."""
+    named = ((key.partition(":"), sha) for key, sha in hashes.items())
+    return {
+        _bare(ENDING.sub("", name).replace("\\", "/").rpartition("/")[2]): sha
+        for (found, colon, name), sha in named
+        if colon and found.lower() == kind and name
+    }
 
 
 def _bare(name: str) -> str:
