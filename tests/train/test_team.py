@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from aid.core.dataset import Record
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
+from aid.evaluate.judge_run import judge as teach
+from aid.evaluate.settings import JudgeInputs, JudgeSettings
 from aid.sd.file.tensorfile import read_tensors
 from aid.train.noising import Noised
 from aid.train.plan import Step
@@ -30,6 +32,9 @@ WORDS = [
     "steps=2", "batch_size=3", "regularisation_share=0.34", "unet_rate=1e-3", "text_rate=1e-3", "warmup=3",
     "save_every=1", "output=fp32", "optimiser_options.eps=1e-3", "noise_draws=2", "balance.rule=measured",
     "balance.by=word", "balance.every=1", "balance.pictures=1", "balance.timesteps=1",
+]  # fmt: skip
+ASKING = [
+    "balance.by=judge", "balance.pictures=3", "samples.width=64", "samples.height=64", "samples.steps=2",
 ]  # fmt: skip
 KINDS = ("finetune", "lora", "embedding")
 
@@ -57,6 +62,14 @@ def runs(lively_checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPa
 
     commands = [{"words": words(k, f"{k}-{n}"), "processes": n} for k in KINDS for n in (1, 2)]
     state = folder / ".sharded-again-2.building" / "scratch" / "state-00000001.safetensors"
+    judge = teach(
+        JudgeSettings(epochs=2, batch_size=24, width=4), JudgeInputs(dataset=dataset), folder / "judge"
+    )
+    asking = [word for pair in ASKING for word in ("--set", pair)]
+    commands += [
+        {"words": [*words("finetune", f"judged-{n}"), *asking, "--judge", str(judge)], "processes": n}
+        for n in (1, 2)
+    ]
     commands += [
         sharded("sharded-2"),
         sharded("sharded-again-2", kill_at=str(state)),
@@ -88,6 +101,15 @@ def test_two_processes_give_what_one_gives(runs: Path, one: str, two: str) -> No
     ]
     for alone, together in zip(*logs, strict=True):
         assert together == pytest.approx(alone, rel=1e-4, abs=2e-6)
+
+
+def test_a_jury_s_pictures_are_drawn_by_all(runs: Path) -> None:
+    """Each of them counts once, whoever draws it."""
+    alone, together = (
+        [json.loads(line)["missed"] for line in (runs / name / "balance.jsonl").read_text().splitlines()]
+        for name in ("judged-1", "judged-2")
+    )
+    assert alone == together and all(alone)
 
 
 def test_killed_and_continued_is_straight_to_the_byte(runs: Path) -> None:

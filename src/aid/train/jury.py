@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from aid.core.dataset import Dataset
+from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.judging.judge import load_judge, look
@@ -17,6 +18,7 @@ from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.picture.layout import thumbnail
 from aid.train.settings import TrainingSettings
 from aid.train.shots import sample_shot, style_prompts
+from aid.train.team import ALONE, Team
 
 
 class Jury:
@@ -46,18 +48,26 @@ class Jury:
         rows = (settings.part_size or settings.batch_size) * settings.noise_draws
         self.batch_size = max(1, rows // 2)  # guidance has two rows a picture
 
-    def missed(self, model: StableDiffusion) -> dict[str, float]:
+    def missed(self, model: StableDiffusion, team: Team = ALONE) -> dict[str, float]:
         """How much of each style is still to be learnt, 0 to 1: (n (1 - D) + 1) / (n + 2), where D is how far
         its n pictures and those in which the judge sees it are the same. By this rule of succession it is
-        never 0."""
+        never 0. A team shares the pictures out; all must ask at once."""
+        own = self.shots[team.rank :: team.size]
+        pairs = team.gathered([*zip((shot.style for shot in own), self._seen(model, own), strict=True)])
+        asked, seen = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        same, often = agreement(asked, seen), Counter(asked)
+        return {style: (often[style] * (1 - same[style]) + 1) / (often[style] + 2) for style in same}
+
+    def _seen(self, model: StableDiffusion, shots: list[Shot]) -> list[str]:
+        """The style that the judge sees in the picture of each shot."""
         from aid.sd.drawing.pipeline import draw
 
-        pictures = draw(model, self.shots, batch_size=self.batch_size)
+        if not shots:
+            return []
+        pictures = draw(model, shots, batch_size=self.batch_size)
         views = [thumbnail(np.asarray(picture.convert("RGB"))) for picture in pictures]
         seen, _ = look(self.judge.card.panel, self.judge.network, torch.from_numpy(np.stack(views)))
-        asked = [shot.style for shot in self.shots]
-        same, often = agreement(asked, [one.style for one in seen]), Counter(asked)
-        return {style: (often[style] * (1 - same[style]) + 1) / (often[style] + 2) for style in same}
+        return [one.style for one in seen]
 
 
 def agreement(asked: Sequence[str], seen: Sequence[str]) -> dict[str, float]:

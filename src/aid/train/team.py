@@ -67,6 +67,14 @@ class Team:
             torch.distributed.broadcast_object_list(values)
         return values[0]
 
+    def gathered(self, values: Sequence[T]) -> list[T]:
+        """Those of all processes, the first's before the second's; all must ask at once."""
+        if self.size == 1:
+            return list(values)
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, list(values))
+        return [value for one in found for value in one]
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.size > 1:

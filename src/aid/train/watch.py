@@ -66,11 +66,11 @@ class Watch:
         return self.tell()
 
     def _missed(self) -> dict[str, float]:
-        """What the jury says, asked by the first process alone."""
+        """What the jury says, whose pictures all processes draw together."""
         if self.jury is None:
             return {}
         with self.training.averaged() as model:
-            return self.jury.missed(model) if self.training.team.leads else {}
+            return self.jury.missed(model, self.training.team)
 
     def _write(self) -> None:
         if self.training.team.leads:
