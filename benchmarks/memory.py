@@ -55,7 +55,7 @@ def measure(folder: Path, name: str, given: dict[str, Any]) -> Row:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     inputs = FinetuneInputs(checkpoint=folder / "model.safetensors", dataset=folder)
-    work = WORK["train finetune"](FinetuneSettings.model_validate(words), inputs, Scene())
+    work = WORK["train finetune"](FinetuneSettings.model_validate(words), inputs, Scene(gpu=False))
     return Row(f"peak, {name}", float(told.stdout) / 1e9, "GB", (RUNTIME_BYTES + work.memory) / 1e9)
 
 

@@ -47,12 +47,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Scene:
-    """The steps so far: folder -> name, what they will have made; which may make something new, or wait."""
+    """The steps so far: folder -> name, what they will have made; which may make something new, or wait.
+    Whether a GPU is meant, whose memory is to suffice."""
 
     names: dict[Path, str] = field(default_factory=dict)
     made: dict[Path, Cost | Pictures | None] = field(default_factory=dict)
     changed: set[Path] = field(default_factory=set)
     waiting: set[Path] = field(default_factory=set)
+    gpu: bool = True
 
     def maker(self, path: Path) -> Path | None:
         """The folder of the earlier step that `path` is or lies in."""

@@ -29,6 +29,7 @@ from aid.release.settings import ReleaseInputs, ReleaseSettings
 from aid.sd.adapter.target import kohya_targets, skeleton
 from aid.sd.model.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost
 from aid.search.settings import SearchInputs, SearchSettings, SheetInputs, SheetSettings
+from aid.train.rounding import most_numbers
 from aid.train.settings import (
     EmbeddingInputs,
     EmbeddingSettings,
@@ -47,6 +48,7 @@ MOMENT_BYTES = {
 """Kept by an optimiser for a trained parameter."""
 STATE_BYTES = 16  # a trained parameter in a saved state: weight, two moments, average
 AUTOCAST_BYTES = 2.5  # an activation under bf16: some stay in 32 bits
+ROUNDED_BYTES = 35  # of a number while `adamw_bf16` changes it: its parts side by side, and in float32
 BETWEEN = 1.04  # of training's memory, with what lies free between tensors and is too small for others
 COPY_BYTES = 2  # a trained parameter's copy under bf16
 DECODED_AT_ONCE = 1 << 20  # pixels
@@ -86,10 +88,13 @@ def _standing_bytes(settings: TrainingSettings) -> int:
     return number + MOMENT_BYTES[settings.optimiser] + (number if settings.ema else 0)
 
 
-def _passing_bytes(settings: TrainingSettings, trained: float, kept: float, largest: float) -> float:
+def _passing_bytes(
+    settings: TrainingSettings, trained: float, kept: float, largest: float, piece: int
+) -> float:
     """Most that activations, `kept` numbers a picture, and gradients take at once. The backward pass frees
     the ones as it makes the others; parts find the gradients of those before them. Fused, it has one gradient
-    at a time, the `largest` at its end."""
+    at a time, the `largest` at its end. When the optimiser works there are gradients, no activations unless
+    fused, and of what it rounds a `piece` of so many numbers."""
     half, number = settings.precision == "bf16", 2 if settings.optimiser == "adamw_bf16" else 4
     part = min(settings.part_size or settings.batch_size, settings.batch_size)
     activations = part * kept * (AUTOCAST_BYTES if half else 4)
@@ -97,7 +102,11 @@ def _passing_bytes(settings: TrainingSettings, trained: float, kept: float, larg
         activations += COPY_BYTES * trained
     gradients = number * (min(largest, trained) if settings.fused_backward else trained)
     first = gradients if part < settings.batch_size else 0.0
-    return max(activations + first, activations / (4 if settings.checkpointing else 2) + gradients)
+    late = activations / (4 if settings.checkpointing else 2)
+    rounded = largest if settings.fused_backward else trained
+    rounding = ROUNDED_BYTES * min(piece, rounded) if settings.optimiser == "adamw_bf16" else 0.0
+    at_work = gradients + rounding + (late if settings.fused_backward else 0.0)
+    return max(activations + first, late + gradients, at_work)
 
 
 def _found(path: Path, scene: Scene) -> Pictures:
@@ -164,7 +173,7 @@ def _style(
         * (
             4 * (cost.parameters - trained)
             + trained * _standing_bytes(settings)
-            + _passing_bytes(settings, trained, kept, cost.largest)
+            + _passing_bytes(settings, trained, kept, cost.largest, most_numbers(scene.gpu))
         ),
         disk=disk,
         scratch=trained * STATE_BYTES * min(steps // settings.save_every, settings.keep_states + 1)

@@ -31,7 +31,7 @@ def round_stochastically(values: Tensor, chance: torch.Generator) -> Tensor:
     noise = torch.randint(
         0, 1 << LOW_BITS, values.shape, generator=chance, dtype=torch.int32, device=values.device
     )
-    cut = (values.view(torch.int32) + noise).bitwise_and_(-(1 << LOW_BITS)).view(torch.float32)
+    cut = noise.add_(values.view(torch.int32)).bitwise_and_(-(1 << LOW_BITS)).view(torch.float32)
     return torch.where(values.isfinite(), cut, values).bfloat16()
 
 
@@ -100,7 +100,7 @@ def pieces(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     numbers = 0
     for weight in weights:
         numbers += weight.numel()
-        if together and numbers > most_numbers(weight):
+        if together and numbers > most_numbers(weight.is_cuda):
             yield together
             together, numbers = [], weight.numel()
         together.append(weight)
@@ -111,13 +111,14 @@ def pieces(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 def strips(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape, as many of their first rows as make a piece, then the next."""
     first = tensors[0]
-    rows = max(1, most_numbers(first) * len(first) // max(1, first.numel()))
+    rows = max(1, most_numbers(first.is_cuda) * len(first) // max(1, first.numel()))
     for start in range(0, len(first), rows):
         yield tuple(tensor[start : start + rows] for tensor in tensors)
 
 
-def most_numbers(weight: Tensor) -> int:
-    return GPU_PIECE_NUMBERS if weight.is_cuda else PIECE_NUMBERS
+def most_numbers(gpu: bool) -> int:
+    """Of a piece."""
+    return GPU_PIECE_NUMBERS if gpu else PIECE_NUMBERS
 
 
 def joined(tensors: Iterable[Tensor]) -> Tensor:
