@@ -134,6 +134,7 @@ def take(training: Training, step: Step, log: Log, saver: Saver) -> str:
     if rule == "roll_back":
         roll_back(training, step.index + 1, log, saver)
         return f"{where}: back to the newest state"
+    training.pass_over(step.index)
     return f"{where}: left out"
 
 
@@ -143,6 +144,7 @@ def roll_back(training: Training, done: int, log: Log, saver: Saver) -> None:
     saver.wait()
     training.team.wait()
     resume(training, saver.folder)
+    training.pass_over(done - 1)
     training.team.wait()
     log.sync()
     saver.save(done, training.tensors())

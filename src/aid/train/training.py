@@ -128,6 +128,11 @@ class Training:
         self.average.update(index)
         self.after()
 
+    def pass_over(self, index: int) -> None:
+        """Leave a step out: the weights stay, and have its share of the averages all the same."""
+        self.may_change()
+        self.average.update(index)
+
     def _set_rates(self, index: int) -> None:
         factor = self.factor(index)
         for table, group in zip(self.optimiser.param_groups, self.groups, strict=True):
