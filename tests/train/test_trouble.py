@@ -13,14 +13,18 @@ import pytest
 import torch
 from test_finetune import QUICK, Interrupting
 
+from aid.core.dataset import Dataset
 from aid.core.workbench import Silence, Workbench
 from aid.errors import AidError, ArtifactError, FileError
 from aid.sd.file.state import load_state
 from aid.sd.file.tensorfile import read_tensors
+from aid.sd.model.checkpoint import load_checkpoint
 from aid.train import loop
+from aid.train.group import weights_of
 from aid.train.log import Log
-from aid.train.plan import Step
-from aid.train.run import finetune
+from aid.train.loop import take
+from aid.train.plan import Step, plan_styles
+from aid.train.run import finetune, style_training
 from aid.train.saving import Saver
 from aid.train.settings import FinetuneInputs
 from aid.train.tables import SampleSettings
@@ -91,6 +95,28 @@ def test_a_step_left_out_changes_nothing(inputs: FinetuneInputs, poisoned: set[i
     assert ["left_out" in row for row in rows] == [False, False, True, False, False, True]
     model = read_tensors(tmp_path / "out" / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in model.values() if tensor.is_floating_point())
+
+
+def test_a_step_left_out_has_its_share_of_the_averages(inputs: FinetuneInputs, tmp_path: Path) -> None:
+    """Late in a training, where averages change at every second step only: the left-out one is such."""
+    settings = QUICK.model_copy(update={"steps": 600, "ema": 0.98, "trouble": "skip"})
+    model = load_checkpoint(inputs.checkpoint)
+    plan = plan_styles(Dataset(inputs.dataset), settings, model.architecture.vae_scale)
+    training, log = style_training(model, weights_of(model), settings, plan.steps), Log(tmp_path, 0)
+    before = [value.clone() for value in training.average.values]
+    with Saver(tmp_path, 1) as saver:
+        assert not take(training, plan.step(498), log, saver)
+        assert all(map(torch.equal, before, training.average.values)), "not yet its turn"
+        damaged = plan.step(499)
+        damaged.noised.latents.fill_(torch.nan)
+        assert "left out" in take(training, damaged, log, saver)
+    log.close()
+    wanted = [
+        torch.lerp(a, b.detach(), 1 - 0.98**2) for a, b in zip(before, training.parameters, strict=True)
+    ]
+    assert not all(map(torch.equal, before, wanted))
+    for ours, theirs in zip(training.average.values, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("first", [0, 3])
@@ -198,6 +224,19 @@ def test_a_full_disk_stops_it_with_the_last_state_and_the_old_result_whole(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     run(inputs, out, steps=4, noise_draws=1)
     assert len((out / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_disk_that_fills_after_training_leaves_nothing_where_no_state_was(
+    inputs: FinetuneInputs, tmp_path: Path
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(FileError, match="File too large"):
+            run(inputs, tmp_path / "out", steps=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("harm", ["cut short", "gone", "other records"])

@@ -31,7 +31,7 @@ from aid.sd.model.text_encoder import token_embeddings
 from aid.sd.prompt.prompt import escape
 from aid.sd.prompt.text import Conditioning, encode_prompts
 from aid.train.group import Group
-from aid.train.loop import train
+from aid.train.loop import kept_for_states, train
 from aid.train.order import Order
 from aid.train.plan import Plan
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings
@@ -47,23 +47,17 @@ def embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, out: Path, b
     word = Word(model, settings)
     team = join(replace(bench, sharded=False))  # what is trained is small
     training = word_training(word, plan.steps, team)
-    train(
-        training,
-        plan,
-        out,
-        bench,
-        "train embedding",
-        f"{settings.name}: {settings.vectors} vectors",
-        word.draw,
-    )
-    if not team.leads:
-        return
-    lineage = under_construction(out).embedded()
-    family = architecture_name(model.architecture)
-    metadata = embedding_metadata(settings.name, lineage, settings.negative, family)
-    checkpoint = resolve_checkpoint(inputs.checkpoint)
-    digest = sha256_file(checkpoint)[:10] if checkpoint.is_file() else None
-    save_embedding(word.embedding(), out, metadata, settings.steps, digest, checkpoint.stem)
+    title = f"{settings.name}: {settings.vectors} vectors"
+    with kept_for_states(out, team):
+        train(training, plan, out, bench, "train embedding", title, word.draw)
+        if not team.leads:
+            return
+        lineage = under_construction(out).embedded()
+        family = architecture_name(model.architecture)
+        metadata = embedding_metadata(settings.name, lineage, settings.negative, family)
+        checkpoint = resolve_checkpoint(inputs.checkpoint)
+        digest = sha256_file(checkpoint)[:10] if checkpoint.is_file() else None
+        save_embedding(word.embedding(), out, metadata, settings.steps, digest, checkpoint.stem)
 
 
 class Word:

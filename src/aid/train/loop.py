@@ -22,6 +22,7 @@ from aid.train.log import Log
 from aid.train.plan import Ahead, Plan, Step
 from aid.train.saving import Saver
 from aid.train.settings import CommonSettings
+from aid.train.team import Team
 from aid.train.training import Training
 from aid.train.watch import Watch, watching
 
@@ -51,7 +52,6 @@ def train(
     display = Display(training, plan, out, title, log, watch, draw)
     bench.progress.say(f"  {title}; curve and sample sheets meanwhile: {out}")
     with (
-        kept_for_states(out, leads),
         Saver(out, settings.keep_states, settings.save_behind, leads) as saver,
         Ahead(plan) as ahead,
         bench.progress.task(label, plan.steps, "step", done) as tick,
@@ -79,12 +79,13 @@ def train(
 
 
 @contextmanager
-def kept_for_states(out: Path, leads: bool) -> Iterator[None]:
-    """After an error, keep what was written only if there is a state that a later run can go on with."""
+def kept_for_states(out: Path, team: Team) -> Iterator[None]:
+    """Around a training and the saving of what it made. After an error, keep what was written only if there
+    is a state that a later run can go on with."""
     try:
         yield
     except BaseException:
-        if leads and not has_states(out):
+        if team.leads and not has_states(out):
             for path in out.iterdir():
                 if path.name != LINEAGE_FILE:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()

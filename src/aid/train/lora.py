@@ -27,7 +27,7 @@ from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
 from aid.sd.model.device import torch_device
 from aid.train.group import Trained, part_rates
 from aid.train.kohya import lora_metadata
-from aid.train.loop import train
+from aid.train.loop import kept_for_states, train
 from aid.train.plan import plan_styles
 from aid.train.run import style_training
 from aid.train.settings import LoraInputs, LoraSettings
@@ -44,14 +44,15 @@ def lora(settings: LoraSettings, inputs: LoraInputs, out: Path, bench: Workbench
     team = join(replace(bench, sharded=False))  # what is trained is small
     training = style_training(model, trained, settings, plan.steps, team)
     title = f"{settings.name}: {len(pairs)} layers, {plan.pictures} pictures, {plan.steps} steps"
-    train(training, plan, out, bench, "train lora", title, judge=inputs.judge)
-    if not team.leads:
-        return
-    metadata = lora_metadata(model, plan, settings)
-    metadata[METADATA_KEY] = under_construction(out).embedded()
-    with training.averaged():
-        path = out / f"{settings.name}.safetensors"
-        save_adapter(path, kohya_tensors(pairs), metadata, PRECISIONS[settings.output])
+    with kept_for_states(out, team):
+        train(training, plan, out, bench, "train lora", title, judge=inputs.judge)
+        if not team.leads:
+            return
+        metadata = lora_metadata(model, plan, settings)
+        metadata[METADATA_KEY] = under_construction(out).embedded()
+        with training.averaged():
+            path = out / f"{settings.name}.safetensors"
+            save_adapter(path, kohya_tensors(pairs), metadata, PRECISIONS[settings.output])
 
 
 class Pair:

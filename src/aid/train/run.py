@@ -20,7 +20,7 @@ from aid.sd.prompt.text import Conditioning
 from aid.train.caption import come_again
 from aid.train.condition import Remembered, encode_captions, encode_weighted
 from aid.train.group import Trained, grouped, part_rates, weights_of
-from aid.train.loop import train
+from aid.train.loop import kept_for_states, train
 from aid.train.optimiser import create_optimiser
 from aid.train.plan import plan_styles
 from aid.train.settings import FinetuneInputs, FinetuneSettings, TrainingSettings
@@ -39,11 +39,12 @@ def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, benc
     team = join(bench)
     training = style_training(model, weights_of(model), settings, plan.steps, team)
     title = f"{plan.pictures} pictures, {plan.steps} steps"
-    train(training, plan, out, bench, "train finetune", title, judge=inputs.judge)
-    with training.averaged() as averaged:
-        if team.leads:
-            metadata = {METADATA_KEY: under_construction(out).embedded()}
-            save_checkpoint(averaged, out / "model.safetensors", metadata, PRECISIONS[settings.output])
+    with kept_for_states(out, team):
+        train(training, plan, out, bench, "train finetune", title, judge=inputs.judge)
+        with training.averaged() as averaged:
+            if team.leads:
+                metadata = {METADATA_KEY: under_construction(out).embedded()}
+                save_checkpoint(averaged, out / "model.safetensors", metadata, PRECISIONS[settings.output])
 
 
 def style_training(
