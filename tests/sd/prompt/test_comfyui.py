@@ -32,6 +32,7 @@ from aid.sd.prompt.comfyui import parse_comfyui
         ("(a:1.0)embedding:badv3.pt, b", [("abadv3, b", 1.0)]),
         ("((embedding:bad.v3.safetensors, embedding:x.bin y:1.3))", [("bad.v3, x y", 1.3)]),
         (r"(embedding:bad_\(v3\).pt:0.9)\(embedding:x", [("bad_(v3)", 0.9), ("(embedding:x", 1.0)]),
+        ("embedding:folder/in/badv3.pt, embedding:style\\badv3", [("badv3, badv3", 1.0)]),
         ("(embedding:12)", [("embedding", 12.0)]),
         ("embedding: a, xembedding:b, a.pt", [("embedding: a, xembedding:b, a.pt", 1.0)]),
         ("", [("", 1.0)]),
@@ -47,7 +48,20 @@ def test_any_text_parses(prompt: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["(", ")", "(a", "(a:1.2)", "\\(", "a:", "embedding:", "embedding:.pt", " embedding:.pt"]
+    "piece",
+    [
+        "(",
+        ")",
+        "(a",
+        "(a:1.2)",
+        "\\(",
+        "a:",
+        "embedding:",
+        "embedding:.pt",
+        " embedding:.pt",
+        " embedding:a/",
+        "embedding:/",
+    ],
 )
 def test_time_is_linear(piece: str) -> None:
     def seconds(count: int) -> float:

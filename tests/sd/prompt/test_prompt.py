@@ -161,6 +161,9 @@ def noted(text: str, **words: bool) -> list[tuple[int, str]]:
         ("x <lora:y:abc>", 2, "no number"),
         ("x <lora:y:1:dyn=8>", 2, "`dyn=8` has no effect"),
         ("x <lora:y:1:1:8>", 2, "`8` has no effect"),
+        ("x <lora:y:a=b=c>", 2, "its weight is no number: `a=b=c`"),
+        ("x <lora:y:1:te=soft>", 2, "its weight is no number: `soft`"),
+        ("x <lora:y:1:1:a=b=c>", 2, "`a=b=c` has no effect"),
         ("x (a AND b)", 0, "AND divides"),
     ],
 )

@@ -70,17 +70,20 @@ def extract(text: str) -> Extracted:
 
 
 def _lora(arguments: str) -> LoraCall | str:
-    """The call, or what is wrong with it. `te=` and `unet=` name a weight, as do their places."""
-    items = [item.split("=") for item in arguments.split(":")]
-    places = [item[0] for item in items if len(item) == 1]
-    named = {item[0]: item[1] for item in items if len(item) == 2}
+    """The call, or what is wrong with it. `te=` and `unet=` name a weight, as do their places; what has two
+    `=` or more stands in a place, as for A1111."""
+    items = arguments.split(":")
+    places = [item for item in items if item.count("=") != 1]
+    named = {name: word for name, equals, word in (item.partition("=") for item in items) if equals}
     if not places or not places[0].strip():
         return "it names no file"
     text_word = named.get("te", places[1] if len(places) > 1 else "1")
     place = places[2] if len(places) > 2 else text_word
     weights = [_number(word) for word in (text_word, named.get("unet", place))]
     if weights[0] is None or weights[1] is None:
-        return "its weight is no number"
+        return (
+            f"its weight is no number: {quote(text_word if weights[0] is None else named.get('unet', place))}"
+        )
     return LoraCall(places[0], weights[0], weights[1])
 
 
@@ -88,7 +91,7 @@ def _unread(arguments: str) -> list[str]:
     """What a call says beyond its name and weights: A1111's `dyn=` or fourth place, its extensions' words."""
     items = arguments.split(":")
     named = [item for item in items if item.count("=") == 1 and item.split("=")[0] not in NAMED]
-    return [*named, *[item for item in items if "=" not in item][3:]]
+    return [*named, *[item for item in items if item.count("=") != 1][3:]]
 
 
 def _number(word: str) -> float | None:

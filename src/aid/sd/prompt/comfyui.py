@@ -2,7 +2,7 @@
 
 `(x)` multiplies by 1.1, `\\(` and `\\)` are literal, everything else (`[x]`, BREAK, AND, edits) is text.
 A bracket that is never closed makes text of all that follows. `embedding:NAME`, where a weight's words
-begin or after a space, names an embedding, also by its file: `embedding:NAME.pt`.
+begin or after a space, names an embedding, also by its file or its folder: `embedding:folder/NAME.pt`.
 Source: the rules of ComfyUI comfy/sd1_clip.py, in time linear in the text's length.
 """
 
@@ -17,7 +17,7 @@ DEEPEST_UNCLOSED = 32  # beyond it, unclosed brackets are text whatever the end 
 TOKEN = re.compile(r"\\[()]|[()]|[^\\()]+|\\")
 EMBEDDING_WORD = re.compile(
     r"(?:^|(?<=[\s\U000f1000\U000f1001]))embedding:(?=\S)"  # after marks of `chunk_marked` too
-    r"([^\s,\U000f1000\U000f1001]*?)(?:\.(?:safetensors|pt|bin))?(?=[\s,\U000f1000\U000f1001]|$)"
+    r"(?:[^\s,\U000f1000\U000f1001]*[/\\])?([^\s,\U000f1000\U000f1001]*?)(?:\.(?:safetensors|pt|bin))?(?=[\s,\U000f1000\U000f1001]|$)"
 )
 
 
