@@ -112,6 +112,27 @@ def test_names_are_those_that_a_picture_is_drawn_with(
     assert [note["text"] for note in found["notes"]] == ["no LoRA is called `brush`"]
 
 
+def test_files_that_no_prompt_can_name_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "deep").mkdir()
+    pair = {f"lora_unet_x.lora_{side}.weight": torch.zeros(2, 2) for side in ("up", "down")}
+    write_tensors(tmp_path / "ink.safetensors", pair, {})
+    write_tensors(tmp_path / "deep" / "ink.safetensors", pair, {})
+    write_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2), "b": torch.zeros(2)}, {})
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    save_embedding(Embedding("badv3", torch.zeros(3, 16)), tmp_path, {})
+    main(["prompt", "a", "--embeddings", str(tmp_path), "--loras", str(tmp_path), "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["prompt"]["notes"] == []
+    lines = [line.removeprefix(f"skipped: {tmp_path}/") for line in said.err.splitlines()]
+    embeddings, loras = lines[:5], lines[5:]
+    assert embeddings[0] == f"badv3.pt: {tmp_path / 'badv3.safetensors'} stands for badv3 already"
+    assert "other.safetensors holds 2 entries" in embeddings[-1]
+    assert [line.split()[0] for line in loras] == [
+        "badv3.pt:", "badv3.safetensors", "cut.safetensors", "ink.safetensors:", "other.safetensors"
+    ]  # fmt: skip
+    assert loras[-1] == "other.safetensors is no adapter"
+
+
 def test_unknown_adapters_are_told_if_it_is_known_which_there_are() -> None:
     notes = explain("a <lora:sketsh:1> <lora:sketch:1>", 20, KNOWN).notes
     assert [(note.at, note.text) for note in notes] == [

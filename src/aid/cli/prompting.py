@@ -72,14 +72,23 @@ def _embedding_sizes(path: Path) -> dict[str, int]:
     if path.is_file():
         one = load_embedding(path)
         return {one.name: len(one.vectors)}
-    found = load_embeddings(embedding_files(path)).embeddings
-    return {name: len(embedding.vectors) for name, embedding in sorted(found.items())}
+    found = load_embeddings(embedding_files(path))
+    _tell_skipped(found.skipped)
+    return {name: len(embedding.vectors) for name, embedding in sorted(found.embeddings.items())}
 
 
-def _lora_names(folder: Path) -> set[str]:
-    from aid.sd.adapter.folder import AdapterFolder
+def _lora_names(path: Path) -> set[str]:
+    from aid.sd.adapter.folder import AdapterFolder, skipped_adapters
 
-    return AdapterFolder(folder).names()
+    _tell_skipped(skipped_adapters(path) if path.is_dir() else {})
+    return AdapterFolder(path).names()
+
+
+def _tell_skipped(files: Mapping[Path, str]) -> None:
+    """Beside what is asked for, so that JSON stays JSON."""
+    for file, reason in sorted(files.items()):
+        told = reason if str(file) in reason else f"{file}: {reason}"
+        click.echo(f"skipped: {told}", err=True)
 
 
 def _plain(explanation: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aid.errors import AidError, FileError
 from aid.sd.adapter.file import Adapter, load_adapter
+from aid.sd.adapter.outline import outline
 from aid.sd.adapter.use import Use
 from aid.sd.file.tensorfile import is_pickle, read_header
 from aid.sd.prompt.adapter_call import LoraCall
@@ -61,11 +62,37 @@ class AdapterFolder:
 def find_adapters(folder: Path) -> dict[str, Path]:
     """Every adapter file below a folder by its stem; of several with one stem, .safetensors, then the
     first path. Raises FileError for a folder that isn't there."""
+    return {path.stem: path for path in reversed(_ranked(folder))}
+
+
+def skipped_adapters(folder: Path) -> dict[Path, str]:
+    """Files of a folder that no call uses, and why. Headers are read; a pickle has its error when called."""
+    found = find_adapters(folder)
+    faults = {
+        path: _fault(path)
+        if found[path.stem] == path
+        else f"{found[path.stem]} stands for {path.stem} already"
+        for path in _ranked(folder)
+    }
+    return {path: fault for path, fault in faults.items() if fault}
+
+
+def _ranked(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileError(f"{folder} is not a folder", "a folder of adapters")
     paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-    ranked = sorted(paths, key=lambda path: (SUFFIXES.index(path.suffix.lower()), str(path)))
-    return {path.stem: path for path in reversed(ranked)}
+    return sorted(paths, key=lambda path: (SUFFIXES.index(path.suffix.lower()), str(path)))
+
+
+def _fault(path: Path) -> str:
+    try:
+        if is_pickle(path):
+            return ""
+        header = read_header(path)
+    except AidError as error:
+        return str(error)
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    return "" if outline(shapes, header.metadata) else f"{path} is no adapter"
 
 
 def _alias(path: Path) -> str:
