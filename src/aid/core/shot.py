@@ -117,6 +117,8 @@ class Shot(_Part):
     """Share of fresh noise in each step of a sampler that adds any; None is the sampler's own."""
     clip_skip: int = Field(default=1, ge=1, le=12)
     """1 is the last layer."""
+    clip_l_skip: bool = False
+    """Whether SDXL's first text encoder minds clip skip: A1111's "Clip skip SDXL"."""
     emphasis: Emphasis = "Original"
     """What `(word:1.2)` does."""
     old_editing: bool = False

@@ -69,6 +69,9 @@ class DrawingSettings(Settings):
     """Share of fresh noise in each step of a sampler that adds any; None is the sampler's own."""
     clip_skip: int = Field(default=1, ge=1, le=12)
     """1 is the last layer of the text encoder; the card's."""
+    clip_l_skip: bool = False
+    """Whether clip skip counts for SDXL too, for its first text encoder: A1111's "Clip skip SDXL", off there
+    as well. SD2 never minds clip skip."""
     emphasis: Emphasis = "Original"
     """What `(word:1.2)` does: as A1111, without its mean restored, nothing, literally, or as ComfyUI."""
     old_editing: bool = False

@@ -102,6 +102,9 @@ def test_a1111s_second_pass_is_read() -> None:
     shot = shot_of(parse_infotext(f"cat\nSteps: 20, Sampler: Euler a, Seed: 1, {fields}, Version: v1.10.1"))
     assert shot.hires == Hires(width=1024, steps=10)
     assert shot.source is None
+    none = fields.replace("Hires upscaler: Latent", "Hires upscaler: None")
+    shot = shot_of(parse_infotext(f"cat\nSteps: 20, Sampler: Euler a, Seed: 1, {none}, Version: v1.10.1"))
+    assert shot.hires and shot.hires.upscaler == "Lanczos"
 
 
 def test_what_is_default_or_unknown_is_left_out() -> None:
@@ -224,6 +227,7 @@ SHOTS = st.builds(
     sampler=st.sampled_from(list(SAMPLERS)),
     schedule=st.sampled_from(["Automatic", *SCHEDULES]),
     clip_skip=st.integers(1, 12),
+    clip_l_skip=st.booleans(),
     eta=st.none() | st.floats(0, 10),
     emphasis=st.sampled_from(["Original", "No norm", "Ignore", "None", "ComfyUI"]),
     old_editing=st.booleans(),

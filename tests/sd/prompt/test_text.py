@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from tests.linear import is_linear
 from torch import Tensor
 
+from aid.core.shot import Shot
 from aid.errors import ModelError, SettingsError
+from aid.sd.drawing.shot_text import Texts
 from aid.sd.embedding.file import Embedding
 from aid.sd.model.architecture import TINY, TINY_SD2, TINY_SDXL
 from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint
@@ -311,6 +313,10 @@ def test_sdxl_minds_clip_skip_only_if_told(xl: StableDiffusion) -> None:
     context, _ = xl_pipeline_encoding(xl, "a cat", clip_skip=1)
     assert torch.allclose(told.context[..., :width], context[..., :width], atol=1e-5)
     assert torch.equal(told.context[..., width:], plain.context[..., width:])
+    shots = [Shot(prompt="a cat", clip_skip=3, clip_l_skip=told) for told in (False, True)]
+    with Texts(xl) as texts:
+        guides = [texts.guide(shot).sides[0][1].context for shot in shots]
+    assert torch.equal(guides[0], plain.context) and torch.equal(guides[1], told.context)
 
 
 @torch.no_grad()

@@ -192,11 +192,17 @@ class Texts:
 
     def _encode(self, shot: Shot, words: Words, part: Part, mixes: tuple[Mix, ...]) -> Conditioning:
         worn = tuple((call.name, call.text_weight) for call in words.loras)
-        key = (part.texts, mixes, shot.clip_skip, shot.emphasis, worn)
+        key = (part.texts, mixes, shot.clip_skip, shot.clip_l_skip, shot.emphasis, worn)
         if key not in self._encodings:
             _forget(self._encodings)
             self._encodings[key] = encode_schedule(
-                self.model, part.texts, mixes, shot.clip_skip, self._known(words), shot.emphasis
+                self.model,
+                part.texts,
+                mixes,
+                shot.clip_skip,
+                self._known(words),
+                shot.emphasis,
+                clip_l_skip=shot.clip_l_skip,
             )
         return self._encodings[key]
 

@@ -34,6 +34,7 @@ PLAIN = {
     "cfg_scale": "CFG scale",
     "seed": "Seed",
     "clip_skip": "Clip skip",
+    "clip_l_skip": "Clip skip SDXL",
     "variation_seed": "Variation seed",
     "variation_strength": "Variation seed strength",
     "seed_delta": "ENSD",
@@ -95,7 +96,7 @@ def written_fields(shot: Shot) -> tuple[Fields, Fields, Fields]:
     between = {
         **_changed(shot, "variation_seed", "variation_strength"),
         **first,
-        **_changed(shot, "clip_skip", "seed_delta"),
+        **_changed(shot, "clip_skip", "clip_l_skip", "seed_delta"),
         "RNG": "" if shot.noise_source == "GPU" else shot.noise_source,
         **second,
     }
@@ -177,6 +178,8 @@ def _read_hires(fields: Mapping[str, str]) -> dict[str, Any]:
         del given["schedule"]
     if given.get("sampler") == "Use same sampler":
         del given["sampler"]
+    if given.get("upscaler") == "None":
+        given["upscaler"] = "Lanczos"  # what A1111 resizes with where no upscaler is chosen
     if size := SIZE.match(fields.get("Hires resize", "")):
         given |= {"width": size[1], "height": size[2]}
     return given
