@@ -20,6 +20,7 @@ from aid.sd.file.tensorfile import read_header
 from aid.sd.model.architecture import TINY, TINY_SD2, TINY_SDXL, Architecture
 from aid.sd.model.blocks import block_of
 from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint, load_checkpoint, save_checkpoint
+from aid.sd.model.layouts import VAE
 
 PLAIN = MergeSettings(primary="a", weights={"b": {"IN": 0.3, "M00": 1.0}, "c": {"OUT": 0.25, "BASE": 0.1}})
 ONE_BLOCK = PLAIN.model_copy(update={"weights": {**PLAIN.weights, "b": {"IN": 0.3, "M00": 0.5}}})
@@ -90,6 +91,28 @@ def test_of_every_family(architecture: Architecture, tmp_path: Path) -> None:
     with Blend(MergeSettings(primary="a"), inputs) as blend:
         blend.become(settings)
         require_same(blend.model, settings, inputs, tmp_path / "merged")
+
+
+def test_a_primary_without_vae_takes_the_one_given(parents: dict[str, Path], tmp_path: Path) -> None:
+    whole, bare = load_file(parents["a"]), tmp_path / "bare.safetensors"
+    kept = {key: one for key, one in whole.items() if not key.startswith(VAE)}
+    save_file(kept, bare, read_header(parents["a"]).metadata)
+    with pytest.raises(ModelError, match="has no VAE"):
+        merge(MergeSettings(primary="a"), MergeInputs(models={"a": bare}), tmp_path / "none")
+    for others in ({}, {"b": parents["b"]}):
+        settings = MergeSettings(primary="a", weights={name: {"IN": 0.4, "BASE": 0.2} for name in others})
+        inputs = MergeInputs(models={"a": bare, **others}, vae=parents["c"])
+        made = merge(settings, inputs, tmp_path / f"bare{len(others)}")
+        like = inputs.model_copy(update={"models": {"a": parents["a"], **others}})
+        expected = load_file(merge(settings, like, tmp_path / f"whole{len(others)}") / "model.safetensors")
+        own = load_file(made / "model.safetensors")
+        assert own.keys() == expected.keys() and all(torch.equal(own[key], expected[key]) for key in own)
+        with Blend(settings, inputs) as blend:
+            require_same(blend.model, settings, inputs, tmp_path / f"bare{len(others)}")
+    narrow = {key: one[:1].clone() for key, one in whole.items() if key.startswith(VAE)}
+    save_file(narrow, tmp_path / "narrow.safetensors")
+    with pytest.raises(ModelError, match=r"narrow\.safetensors: first_stage_model\..* is \[1"):
+        merge(settings, inputs.model_copy(update={"vae": tmp_path / "narrow.safetensors"}), tmp_path / "none")
 
 
 def test_only_what_changed_is_computed(parents: dict[str, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import sys
 import types
 from collections import OrderedDict
@@ -21,7 +22,9 @@ from aid.sd.conversion import Conversion, convert
 from aid.sd.embedding.file import Embedding, save_embedding
 from aid.sd.file import tensorfile
 from aid.sd.file.tensorfile import open_tensors, read_header, read_tensors, write_tensors
-from aid.sd.model.checkpoint import load_checkpoint, save_checkpoint
+from aid.sd.inspection import inspect
+from aid.sd.model.architecture import SD1, TINY
+from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint, vae_shapes
 from aid.sd.model.layouts import POSITION_IDS, UNET, VAE, average_key
 from aid.sd.model.weights import open_weights
 
@@ -144,6 +147,25 @@ def test_a_vae_is_baked_into_a_model_without(
         with pytest.raises(ModelError, match=rf"vae\.safetensors: .*{key} has shape .* needs it"):
             convert(bare, made, Conversion(vae=vae))
     assert not made.exists()
+
+
+def test_a_folder_without_vae_is_drawn_with_one_and_given_one(tmp_path: Path) -> None:
+    """Of the usual widths, which is what no configuration of the folder tells then."""
+    usual = TINY.model_copy(update={"vae_widths": SD1.vae_widths, "vae_groups": SD1.vae_groups})
+    shapes, folder, vae = vae_shapes(usual), tmp_path / "folder", tmp_path / "vae.safetensors"
+    made = {key: torch.full(tuple(shape), 0.5, dtype=torch.float16) for key, shape in shapes.items()}
+    write_tensors(vae, {key.removeprefix(VAE): one for key, one in made.items()}, {})
+    model = create_checkpoint(TINY, seed=1)
+    save_checkpoint(model, folder, {}, torch.float32, "diffusers")
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(FileError, match=r"folder has no VAE .* `aid convert .*folder .* --vae VAE`"):
+        load_checkpoint(folder)
+    assert inspect(folder, hashes=False).kind == "checkpoint without VAE"
+    loaded = load_checkpoint(folder, vae=vae)
+    assert all(bool((one == 0.5).all()) for one in loaded.vae.state_dict().values())
+    assert all(map(torch.equal, loaded.unet.state_dict().values(), model.unet.state_dict().values()))
+    convert(folder, tmp_path / "whole.safetensors", Conversion(vae=vae))
+    assert load_checkpoint(tmp_path / "whole.safetensors").architecture == loaded.architecture
 
 
 def test_other_weights_keep_their_names(tmp_path: Path) -> None:

@@ -8,12 +8,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aid.merge.parent import Parent, open_parent, open_vae_parent, require_blocks, require_one_architecture
+from aid.merge.parent import (
+    Parent,
+    open_parent,
+    open_vae_parent,
+    require_blocks,
+    require_one_architecture,
+    with_vae,
+)
 from aid.merge.plan import Plan, Wanted, planned
 from aid.merge.recipe import Recipe, adapter_weights, plan, primary_of
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.sd.model.architecture import SD1, Architecture
 from aid.sd.model.detection import detect
+from aid.sd.model.layouts import VAE
 
 if TYPE_CHECKING:
     from aid.merge.evaluation import Bake
@@ -62,7 +70,12 @@ def open_job(
     """Open the parents, which `open_files` keeps open. Raises FileError for one that can't be read."""
     parents = {name: open_parent(name, path, open_files, mapped) for name, path in inputs.models.items()}
     primary = parents.get(primary_of(settings))  # `plan` says if there is none
-    architecture = detect(primary.shapes(), primary.metadata, str(primary)) if primary else SD1
+    given = inputs.vae is not None
+    architecture = (
+        detect(primary.shapes(), primary.metadata, str(primary), vae_given=given) if primary else SD1
+    )
     plan(settings, parents, architecture.family)  # what can't be meant is told before a VAE is opened
     vae = open_vae_parent(inputs.vae, architecture.family, open_files) if inputs.vae else None
+    if vae and primary and not any(key.startswith(VAE) for key in primary.formats):
+        parents[primary.name] = with_vae(primary, vae, architecture)
     return Job(inputs, parents, architecture, vae)

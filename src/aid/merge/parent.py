@@ -17,7 +17,7 @@ from aid.merge.combination import models_in
 from aid.merge.place import Place, Source, part_of
 from aid.merge.recipe import Recipe
 from aid.sd.file.header import ITEM_BYTES, Format, is_pickle, read_layout
-from aid.sd.model.architecture import FAMILY_NAMES, Family
+from aid.sd.model.architecture import FAMILY_NAMES, Architecture, Family
 from aid.sd.model.detection import CONV_IN, family_of
 from aid.sd.model.layouts import VAE, modern_key, modern_keys
 from aid.sd.model.location import resolve_checkpoint
@@ -105,7 +105,7 @@ def _unpacked(name: str, path: Path) -> Parent:
 
     tensors: Mapping[str, Stored]
     if path.is_dir():
-        weights = open_weights(path)
+        weights = open_weights(path, vae_given=True)  # whether one is missed is seen when all are open
         tensors, metadata = weights.whole(), {**weights.metadata, **describe(weights.architecture)}
     else:
         stored, metadata = open_tensors(path)
@@ -154,6 +154,23 @@ def _unpacked_vae(path: Path, family: Family) -> Parent:
     from aid.sd.model.vae_file import open_vae
 
     return _of_stored("the VAE", path, *open_vae(path, family))
+
+
+def with_vae(parent: Parent, vae: Parent, architecture: Architecture) -> Parent:
+    """A parent without a VAE, with that one. Raises ModelError for one that doesn't fit the architecture."""
+    from aid.sd.model.checkpoint import vae_shapes  # takes seconds to import
+
+    for key, shape in vae_shapes(architecture).items():
+        given = vae.formats.get(key)
+        if given is None or given.shape != tuple(shape):
+            found = f"is {list(given.shape)}" if given else "is missing"
+            raise ModelError(f"{vae.path}: {key} {found}", f"{list(shape)}, as {parent} needs it")
+    own = {key: vae.formats[key] for key in vae_shapes(architecture)}
+
+    def source(key: str) -> Source:
+        return vae.source(key) if key in own else parent.source(key)
+
+    return replace(parent, formats={**parent.formats, **own}, source=source)
 
 
 def require_one_architecture(primary: Parent, others: Sequence[Parent]) -> None:

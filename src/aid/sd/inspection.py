@@ -202,10 +202,10 @@ def _embedding_words(embedding: Embedding) -> dict[str, str]:
 
 
 def _inspect_folder(path: Path, hashes: bool) -> Inspection:
-    weights = open_weights(path)
+    weights = open_weights(path, vae_given=True)
     found = _finished(
         path,
-        "checkpoint",
+        _kind_of(weights.tensors),
         weights.tensors,
         _architecture_words(weights.architecture),
         weights.metadata,

@@ -37,14 +37,22 @@ PIPELINES: dict[str, Family] = {
 MAX_JSON_BYTES = 16 << 20
 
 
-def open_folder(path: Path) -> tuple[Architecture, dict[str, Stored], dict[str, str]]:
+def open_folder(
+    path: Path, vae_given: bool = False
+) -> tuple[Architecture, dict[str, Stored], dict[str, str]]:
     """The architecture that the configurations describe, every tensor under its LDM name, and the metadata
-    of the U-Net's file.
+    of the U-Net's file. `vae_given`: another VAE takes the place of the folder's, which may have none; it is
+    then one of the usual widths.
 
     Raises FileError for a part that is missing or unreadable, ModelError for another family's pipeline.
     """
-    architecture = read_architecture(path)
-    parts = ["unet", "text_encoder", "vae"] + ["text_encoder_2"] * (architecture.family == "sdxl")
+    bare = not (path / "vae").exists()
+    if bare and not vae_given:
+        bake = f"`aid convert {path} WHOLE.safetensors --vae VAE` gives it one."
+        raise FileError(f"{path} has no VAE (vae/)", "a whole diffusers folder", bake)
+    architecture = read_architecture(path, bare)
+    parts = ["unet", "text_encoder", *([] if bare else ["vae"])]
+    parts += ["text_encoder_2"] * (architecture.family == "sdxl")
     tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
     for part in parts:
@@ -55,21 +63,21 @@ def open_folder(path: Path) -> tuple[Architecture, dict[str, Stored], dict[str, 
     return architecture, tensors, metadata
 
 
-def read_architecture(path: Path) -> Architecture:
-    """From the folder's configurations, which are anything until they have been checked."""
+def read_architecture(path: Path, bare: bool = False) -> Architecture:
+    """From the folder's configurations, which are anything until they have been checked; of a `bare` one, all
+    but the VAE's."""
     index = read_json(path / MODEL_INDEX)
     family = PIPELINES.get(str(index.get("_class_name")))
     if family is None:
         raise ModelError(f"{path} holds a {index.get('_class_name')}", " or a ".join(PIPELINES))
-    unet, text, vae = (read_json(path / part / "config.json") for part in ("unet", "text_encoder", "vae"))
+    unet, text = (read_json(path / part / "config.json") for part in ("unet", "text_encoder"))
     require_known_inputs(unet.get("in_channels", 4), str(path))
     scheduler = path / "scheduler" / "scheduler_config.json"
     fields = {
         **_unet_fields(unet),
         **_text_fields(text, ""),
         **_schedule_fields(read_json(scheduler) if scheduler.is_file() else {}),
-        "vae_widths": vae.get("block_out_channels", (64,)),
-        "vae_groups": vae.get("norm_num_groups", 32),
+        **({} if bare else _vae_fields(read_json(path / "vae" / "config.json"))),
     }
     if family == "sdxl":
         second = _text_fields(read_json(path / "text_encoder_2" / "config.json"), "_2")
@@ -124,6 +132,13 @@ def _text_fields(config: Mapping[str, Any], number: str) -> dict[str, Any]:
         f"text{number}_layers": config.get("num_hidden_layers", 12),
         f"text{number}_heads": config.get("num_attention_heads", 8),
         f"text{number}_activation": config.get("hidden_act", "quick_gelu"),
+    }
+
+
+def _vae_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "vae_widths": config.get("block_out_channels", (64,)),
+        "vae_groups": config.get("norm_num_groups", 32),
     }
 
 

@@ -74,14 +74,13 @@ def open_weights(
 
     `ema` takes the U-Net's moving averages in place of its weights. `untransposed` says that an SDXL file's
     `text_projection` is a Linear layer's weight, as trainers of the kohya family take it. `prediction`
-    overrides what the file says. `vae_given`: another VAE takes the place of a single file's, which may have
-    none.
+    overrides what the file says. `vae_given`: another VAE takes the place of this one's, which may have none.
 
     Raises FileError for a missing, damaged or unsafe file and ModelError for what is no checkpoint.
     """
     path = resolve_checkpoint(path)
     if path.is_dir():
-        architecture, tensors, metadata = open_folder(path)
+        architecture, tensors, metadata = open_folder(path, vae_given)
         if prediction:
             architecture = architecture.model_copy(update={"prediction": prediction})
     else:
