@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import aid.generate.grid.drawing as drawing
+import aid.sd.drawing.shot_text as shot_text
 from aid import starter
 from aid.cli import main
 from aid.core.gallery import read_gallery
@@ -164,12 +165,20 @@ def test_each_checkpoint_is_loaded_once_on_whichever_axis(
     monkeypatch.setattr(
         drawing, "load_material", lambda *told: (loaded.append(told[1].checkpoint), real(*told))[1]
     )
+    encoded = []
+    encode = shot_text.encode_schedule
+    monkeypatch.setattr(
+        shot_text,
+        "encode_schedule",
+        lambda *told, **more: (encoded.append(told[1]), encode(*told, **more))[1],
+    )
     settings = GridSettings(**SMALL, x="checkpoint=other,lively", y="vae", z="seed=1,2")
     inputs = GridInputs(
         checkpoint=lively_checkpoint, checkpoints={"other": other_checkpoint}, vaes={"new": other_checkpoint}
     )
     out = grid(settings, inputs, tmp_path / "grid", CPU)
     assert loaded == [other_checkpoint, lively_checkpoint]
+    assert len(encoded) == 2 * 2  # prompt and negative prompt of either, whatever the VAE
     plan = json.loads((out / "grid.json").read_text())
     assert [axis["labels"] for axis in plan["axes"]] == [["other", "lively"], ["own", "new"], ["1", "2"]]
     told = [[text_of(out / plan["files"][number]) for number in row] for row in plan["sheets"][0]]

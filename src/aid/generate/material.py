@@ -15,6 +15,7 @@ from aid.errors import SettingsError
 from aid.generate.settings import DrawingInputs, DrawingSettings
 from aid.sd.adapter.folder import AdapterFolder
 from aid.sd.drawing.pipeline import Texts
+from aid.sd.drawing.shot_text import Encodings
 from aid.sd.embedding.file import Embedding, load_embedding
 from aid.sd.embedding.folder import embedding_files, load_embeddings
 from aid.sd.file.hashes import hash_file
@@ -44,9 +45,11 @@ class Material:
     """sha256 -> path of pictures to draw from."""
     digits: dict[Path, str] = field(default_factory=dict, repr=False)
     """Of the embeddings and adapters used so far: each file is hashed once."""
+    encodings: Encodings = field(default_factory=dict, repr=False)
+    """Of the texts drawn so far: another VAE changes none."""
 
     def texts(self) -> Texts:
-        return Texts(self.model, self.embeddings, self.adapters, self.wildcards)
+        return Texts(self.model, self.embeddings, self.adapters, self.wildcards, self.encodings)
 
     def infotext(self, shot: Shot, texts: Texts) -> str:
         """The shot's `parameters`, with the embeddings and adapters that it uses and no others."""

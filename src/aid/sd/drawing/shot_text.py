@@ -30,6 +30,8 @@ from aid.sd.prompt.text import Conditioning, encode_schedule, repeat_last
 from aid.sd.sampling.course import check_sampler
 from aid.sd.sampling.samplers import TRAITS
 
+Encodings = dict[tuple[object, ...], Conditioning]
+"""By what decides them: a schedule's texts, its mixes, how they are read, and the adapters worn."""
 PROMPTS_KEPT = 1024  # a quarter of a MB each at SD1's width
 
 
@@ -86,7 +88,9 @@ class Texts:
         embeddings: Mapping[str, Embedding] | None = None,
         adapters: AdapterFolder | None = None,
         wildcards: Wildcards | None = None,
+        encodings: Encodings | None = None,
     ) -> None:
+        """`encodings` are kept by whoever has other texts of the same encoders, embeddings and adapters."""
         self.model, self.embeddings, self.adapters = model, dict(embeddings or {}), adapters
         self.wildcards = wildcards or {}
         self.notes: dict[str, None] = {}
@@ -96,7 +100,7 @@ class Texts:
         self._words: dict[tuple[object, ...], Words] = {}
         self._chunks: dict[tuple[object, ...], list[Chunk[Embedding]]] = {}
         self._spellings: dict[tuple[str, ...], Spelling[Embedding]] = {}
-        self._encodings: dict[tuple[object, ...], Conditioning] = {}
+        self._encodings: Encodings = {} if encodings is None else encodings
 
     def __enter__(self) -> Self:
         return self
