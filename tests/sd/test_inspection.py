@@ -49,7 +49,9 @@ def test_a_checkpoint(family: str, blocks: int, family_files: dict[str, Path], t
     text = shown(tmp_path / "model.bin")
     for expected in ("checkpoint", "OUT08", "AutoV2", found.hashes["sha256"], "Named", "finetune", "steps=3"):
         assert expected in text
-    assert json.loads(shown(tmp_path / "model.bin", "--json"))["hashes"] == found.hashes
+    assert "title: Named" in text and "modelspec.title:" not in text
+    told = json.loads(shown(tmp_path / "model.bin", "--json"))
+    assert told["hashes"] == found.hashes and told["metadata"]["modelspec.title"] == "Named"
     assert "AutoV2" not in shown(tmp_path / "model.bin", "--quick")
 
 

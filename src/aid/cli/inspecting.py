@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,10 +52,24 @@ def _print(found: Inspection) -> None:
     _print_shares("Part", found.parts)
     _print_shares("Block", found.blocks)
     _print_pairs("Hashes", found.hashes)
-    _print_pairs("Metadata", {name: _short(value) for name, value in found.metadata.items()})
+    _print_metadata(found.metadata)
     if found.lineage:
         click.echo("\nLineage")
         print_lineage(found.lineage)
+
+
+def _print_metadata(metadata: Mapping[str, str]) -> None:
+    """ModelSpec's and kohya's keys in words, others as they are."""
+    from aid.sd.model.metadata import MODELSPEC, TRAINING
+    from aid.sd.model.metadata_words import metadata_words
+
+    _print_pairs("Description", {name: _short(value) for name, value in metadata_words(metadata).items()})
+    others = {
+        name: _short(text) for name, text in metadata.items() if not name.startswith((MODELSPEC, TRAINING))
+    }
+    _print_pairs("Metadata", others)
+    if hidden := len(metadata) - len(others):
+        click.echo(f"  {hidden} of {MODELSPEC}* and {TRAINING}*, which --json shows as they are")
 
 
 def _print_shares(title: str, shares: Sequence[Share]) -> None:

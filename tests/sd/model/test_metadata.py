@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aid.sd.model.architecture import SD1, SD2, SD2_BASE, SDXL, TINY, TINY_SDXL
 from aid.sd.model.metadata import ModelSpec, Training, architecture_name
+from aid.sd.model.metadata_words import metadata_words
 
 WORD = st.text("abc é", min_size=1, max_size=6).map(str.strip).filter(bool)
 SPECS = st.builds(
@@ -97,3 +100,37 @@ def test_architectures_names() -> None:
         SDXL.model_copy(update={"prediction": "v"}): "stable-diffusion-xl-v1-base",
     }
     assert {one: architecture_name(one) for one in real} == real
+
+
+def test_metadata_in_words() -> None:
+    """As kohya's scripts write it."""
+    told = metadata_words({
+        "modelspec.title": "Ink", "modelspec.author": "A", "modelspec.resolution": "512x768",
+        "ss_output_name": "ink", "ss_sd_model_name": "base.safetensors", "ss_base_model_version": "sd_v1",
+        "ss_network_module": "networks.lora", "ss_network_dim": "32", "ss_network_alpha": "16.0",
+        "ss_network_args": '{"conv_dim": "8"}', "ss_resolution": "(512, 512)", "ss_num_train_images": "40",
+        "ss_num_reg_images": "0", "ss_num_epochs": "10", "ss_steps": "400", "ss_unet_lr": "0.0001",
+        "ss_text_encoder_lr": "None", "ss_training_started_at": "1700000000.5",
+        "ss_training_comment": "the first",
+        "ss_tag_frequency": '{"10_a": {"1girl": 30, "smile ": 4}, "5_b": {"1girl": 5, "x": "?"}, "c": 3}',
+    })  # fmt: skip
+    assert told == {
+        "title": "Ink", "author": "A", "resolution": "512x768", "trained as": "ink",
+        "base model": "base.safetensors (sd_v1)",
+        "network": "module networks.lora, rank 32, alpha 16, conv rank 8", "trained at": "(512, 512)",
+        "trained on": "pictures 40", "training": "epochs 10, steps 400, unet rate 0.0001",
+        "trained on the day": "2023-11-14", "comment": "the first",
+        "most frequent tags": "1girl 35, smile 4",
+    }  # fmt: skip
+    many = {f"tag{count}": count for count in range(1, 13)}
+    tags = metadata_words({"ss_tag_frequency": json.dumps({"a": many})})["most frequent tags"]
+    assert tags.startswith("tag12 12, tag11 11") and tags.endswith("tag3 3 (of 12)")
+    assert metadata_words({"other": "1"}) == {}
+
+
+@given(
+    st.dictionaries(st.sampled_from([*Training.model_fields]), st.text(max_size=12) | st.integers().map(str))
+)
+def test_any_metadata_is_put_into_words(words: dict[str, str]) -> None:
+    told = metadata_words({f"ss_{name}": text for name, text in words.items()})
+    assert all(isinstance(text, str) and text for text in told.values())
