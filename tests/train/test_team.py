@@ -1,5 +1,6 @@
 """Two processes give what one gives, but for rounding: with whole weights and with sharded ones, for every
-kind of training, also continued after a kill; and every run of them gives the same bytes."""
+kind of training, also continued after a kill, and by one what two began; and every run of them gives the same
+bytes."""
 
 from __future__ import annotations
 
@@ -61,7 +62,10 @@ def runs(lively_checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPa
         return {"words": words("finetune", name), "processes": 2, "sharded": True, **more}
 
     commands = [{"words": words(k, f"{k}-{n}"), "processes": n} for k in KINDS for n in (1, 2)]
-    state = folder / ".sharded-again-2.building" / "scratch" / "state-00000001.safetensors"
+    state, fewer = (
+        folder / f".{name}.building" / "scratch" / "state-00000001.safetensors"
+        for name in ("sharded-again-2", "sharded-then-1")
+    )
     judge = teach(
         JudgeSettings(epochs=2, batch_size=24, width=4), JudgeInputs(dataset=dataset), folder / "judge"
     )
@@ -74,6 +78,8 @@ def runs(lively_checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPa
         sharded("sharded-2"),
         sharded("sharded-again-2", kill_at=str(state)),
         sharded("sharded-again-2"),
+        sharded("sharded-then-1", kill_at=str(fewer)),
+        {"words": words("finetune", "sharded-then-1"), "processes": 1},
     ]
     (folder / "commands.json").write_text(json.dumps(commands))
     script = str(Path(__file__).with_name("together.py"))
@@ -89,7 +95,12 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("one", "two"), [*((f"{k}-1", f"{k}-2") for k in KINDS), ("finetune-1", "sharded-2")]
+    ("one", "two"),
+    [
+        *((f"{k}-1", f"{k}-2") for k in KINDS),
+        ("finetune-1", "sharded-2"),
+        ("finetune-1", "sharded-then-1"),
+    ],
 )
 def test_two_processes_give_what_one_gives(runs: Path, one: str, two: str) -> None:
     ours, theirs = weights_in(runs / two), weights_in(runs / one)
