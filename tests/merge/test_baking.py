@@ -1,31 +1,39 @@
-"""Adapters baked into a merge some rows at a time: what baking whole tensors gives, whatever the pieces."""
+"""Adapters baked into a merge: as wearing them does, in the same bytes whatever the pieces, without torch."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_chain import narrow
 
 from aid.core.workbench import Workbench
+from aid.errors import ModelError
+from aid.merge.arithmetic import kernel
+from aid.merge.product import Matrix, add_product
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
-from aid.sd.adapter.bake import bake
 from aid.sd.adapter.file import load_adapter
+from aid.sd.adapter.fitting import applied
 from aid.sd.adapter.target import skeleton
 from aid.sd.adapter.use import Use
-from aid.sd.file.tensorfile import read_tensors
 from aid.sd.model.architecture import TINY, TINY_SD2, TINY_SDXL, Architecture
+from aid.sd.model.checkpoint import load_checkpoint, save_checkpoint
 
 QUERY = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"  # of each kind one
 VALUE, OUT = QUERY.replace("to_q", "to_v"), QUERY.replace("to_q", "to_out_0")
 FEED, ENTER = QUERY.replace("attn1_to_q", "ff_net_2"), QUERY.replace("attn1_to_q", "norm1")
 CONV, CP = "lora_unet_down_blocks_1_resnets_0_conv2", "lora_unet_mid_block_resnets_0_conv1"
-TEXT = "lora_te1_encoder_layers_0_self_attn_v_proj"
+TEXT, PROJECTION = "lora_te1_encoder_layers_0_self_attn_v_proj", "lora_te2_text_projection"
 
 
 def every_kind(architecture: Architecture, path: Path, seed: int) -> Path:
@@ -42,6 +50,8 @@ def every_kind(architecture: Architecture, path: Path, seed: int) -> Path:
     shape = targets[VALUE].shape
     half = [(f"{VALUE}.hada_w{n}_{part}", size) for n in "12" for part, size in zip("ab", shape, strict=True)]
     tensors = {name: drawn(*((size, 2) if name.endswith("a") else (2, size))) for name, size in half}
+    if PROJECTION in targets:  # which the file keeps transposed
+        tensors |= pair(PROJECTION)
     tensors |= pair(QUERY) | pair(CONV) | pair(TEXT) | pair(FEED) | pair(CP, (1, 1))
     tensors[f"{CP}.lora_mid.weight"] = drawn(2, 2, 3, 3)
     tensors[f"{FEED}.dora_scale"] = 1 + drawn(targets[FEED].shape[0], 1)
@@ -55,45 +65,106 @@ def every_kind(architecture: Architecture, path: Path, seed: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("architecture", [TINY, TINY_SD2, TINY_SDXL], ids=lambda one: one.family)
-def test_rows_are_what_whole_tensors_are(
+FAMILIES = pytest.mark.parametrize("architecture", [TINY, TINY_SD2, TINY_SDXL], ids=lambda one: one.family)
+
+
+def baked(model: Path, loras: Sequence[Path], out: Path, threads: int = 2, **settings: object) -> Path:
+    inputs = MergeInputs(models={"a": model}, loras={path.stem: path for path in loras})
+    made = merge(MergeSettings(primary="a", **settings), inputs, out, Workbench(threads=threads))  # type: ignore[arg-type]
+    return made / "model.safetensors"
+
+
+def two_adapters(architecture: Architecture, folder: Path) -> list[Path]:
+    return [every_kind(architecture, folder / f"{name}.safetensors", seed) for seed, name in enumerate("xy")]
+
+
+@FAMILIES
+def test_baking_gives_what_wearing_does(architecture: Architecture, tmp_path: Path) -> None:
+    """In a file, under LDM's names, OpenCLIP's joined q, k and v and the projection included."""
+    own, loras = narrow(architecture, tmp_path)["a"], two_adapters(architecture, tmp_path)
+    model = load_checkpoint(own, dtype=torch.float32)
+    with applied(model, [Use(load_adapter(path)) for path in loras]):
+        save_checkpoint(model, tmp_path / "worn.safetensors", {}, torch.float32)
+    worn, given = load_file(tmp_path / "worn.safetensors"), load_file(own)
+    for precision, exactness in (("fp32", 1e-5), ("fp16", 1e-3)):
+        found = load_file(baked(own, loras, tmp_path / precision, precision=precision))
+        assert found.keys() == worn.keys()
+        for key, tensor in worn.items():
+            torch.testing.assert_close(
+                found[key].to(tensor.dtype), tensor, rtol=exactness, atol=1e-5, msg=key
+            )
+    changed = {key for key in given if not torch.equal(given[key], found[key].to(given[key].dtype))}
+    assert len(changed) == 10 + (architecture.family == "sdxl")
+
+
+@FAMILIES
+def test_the_pieces_make_no_difference(
     architecture: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = narrow(architecture, tmp_path)["a"]
-    loras = {
-        name: every_kind(architecture, tmp_path / f"{name}.safetensors", n) for n, name in enumerate("xy")
-    }
-    settings, inputs = MergeSettings(primary="a"), MergeInputs(models={"a": model}, loras=loras)
-    written = []
+    own, loras = narrow(architecture, tmp_path)["a"], two_adapters(architecture, tmp_path)
+    written = set()
     for name, rows, stretch, threads in (
         ("whole", 1 << 16, 1 << 20, 1),
         ("rows", 64, 1 << 20, 1),
         ("bits", 64, 1 << 12, 3),
+        ("plain", 1 << 16, 1 << 20, 1),
     ):
         monkeypatch.setattr("aid.merge.adapter.ROWS", rows)
         monkeypatch.setattr("aid.merge.stream.STRETCH_BYTES", stretch)
-        out = merge(settings, inputs, tmp_path / name, Workbench(threads=threads))
-        written.append((out / "model.safetensors").read_bytes())
-    assert written[1] == written[2]
-    expected = bake(read_tensors(model), architecture, [Use(load_adapter(path)) for path in loras.values()])
-    for name in ("whole", "rows"):
-        found = load_file(tmp_path / name / "model.safetensors")
-        for key, tensor in expected.items():
-            torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-6, msg=key)
-    own = load_file(model)
-    changed = {key for key in own if not torch.equal(own[key], found[key])}
-    assert len(changed) == 10
+        if name == "plain":
+            monkeypatch.setattr("aid.merge.arithmetic.kernel", lambda: None)
+            monkeypatch.setattr("aid.merge.product.kernel", lambda: None)
+        written.add(baked(own, loras, tmp_path / name, threads).read_bytes())
+    assert len(written) == 1
 
 
-def test_baking_imports_neither_diffusers_nor_transformers(tmp_path: Path) -> None:
-    model = narrow(TINY, tmp_path)["a"]
-    lora = every_kind(TINY, tmp_path / "x.safetensors", 0)
+SIZES = st.integers(1, 21)
+
+
+@given(rows=SIZES, rank=SIZES, columns=SIZES, working=st.sampled_from(["F32", "F64"]), seed=st.integers(0, 9))
+def test_products_are_rounded_once(rows: int, rank: int, columns: int, working: str, seed: int) -> None:
+    """By the kernel with and without vector instructions, and by numpy."""
+    chance, native = np.random.default_rng(seed), kernel()
+    left, right = (chance.standard_normal(size, np.float32) for size in ((rows, rank), (rank, columns)))
+    before = chance.standard_normal((rows, columns)).astype({"F32": np.float32, "F64": np.float64}[working])
+    exact = before + 0.7 * (left.astype(np.float64) @ right.astype(np.float64))
+    found = []
+    for way in (native, native and replace(native, plainly=True), None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("aid.merge.product.kernel", lambda way=way: way)
+            out = before.copy()
+            matrices = (Matrix(one.data.cast("B"), *one.shape) for one in (left, right))
+            add_product(*matrices, 0.7, out.data.cast("B"), working)
+        found.append(out.tobytes())
+    assert len(set(found)) == 1
+    spacing = np.spacing(np.abs(exact).astype(before.dtype)).astype(np.float64)
+    slack = 1e-12 if working == "F64" else 0.500001 * spacing
+    assert (np.abs(out - exact) <= slack).all()
+
+
+def test_broken_adapters_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    own, lora = narrow(TINY, tmp_path)["a"], every_kind(TINY, tmp_path / "x.safetensors", 0)
+    tensors = load_file(lora)
+    tensors[f"{QUERY}.lora_up.weight"][0, 0] = float("inf")
+    save_file(tensors, lora)
+    with pytest.raises(ModelError, match=r"x\.safetensors: .*to_q\.lora_up\.weight holds NaN or infinity"):
+        baked(own, [lora], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(kernel() is None, reason="no compiler was at hand")
+def test_baking_loras_imports_neither_torch_nor_numpy(tmp_path: Path) -> None:
+    own, lora = narrow(TINY, tmp_path)["a"], every_kind(TINY, tmp_path / "x.safetensors", 0)
+    tensors = {
+        key: tensor.half() for key, tensor in load_file(lora).items() if key.startswith((QUERY, CONV, TEXT))
+    }
+    save_file(tensors | {f"{QUERY}.alpha": torch.tensor(1.0).bfloat16()}, lora)
     script = """
 import sys
 from aid.cli import main
 main()
-print(*sorted({"diffusers", "transformers"} & set(sys.modules)))
+print(*sorted({"torch", "numpy"} & set(sys.modules)))
 """
-    words = ["merge", "--models", f"base={model}", "--loras", f"x={lora}", "--out", str(tmp_path / "out")]
+    words = ["merge", "--models", f"base={own}", "--loras", f"x={lora}", "--out", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from aid.sd.adapter.file import load_adapter, save_adapter
+from aid.sd.adapter.fitting import applied
 from aid.sd.adapter.target import kohya_targets, targets_of
-from aid.sd.adapter.use import Use, applied
+from aid.sd.adapter.use import Use
 from aid.sd.embedding.file import Embedding, load_embedding, save_embedding
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
 from aid.sd.model.tokenizer import load_tokenizer

@@ -14,7 +14,8 @@ from aid.core.lineage import embedded_lineage
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.sd.adapter.file import load_adapter
-from aid.sd.adapter.use import Use, applied
+from aid.sd.adapter.fitting import applied
+from aid.sd.adapter.use import Use
 from aid.sd.file.tensorfile import read_header, read_tensors
 from aid.sd.model.architecture import TINY_SD2, TINY_SDXL, Architecture
 from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint

@@ -1,4 +1,4 @@
-"""Adapters baked into a merge, each at a weight of its own for every block. What is here needs torch."""
+"""Adapters baked into a merge, each at a weight of its own for every block."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from aid.merge.decomposition import one_thread
+from aid.merge.arithmetic import Operand, arithmetic
 from aid.merge.mode import Shape, parts_of
-from aid.sd.adapter.bake import plan_bake
-from aid.sd.adapter.file import load_adapter
-from aid.sd.adapter.use import Step, Use, with_steps
+from aid.merge.product import Matrix, add_product
+from aid.sd.adapter.bake import Baking, plan_bake
+from aid.sd.adapter.file import Change, load_adapter
+from aid.sd.adapter.kind import KINDS, decompose
+from aid.sd.adapter.use import Use
+from aid.sd.file.header import FLOATING, ITEM_BYTES
+from aid.sd.file.raw import Raw
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.layouts import Place
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
 ROWS = 1 << 16  # values of whole rows that are baked at once
-Steps = dict[tuple[Place, str], list[Step]]
+UP, DOWN = "lora_up.weight", "lora_down.weight"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,47 +35,145 @@ class Bake:
     """What adapters do to one tensor of a file, some rows at a time where every one of them allows that."""
 
     shape: Shape
-    steps: Steps
+    baking: Baking
 
     @cached_property
     def grain(self) -> int:
         by_rows = all(
             not place.transposed and change.by_rows
-            for (place, _), own in self.steps.items()
-            for change, _ in own
+            for (place, _), steps in self.baking.items()
+            for change, _ in steps
         )
-        return parts_of(math.prod(self.shape[1:]), ROWS) if by_rows else math.prod(self.shape)
+        return parts_of(self._row, ROWS) if by_rows else math.prod(self.shape)
 
-    @torch.no_grad()
-    def __call__(self, values: memoryview, start: int) -> None:
-        """Always the same rows together, by one thread: else products are summed in another order."""
-        row, flat = math.prod(self.shape[1:]), torch.frombuffer(values, dtype=torch.float32)
-        with one_thread():
-            for at in range(0, len(flat), self.grain):
-                rows = flat[at : at + self.grain].view(-1, *self.shape[1:])
-                self._bake(rows, (start + at) // row)
+    @property
+    def _row(self) -> int:
+        return math.prod(self.shape[1:])
 
-    def _bake(self, rows: Tensor, first: int) -> None:
+    def __call__(self, values: memoryview, working: str, start: int) -> None:
+        """Always the same rows together, whatever the pieces."""
+        item = ITEM_BYTES[working]
+        for at in range(0, len(values) // item, self.grain):
+            self._bake(values[at * item : (at + self.grain) * item], working, (start + at) // self._row)
+
+    def _bake(self, rows: memoryview, working: str, first: int) -> None:
         """The file's rows from that one on."""
-        for (place, parameter), own in _read(self).items():
-            if len(rows) == self.shape[0]:
-                view = place.take(rows)
-                view.copy_(with_steps(view, parameter, own))
-                continue
+        size = self._row * ITEM_BYTES[working]
+        for (place, parameter), steps in _read(self).items():
             height = self.shape[0] // (1 if place.third is None else 3)
             above = height * (place.third or 0)
-            here, end = max(first, above), min(first + len(rows), above + height)
+            here, end = max(first, above), min(first + len(rows) // size, above + height)
             if here < end:
-                view = rows[here - first : end - first]
-                cut = [(change.rows(here - above, end - above), strength) for change, strength in own]
-                view.copy_(with_steps(view, parameter, cut))
+                part = rows[(here - first) * size : (end - first) * size]
+                own = Part(part, working, (end - here, *self.shape[1:]), place.transposed, here - above)
+                for floats, strength in steps:
+                    floats.add(parameter, strength, own)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a module's tensor, from row `first` on; `working` is their format, F32 or F64."""
+
+    values: memoryview
+    working: str
+    shape: Shape
+    transposed: bool
+    first: int
+
+    def array(self) -> Array:
+        """As the module has them."""
+        found = _array(self.values, self.shape, self.working)
+        return found.T if self.transposed else found
+
+
+@dataclass(frozen=True)
+class Floats:
+    """A change, its tensors in memory as floats."""
+
+    change: Change
+    tensors: Mapping[str, memoryview]
+
+    def add(self, parameter: str, strength: float, to: Part) -> None:
+        change = self.change
+        if parameter == "weight" and change.kind == "lora" and change.by_rows and not to.transposed:
+            up, down = self._matrix(UP), self._matrix(DOWN)
+            rows = up.cut(to.first, to.first + to.shape[0])
+            add_product(rows, down, strength * change.scale, to.values, to.working)
+            return
+        view = to.array()
+        if parameter == "bias":
+            view += strength * self._taken("bias", to, rows=True).reshape(view.shape)
+            return
+        assert change.kind is not None
+        kind = KINDS[change.kind]
+        arrays = {name: self._taken(name, to, name in kind.rows and change.by_rows) for name in change.stored}
+        delta = kind.delta(arrays, _product).reshape(view.shape).astype(view.dtype, copy=False)
+        if change.magnitude is not None:
+            magnitude = self._taken("magnitude", to, rows=False)
+            view += strength * decompose(view, delta * change.scale, magnitude)
+        else:
+            view += strength * change.scale * delta
+
+    def _matrix(self, name: str) -> Matrix:
+        rows, *rest = self.change.stored[name].shape
+        return Matrix(self.tensors[name], rows, math.prod(rest))
+
+    def _taken(self, name: str, to: Part, rows: bool) -> Array:
+        whole = _array(self.tensors[name], _parts(self.change)[name].shape, "F32")
+        end = to.first + to.shape[0]
+        return whole[to.first : end] if rows and not to.transposed else whole
 
 
 @lru_cache(maxsize=2)  # threads are at work on tensors side by side
-def _read(bake: Bake) -> Steps:
-    return {
-        place: [(change.read(), strength) for change, strength in own] for place, own in bake.steps.items()
-    }
+def _read(bake: Bake) -> dict[tuple[Place, str], list[tuple[Floats, float]]]:
+    return {at: [(_floats(change), own) for change, own in steps] for at, steps in bake.baking.items()}
+
+
+def _floats(change: Change) -> Floats:
+    return Floats(change, {name: _widened(raw) for name, raw in _parts(change).items()})
+
+
+def _parts(change: Change) -> dict[str, Raw]:
+    """All that it has."""
+    others = {"bias": change.bias, "magnitude": change.magnitude}
+    return {**change.stored, **{name: raw for name, raw in others.items() if raw is not None}}
+
+
+def _widened(raw: Raw) -> memoryview:
+    count = math.prod(raw.shape)
+    room = memoryview(bytearray(count * ITEM_BYTES["F32"]))
+    if count:
+        operand = Operand(raw.read(), raw.format.name)
+        arithmetic([operand.format]).blend([operand], count, "F32", room)
+    return room
+
+
+def _array(values: memoryview, shape: Shape, format: str) -> Array:
+    import numpy as np  # most adapters do without
+
+    return np.frombuffer(values, {"F32": np.float32, "F64": np.float64}[format]).reshape(shape)
+
+
+def _product(left: Array, right: Array) -> Array:
+    """In doubles, rounded once."""
+    import numpy as np
+
+    result = np.zeros((left.shape[0], right.shape[1]), np.float32)
+    add_product(_matrix_of(left), _matrix_of(right), 1.0, result.data.cast("B"), "F32")
+    return result
+
+
+def _matrix_of(array: Array) -> Matrix:
+    values = memoryview(bytearray(array.tobytes()))
+    return Matrix(values, *array.shape)
+
+
+def is_finite(raw: Raw) -> bool:
+    """By the kernel, where there is one."""
+    count, format = math.prod(raw.shape), raw.format.name
+    if format not in FLOATING or not count:
+        return True
+    return arithmetic([format]).is_finite(Operand(raw.read(), format), count)
 
 
 def plan_adapters(
@@ -83,11 +188,12 @@ def plan_adapters(
 
     Raises ModelError for an adapter that doesn't fit the architecture, before any tensor is read.
     """
-    steps: dict[str, Steps] = {}
+    found: dict[str, Baking] = {}
     for name, path in sorted(adapters.items()):
-        for key, places in plan_bake(architecture, [Use(load_adapter(path, kept=False))]).steps.items():
+        use = Use(load_adapter(path, kept=False, finite=is_finite))
+        for key, baking in plan_bake(architecture, [use]).items():
             weight = weights[name][block(key)]
-            for place, parameter, own in places if weight else ():
-                weighed = [(change, strength * weight) for change, strength in own]
-                steps.setdefault(key, {}).setdefault((place, parameter), []).extend(weighed)
-    return {key: Bake(shapes.get(key, ()), own) for key, own in steps.items()}
+            for at, steps in baking.items() if weight else ():
+                weighed = [(change, strength * weight) for change, strength in steps]
+                found.setdefault(key, {}).setdefault(at, []).extend(weighed)
+    return {key: Bake(shapes.get(key, ()), baking) for key, baking in found.items()}

@@ -27,13 +27,13 @@ Bounds = tuple[float, float]
 
 
 class Bake(Protocol):
-    """What adapters make of a tensor's values, float32, in place: of whole grains from value `start` on, or
-    of what is left."""
+    """What adapters make of a tensor's values, in place, in the `working` format, F32 or F64: of whole grains
+    from value `start` on, or of what is left."""
 
     @property
     def grain(self) -> int: ...
 
-    def __call__(self, values: memoryview, start: int) -> None: ...
+    def __call__(self, values: memoryview, working: str, start: int) -> None: ...
 
 
 @dataclass
@@ -63,8 +63,8 @@ class Evaluation:
             self._first_pass(key, call)
 
     def _working(self, key: str) -> str:
-        """Baking works with floats, and so does all that is rounded to fewer bits."""
-        return "F64" if self.formats[key].name in ("F32", "F64") and key not in self.bakes else "F32"
+        """What is rounded to fewer bits than floats have is computed with floats."""
+        return "F64" if self.formats[key].name in ("F32", "F64") else "F32"
 
     def _grain(self, key: str) -> int:
         """The largest, a multiple of the smaller ones: of a value, the last axis, rows and everything."""
@@ -99,9 +99,10 @@ class Evaluation:
     def _blend(self, key: str, start: int, count: int, format: str, out: memoryview) -> int:
         operands = self._operands(key, self.calls[key], start, count)
         if key in self.bakes:
-            floats = _blended(operands, count, "F32")
-            self.bakes[key](in_memory(floats), start)
-            operands = [floats]
+            working = self._working(key)
+            unrounded = _blended(operands, count, working)
+            self.bakes[key](in_memory(unrounded), working, start)
+            operands = [unrounded]
         return _blend(operands, count, format, out)
 
     def _operands(self, key: str, combination: Combination, start: int, count: int) -> list[Operand]:

@@ -51,7 +51,7 @@ class Job:
         weights = adapter_weights(settings, self.inputs.loras, recipe)
         if not self.inputs.loras:
             return {}
-        from aid.merge.adapter import plan_adapters  # torch is needed for these alone
+        from aid.merge.adapter import plan_adapters  # few merges have any
 
         shapes = dict(ChainMap(*(dict(self.parents[name].shapes()) for name in recipe.order)))
         return plan_adapters(self.inputs.loras, weights, self.architecture, recipe.block, shapes)

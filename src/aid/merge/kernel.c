@@ -53,7 +53,7 @@ INLINE halves narrow_half_plainly(floats from) {
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define AVX2 __attribute__((target("avx2,f16c")))
+#define AVX2 __attribute__((target("avx2,f16c,fma")))
 
 AVX2 INLINE floats widen_half_avx2(halves from) { return (floats)_mm256_cvtph_ps((__m128i)from); }
 AVX2 INLINE halves narrow_half_avx2(floats from) { return (halves)_mm256_cvtps_ph((__m256)from, 0); }
@@ -281,9 +281,9 @@ COMPILED(plainly, )
 #if defined(__x86_64__)
 COMPILED(avx2, AVX2)
 
-#define CHOSEN(NAME, ...) \
-    (!plainly && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? NAME##_avx2(__VA_ARGS__) \
-                                                                                  : NAME##_plainly(__VA_ARGS__))
+#define HAS_AVX2 \
+    (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"))
+#define CHOSEN(NAME, ...) (!plainly && HAS_AVX2 ? NAME##_avx2(__VA_ARGS__) : NAME##_plainly(__VA_ARGS__))
 #else
 #define CHOSEN(NAME, ...) ((void)plainly, NAME##_plainly(__VA_ARGS__))
 #endif

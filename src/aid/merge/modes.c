@@ -20,6 +20,41 @@ INLINE float upper(uint64_t pair) { return (pair >> 40) * 0x1p-24f; }
 #define JOIN(NAME, WORKING, KIND) JOINED(NAME, WORKING, KIND)
 #define OF(NAME) JOIN(NAME, WORKING, KIND)
 
+/* So much of a matrix product stays in registers: HEIGHT rows of WIDTH columns. */
+#define HEIGHT 4
+#define WIDTH 8
+
+/* high [rank][HEIGHT] and wide [rank][WIDTH] multiplied. */
+static void tile_of_plainly(long rank, const double *high, const double *wide, double sums[HEIGHT][WIDTH]) {
+    memset(sums, 0, HEIGHT * WIDTH * sizeof(double));
+    for (long k = 0; k < rank; k++, high += HEIGHT, wide += WIDTH)
+        for (int i = 0; i < HEIGHT; i++)
+            for (int j = 0; j < WIDTH; j++) sums[i][j] += high[i] * wide[j];
+}
+
+#if defined(__x86_64__)
+#define ROW(I) __m256d left##I = {0}, right##I = {0}
+#define ADD_ROW(I) \
+    row = _mm256_broadcast_sd(high + I); \
+    left##I = _mm256_fmadd_pd(row, left, left##I), right##I = _mm256_fmadd_pd(row, right, right##I)
+#define KEEP_ROW(I) _mm256_storeu_pd(sums[I], left##I), _mm256_storeu_pd(sums[I] + 4, right##I)
+
+AVX2 static void tile_of_avx2(long rank, const double *high, const double *wide, double sums[HEIGHT][WIDTH]) {
+    ROW(0);
+    ROW(1);
+    ROW(2);
+    ROW(3);
+    for (long k = 0; k < rank; k++, high += HEIGHT, wide += WIDTH) {
+        __m256d left = _mm256_loadu_pd(wide), right = _mm256_loadu_pd(wide + 4), row;
+        ADD_ROW(0);
+        ADD_ROW(1);
+        ADD_ROW(2);
+        ADD_ROW(3);
+    }
+    KEEP_ROW(0), KEEP_ROW(1), KEEP_ROW(2), KEEP_ROW(3);
+}
+#endif
+
 #define KIND plainly
 #define TARGET
 #include "modes_both.h"
@@ -59,6 +94,14 @@ long aid_bin(const uint32_t *counts, long bins, long *place) {
     } \
     void aid_products_##WORKING(long count, const struct term *term, double *sums, int plainly) { \
         CHOSEN(products_##WORKING, count, term, sums); \
+    } \
+    int aid_add_product_##WORKING(long rows, long rank, long columns, const float *left, const float *right, \
+                                  double scale, REAL *out, int plainly) { \
+        double *room = malloc(((rows + HEIGHT - 1) / HEIGHT * HEIGHT + WIDTH) * rank * sizeof *room); \
+        if (!room) return -2; \
+        CHOSEN(add_product_##WORKING, rows, rank, columns, left, right, scale, out, room); \
+        free(room); \
+        return 0; \
     }
 
 CALLED(F32, float)

@@ -161,3 +161,29 @@ TARGET static void OF(products)(long count, const struct term *term, double *sum
         sums[k] = side[k][0];
     }
 }
+
+/* out += scale times left @ right, of floats: [rows, rank] and [rank, columns]. Sums are of doubles in the ranks' order;
+   as a product of two floats is exact there, it makes no difference whether it is rounded before it is added. `room` has
+   (rows rounded up to a HEIGHT + WIDTH) * rank doubles. */
+TARGET static void OF(add_product)(long rows, long rank, long columns, const float *left, const float *right,
+                                   double scale, REAL *restrict out, double *room) {
+    const long heights = (rows + HEIGHT - 1) / HEIGHT;
+    double *high = room, *wide = room + heights * HEIGHT * rank;
+    for (long i = 0; i < heights * HEIGHT; i++) /* some rows side by side for each rank, and so columns */
+        for (long k = 0; k < rank; k++)
+            high[(i / HEIGHT * rank + k) * HEIGHT + i % HEIGHT] = i < rows ? left[i * rank + k] : 0;
+    for (long at = 0; at < columns; at += WIDTH) {
+        const long width = columns - at < WIDTH ? columns - at : WIDTH;
+        for (long k = 0; k < rank; k++)
+            for (long j = 0; j < WIDTH; j++) wide[k * WIDTH + j] = j < width ? right[k * columns + at + j] : 0;
+        for (long from = 0; from < rows; from += HEIGHT) {
+            const long height = rows - from < HEIGHT ? rows - from : HEIGHT;
+            double sums[HEIGHT][WIDTH];
+            JOIN(tile, of, KIND)(rank, high + from * rank, wide, sums);
+            for (long i = 0; i < height; i++) {
+                REAL *to = out + (from + i) * columns + at;
+                for (long j = 0; j < width; j++) to[j] = (REAL)(to[j] + scale * sums[i][j]);
+            }
+        }
+    }
+}

@@ -198,7 +198,7 @@ REFUSED: dict[str, Refused] = {
         "rank of at least 1",
     ),
     "vectors": ({f"{NAME}.lora_down.weight": DOWN[0], f"{NAME}.lora_up.weight": UP[:, 0]}, {}, "don't fit"),
-    "integers": (LORA | {f"{NAME}.lora_up.weight": UP.to(torch.int32)}, {}, "holds int32"),
+    "integers": (LORA | {f"{NAME}.lora_up.weight": UP.to(torch.int32)}, {}, "holds I32"),
     "mixed": (LORA | {f"{NAME}.hada_w1_a": UP}, {}, "mixes lora with hada_w1_a"),
     "alone": ({f"{NAME}.alpha": torch.tensor(1.0)}, {}, "nothing that changes it"),
     "magnitude": (LORA | {f"{NAME}.dora_scale": torch.ones(5, 1)}, {}, r"dora_scale has shape \[5, 1\]"),

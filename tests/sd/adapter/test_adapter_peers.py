@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aid.sd.adapter.file import load_adapter
+from aid.sd.adapter.fitting import applied
 from aid.sd.adapter.target import kohya_targets, targets_of
-from aid.sd.adapter.use import Use, applied
+from aid.sd.adapter.use import Use
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
 from aid.sd.model.tokenizer import load_tokenizer
 

@@ -11,11 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aid.errors import ModelError
-from aid.sd.adapter.bake import bake, plan_bake
 from aid.sd.adapter.file import Adapter, load_adapter
+from aid.sd.adapter.fitting import Fitting, applied
 from aid.sd.adapter.target import kohya_targets, skeleton, targets_of
-from aid.sd.adapter.use import Fitting, Use, applied
-from aid.sd.file.tensorfile import read_tensors
+from aid.sd.adapter.use import Use
 from aid.sd.model.architecture import (
     SD1,
     SD2,
@@ -26,7 +25,7 @@ from aid.sd.model.architecture import (
     TINY_SDXL,
     Architecture,
 )
-from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint, load_checkpoint, save_checkpoint
+from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint
 
 FAMILIES = {"sd1": TINY, "sd2": TINY_SD2, "sdxl": TINY_SDXL}
 
@@ -178,40 +177,6 @@ def test_an_error_inside_leaves_the_models_own_weights(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="drawn"), applied(model, [Use(adapter(lora(model, 1), tmp_path))]):
         raise RuntimeError("drawn")
     assert same(state(model), before)
-
-
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_baking_gives_what_wearing_does(family: str, tmp_path: Path) -> None:
-    """In a file, under LDM's names, OpenCLIP's joined q, k and v and the projection included."""
-    architecture = FAMILIES[family]
-    model = create_checkpoint(architecture, seed=3)
-    save_checkpoint(model, tmp_path / "model.safetensors", {}, torch.float32)
-    tensors = lora(model, 100)
-    if family == "sdxl":
-        tensors["lora_te2_text_projection.lora_down.weight"] = random(2, 24, seed=1)
-        tensors["lora_te2_text_projection.lora_up.weight"] = random(24, 2, seed=2)
-    for name, target in targets_of(model).items():
-        if name.endswith("encoder_layers_1_self_attn_k_proj") and target.bias is not None:
-            tensors[f"{target.kohya}.diff_b"] = random(*target.bias.shape, seed=7)
-    uses = [Use(adapter(tensors, tmp_path), 0.6, -1.5)]
-    with applied(model, uses):
-        save_checkpoint(model, tmp_path / "worn.safetensors", {}, torch.float32)
-    baked = bake(read_tensors(tmp_path / "model.safetensors"), architecture, uses)
-    worn = read_tensors(tmp_path / "worn.safetensors")
-    assert baked.keys() == worn.keys()
-    for key, tensor in worn.items():
-        assert baked[key].dtype == tensor.dtype
-        assert torch.allclose(baked[key].double(), tensor.double(), atol=1e-6), key
-    plan = plan_bake(architecture, uses)
-    own = read_tensors(tmp_path / "model.safetensors")
-    assert {key for key in own if not torch.equal(own[key], baked[key])} == set(plan.steps)
-
-
-def test_baking_refuses_what_does_not_fit_the_dtype(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    model = load_checkpoint(tiny_checkpoint)
-    uses = [Use(adapter(lora(model, 1, ("mid_block",)), tmp_path), 1e7, 1e7)]
-    with pytest.raises(ModelError, match=r"middle_block.*too large for float16"):
-        bake(read_tensors(tiny_checkpoint), TINY, uses)
 
 
 def test_parts_without_a_place_are_named_and_counted(tmp_path: Path) -> None:

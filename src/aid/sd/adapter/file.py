@@ -1,6 +1,7 @@
 """Adapters (LoRA and its kin) as files: read in every naming, checked whole, and written as kohya's.
 
-Formulas are in `adapter_kind`, names in `adapter_name`, their use on a model in `adapter_use`.
+Formulas are in `adapter_kind`, names in `adapter_name`, their use on a model in `adapter_fitting`. Reading
+needs no torch but for pickles.
 """
 
 from __future__ import annotations
@@ -8,51 +9,26 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from aid.errors import ModelError
-from aid.sd.adapter.kind import BIASES, KINDS, decompose, lora_shape, scale_of
+from aid.sd.adapter.kind import BIASES, KINDS, Shape, decompose, scale_of
 from aid.sd.adapter.name import ALPHA, MAGNITUDE, PEFT_MAGNITUDE, family_of, group_keys, module_name
-from aid.sd.file.hashes import hash_file
-from aid.sd.file.tensorfile import (
-    Stored,
-    in_memory,
-    is_finite,
-    is_pickle,
-    open_tensors,
-    read_header,
-    write_tensors,
-)
+from aid.sd.file.header import FLOATING
+from aid.sd.file.raw import Raw, open_raw
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from aid.sd.embedding.file import Embedding
 
-Shape = tuple[int, ...]
 PEFT_METADATA = "lora_adapter_metadata"  # diffusers' own, JSON of PEFT's configurations
 PEFT_PARTS = {"lora_unet_": "unet", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
-
-
-class Tensors(Mapping[str, Tensor]):
-    """Each is read when it is asked for."""
-
-    def __init__(self, stored: Mapping[str, Stored]) -> None:
-        self._stored = stored
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._stored[name].read()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,45 +38,50 @@ class Change:
 
     raw: str
     kind: str | None
-    tensors: Mapping[str, Tensor]
+    stored: Mapping[str, Raw]
     scale: float = 1.0
-    magnitude: Tensor | None = None
-    bias: Tensor | None = None
+    magnitude: Raw | None = None
+    bias: Raw | None = None
     shape: Shape = ()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """For torch."""
+        return {name: _tensor(raw) for name, raw in self.stored.items()}
 
     def applied(self, weight: Tensor, strength: float) -> Tensor:
         """`weight` [out, in(, kh, kw)], float32, with the change at `strength`, as A1111 adds it."""
         if self.kind is None:
             return weight
-        tensors = {name: tensor.to(weight.device, torch.float32) for name, tensor in self.tensors.items()}
+        tensors = {name: one.to(weight.device).float() for name, one in self.tensors.items()}
         delta = KINDS[self.kind].delta(tensors).reshape(weight.shape)
         if self.magnitude is None:
-            return torch.add(weight, delta, alpha=strength * self.scale)
-        magnitude = self.magnitude.to(weight.device, torch.float32)
-        return torch.add(weight, decompose(weight, delta * self.scale, magnitude), alpha=strength)
-
-    @property
-    def by_rows(self) -> bool:
-        """Whether some of a module's outputs can be computed without the others."""
-        return self.magnitude is None and (self.kind is None or KINDS[self.kind].by_rows(self.tensors))
-
-    def read(self) -> Change:
-        """With its tensors in memory."""
-        return replace(self, tensors=dict(self.tensors))
-
-    def rows(self, first: int, end: int) -> Change:
-        """What it does to these outputs."""
-        names = KINDS[self.kind].rows if self.kind else ()
-        tensors = {
-            name: tensor[first:end] if name in names else tensor for name, tensor in self.tensors.items()
-        }
-        bias = None if self.bias is None else self.bias.reshape(-1)[first:end]
-        return replace(self, tensors=tensors, bias=bias, shape=(end - first, *self.shape[1:]))
+            return weight.add(delta, alpha=strength * self.scale)
+        magnitude = _tensor(self.magnitude).to(weight.device).float()
+        return weight.add(decompose(weight, delta * self.scale, magnitude), alpha=strength)
 
     def applied_to_bias(self, bias: Tensor, strength: float) -> Tensor:
         if self.bias is None:
             return bias
-        return torch.add(bias, self.bias.to(bias.device, torch.float32).reshape(bias.shape), alpha=strength)
+        return bias.add(_tensor(self.bias).to(bias.device).float().reshape(bias.shape), alpha=strength)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether some of a module's outputs can be computed without the others."""
+        return self.magnitude is None and (self.kind is None or KINDS[self.kind].by_rows(self.stored))
+
+
+def _tensor(raw: Raw) -> Tensor:
+    from aid.sd.file.tensorfile import tensor_of  # torch isn't needed to merge
+
+    return tensor_of(raw)
+
+
+def is_finite(raw: Raw) -> bool:
+    """By torch."""
+    from aid.sd.file.tensorfile import is_finite
+
+    return is_finite(_tensor(raw))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,15 +111,15 @@ class Adapter:
         return dict(sorted(counts.items()))
 
 
-def load_adapter(path: Path, kept: bool = True) -> Adapter:
+def load_adapter(path: Path, kept: bool = True, finite: Callable[[Raw], bool] = is_finite) -> Adapter:
     """Read LoRA, LoHa, LoKr, DoRA, whole differences and bundled embeddings; the file's stem is the name.
-    Unless they are to be `kept` in memory, tensors are read, and checked, now and again whenever asked for.
+    Unless they are to be `kept` in memory, tensors are read, and checked by `finite`, now, and read again
+    whenever asked for.
 
     Raises FileError for a damaged or unsafe file and ModelError for one that is no adapter, or that holds
     NaN, ranks that disagree or half a pair.
     """
-    metadata = {} if is_pickle(path) else read_header(path).metadata
-    stored = open_tensors(path)[0]
+    stored, metadata = open_raw(path)
     modules, bundled, unread = group_keys(stored)
     if not modules and not bundled:
         found = f"holds {len(unread)} tensors such as {unread[0]}" if unread else "is empty"
@@ -146,13 +127,13 @@ def load_adapter(path: Path, kept: bool = True) -> Adapter:
     alphas = _peft_alphas(metadata, path)
     changes: dict[str, Change] = {}
     for raw, words in modules.items():
-        tensors = {word: _checked(stored[key], key, path, kept) for word, key in words.items()}
+        tensors = {word: _checked(stored[key], key, path, kept, finite) for word, key in words.items()}
         name = module_name(raw)
         if name in changes:
             raise ModelError(f"{path} changes one module twice, as {changes[name].raw} and as {raw}")
         changes[name] = _change(raw, name, tensors, alphas, path)
     read = {
-        name: {part: stored[key].read() for part, key in parts.items()} for name, parts in bundled.items()
+        name: {part: _tensor(stored[key]) for part, key in parts.items()} for name, parts in bundled.items()
     }
     return Adapter(path.stem, path, changes, _embeddings(read, path), metadata, tuple(unread))
 
@@ -167,15 +148,20 @@ def _embeddings(bundled: Mapping[str, dict[str, Tensor]], path: Path) -> dict[st
 
 
 def save_adapter(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype = torch.float16
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None = None
 ) -> None:
     """Write kohya's file: `tensors` under kohya's names (`adapter_target.kohya_targets`), such as
-    NAME.lora_down.weight and NAME.alpha, in `dtype`; the same bytes every time.
+    NAME.lora_down.weight and NAME.alpha, in `dtype` (half precision); the same bytes every time.
 
     `metadata` are its `ss_*` and others; the `sshs_*` hashes are added, as kohya computes them: over a
     file whose only metadata are `ss_*`. Raises ModelError for a value that isn't finite in `dtype`.
     """
-    stored: dict[str, Tensor] = {}
+    import torch
+
+    from aid.sd.file.hashes import hash_file
+    from aid.sd.file.tensorfile import is_finite, write_tensors
+
+    dtype, stored = dtype or torch.float16, dict[str, torch.Tensor]()
     for key, tensor in tensors.items():
         stored[key] = tensor.detach().to("cpu", dtype)
         if not is_finite(stored[key]):
@@ -188,26 +174,26 @@ def save_adapter(
 
 
 def _change(
-    raw: str, name: str, stored: dict[str, Stored], alphas: Mapping[str, PeftAlpha], path: Path
+    raw: str, name: str, stored: dict[str, Raw], alphas: Mapping[str, PeftAlpha], path: Path
 ) -> Change:
     """One module's tensors as a Change; nothing is computed yet but shapes."""
     small = (ALPHA, MAGNITUDE, PEFT_MAGNITUDE, *BIASES)
-    own = {word: stored.pop(word).read() for word in small if word in stored}
-    alpha, magnitude, tensors = own.get(ALPHA), own.get(MAGNITUDE), Tensors(stored)
+    own = {word: stored.pop(word).kept() for word in small if word in stored}
+    alpha, magnitude = own.get(ALPHA), own.get(MAGNITUDE)
     if (peft := own.get(PEFT_MAGNITUDE)) is not None:
-        magnitude = peft.flatten()  # PEFT: one per output, whatever the axes around it
+        magnitude = peft.reshaped(math.prod(peft.shape))  # PEFT: one per output, whatever the axes around it
     bias = next((own[word] for word in BIASES if word in own), None)
-    if not tensors and bias is not None:
+    if not stored and bias is not None:
         return Change(raw, None, {}, bias=bias)
-    kind = _kind(raw, tensors, path)
+    kind = _kind(raw, stored, path)
     shapes = {name: one.shape for name, one in stored.items()}
     shape = _shape(raw, kind, shapes, path)
     number = None if alpha is None else _number(alpha, raw, path)
     if number is None and (found := alphas.get(_part(name))) is not None:
         number = found.of(raw, shapes["lora_down.weight"][0] if kind == "lora" else None)
     if magnitude is not None:
-        _check_magnitude(raw, magnitude, shape, path)
-    return Change(raw, kind, tensors, scale_of(kind, shapes, number), magnitude, bias, shape)
+        _check_magnitude(raw, magnitude.shape, shape, path)
+    return Change(raw, kind, stored, scale_of(kind, shapes, number), magnitude, bias, shape)
 
 
 def _kind(raw: str, tensors: Mapping[str, object], path: Path) -> str:
@@ -226,11 +212,11 @@ def _kind(raw: str, tensors: Mapping[str, object], path: Path) -> str:
 
 
 def _shape(raw: str, kind: str, shapes: Mapping[str, Shape], path: Path) -> Shape:
-    """The delta's shape; the formula itself says whether the ranks agree."""
+    """The delta's shape."""
     told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     try:
-        delta = _delta_shape(kind, tuple(shapes.items()))
-    except (RuntimeError, IndexError, ValueError) as error:
+        delta = KINDS[kind].shape(shapes)
+    except (KeyError, IndexError, ValueError) as error:
         raise ModelError(f"{path}: the tensors of {raw} don't fit each other ({told})") from error
     if not delta:
         raise ModelError(f"{path}: {raw} holds a single number ({told})", "a tensor shaped like a weight")
@@ -239,38 +225,29 @@ def _shape(raw: str, kind: str, shapes: Mapping[str, Shape], path: Path) -> Shap
     return delta
 
 
-@lru_cache(maxsize=1024)  # of many modules, few differ
-def _delta_shape(kind: str, shapes: tuple[tuple[str, Shape], ...]) -> Shape:
-    """On the meta device, but for the commonest kind: torch's first product there takes 35 MiB."""
-    if kind == "lora" and (found := lora_shape(dict(shapes))) is not None:
-        return found
-    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes}
-    return tuple(KINDS[kind].delta(tensors).shape)
-
-
-def _checked(stored: Stored, key: str, path: Path, kept: bool) -> Stored:
-    tensor = stored.read()
-    if not tensor.is_floating_point() and tensor.numel() != 1:
-        raise ModelError(f"{path}: {key} holds {str(tensor.dtype).removeprefix('torch.')}", "floating point")
-    if not is_finite(tensor):
+def _checked(raw: Raw, key: str, path: Path, kept: bool, finite: Callable[[Raw], bool]) -> Raw:
+    now, format = raw.kept(), raw.format
+    if format.name not in FLOATING and math.prod(format.shape) != 1:
+        raise ModelError(f"{path}: {key} holds {format.name}", "floating point")
+    if not finite(now):
         raise ModelError(
             f"{path}: {key} holds NaN or infinity", "finite weights", "Use an earlier save of it."
         )
-    return in_memory(tensor.detach()) if kept else stored
+    return now if kept else raw
 
 
-def _number(alpha: Tensor, raw: str, path: Path) -> float:
-    if alpha.numel() != 1:
+def _number(alpha: Raw, raw: str, path: Path) -> float:
+    if math.prod(alpha.shape) != 1:
         raise ModelError(f"{path}: {raw}.alpha has shape {list(alpha.shape)}", "one number")
-    return float(alpha)
+    return alpha.number()
 
 
-def _check_magnitude(raw: str, magnitude: Tensor, shape: tuple[int, ...], path: Path) -> None:
+def _check_magnitude(raw: str, magnitude: Shape, shape: Shape, path: Path) -> None:
     """Sizes that neither axis of the delta has can't be meant. The axis itself is the weight's to tell."""
-    sizes = {shape[0], *shape[1:2]}
-    if len(shape) > 1 and magnitude.numel() not in sizes and shape[1] % max(1, magnitude.numel()):
+    sizes, count = {shape[0], *shape[1:2]}, math.prod(magnitude)
+    if len(shape) > 1 and count not in sizes and shape[1] % max(1, count):
         raise ModelError(
-            f"{path}: {raw}.dora_scale has shape {list(magnitude.shape)}", f"{shape[0]} or {shape[1]} numbers"
+            f"{path}: {raw}.dora_scale has shape {list(magnitude)}", f"{shape[0]} or {shape[1]} numbers"
         )
 
 

@@ -1,8 +1,9 @@
-"""What each kind of adapter adds to a weight: one pure function per kind, in a dictionary.
+"""What each kind of adapter adds to a weight: two pure functions per kind, in a dictionary.
 
-Each takes the tensors of one module and returns what they add before any scale, float32 where they are.
-Sources: LoRA, Hu et al. 2021 (arXiv 2106.09685); convolutions, CP (Tucker), LoHa and LoKr, Yeh et al.
-2023 (arXiv 2309.14859, LyCORIS); DoRA, Liu et al. 2024 (arXiv 2402.09353). Names of tensors: kohya's.
+One takes the tensors of a module and returns what they add before any scale, torch's or numpy's alike; the
+other says of their shapes what shape that has. Sources: LoRA, Hu et al. 2021 (arXiv 2106.09685);
+convolutions, CP (Tucker), LoHa and LoKr, Yeh et al. 2023 (arXiv 2309.14859, LyCORIS); DoRA, Liu et al. 2024
+(arXiv 2402.09353). Names of tensors: kohya's.
 """
 
 from __future__ import annotations
@@ -10,67 +11,89 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import matmul
+from typing import Any
 
-import torch
-from torch import Tensor
+Array = Any  # torch's or numpy's: nothing is used but what both have
+Arrays = Mapping[str, Array]
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Sequence[int]]
+Product = Callable[[Array, Array], Array]
+"""Of two matrices."""
+EPSILON = 2.0**-23  # a float's
 
-Tensors = Mapping[str, Tensor]
 
-
-def lora(tensors: Tensors) -> Tensor:
+def lora(tensors: Arrays, product: Product = matmul) -> Array:
     """`up @ down`; with `mid` the CP form of a convolution. [out, in(, kh, kw)]"""
     up, down = _matrix(tensors["lora_up.weight"]), tensors["lora_down.weight"]
     if "lora_mid.weight" in tensors:
-        return _tucker(tensors["lora_mid.weight"], up.T, _matrix(down))
-    return (up @ _matrix(down)).reshape(up.shape[0], *down.shape[1:])
+        return _tucker(tensors["lora_mid.weight"], up.T, _matrix(down), product)
+    return product(up, _matrix(down)).reshape(up.shape[0], *down.shape[1:])
 
 
-def lora_shape(shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...] | None:
-    """What `lora` makes of tensors of these shapes, unless it's the CP form. Raises ValueError if they don't
-    fit each other."""
-    if "lora_mid.weight" in shapes:
-        return None
+def lora_shape(shapes: Shapes) -> Shape:
     up, down = shapes["lora_up.weight"], shapes["lora_down.weight"]
-    if min(len(up), len(down)) < 2 or math.prod(up[1:]) != down[0]:
-        raise ValueError("the ranks differ")
-    return (up[0], *down[1:])
+    if "lora_mid.weight" in shapes:
+        return _tucker_shape(shapes["lora_mid.weight"], _matrix_shape(up)[::-1], _matrix_shape(down))
+    return (*_product_shape(up, down)[:1], *down[1:])
 
 
-def loha(tensors: Tensors) -> Tensor:
+def loha(tensors: Arrays, product: Product = matmul) -> Array:
     """The elementwise product of two LoRAs. [out, in * kh * kw], or in the CP form [out, in, kh, kw]"""
-    return _half_of_loha(tensors, "1") * _half_of_loha(tensors, "2")
+    return _half_of_loha(tensors, "1", product) * _half_of_loha(tensors, "2", product)
 
 
-def lokr(tensors: Tensors) -> Tensor:
+def loha_shape(shapes: Shapes) -> Shape:
+    one, other = (_half_shape(shapes, half) for half in "12")
+    if one != other:
+        raise ValueError("the halves differ")
+    return one
+
+
+def lokr(tensors: Arrays, product: Product = matmul) -> Array:
     """The Kronecker product of a small and a large matrix, each whole or itself a LoRA.
     [out, in * kh * kw] or [out, in, kh, kw]"""
-    small, large = _factor_of_lokr(tensors, "1"), _factor_of_lokr(tensors, "2")
-    aligned = small.reshape(*small.shape, *[1] * (large.dim() - small.dim()))
-    return torch.kron(aligned, large.contiguous())
+    small, large = _factor_of_lokr(tensors, "1", product), _factor_of_lokr(tensors, "2", product)
+    sizes = (*small.shape, *[1] * (len(large.shape) - len(small.shape)))
+    small = small.reshape([*chain.from_iterable((size, 1) for size in sizes)])
+    whole = small * large.reshape([*chain.from_iterable((1, size) for size in large.shape)])
+    return whole.reshape([own * other for own, other in zip(sizes, large.shape, strict=True)])
 
 
-def full(tensors: Tensors) -> Tensor:
+def lokr_shape(shapes: Shapes) -> Shape:
+    small, large = _factor_shape(shapes, "1"), _factor_shape(shapes, "2")
+    sizes = (*small, *[1] * (len(large) - len(small)))
+    return tuple(own * other for own, other in zip(sizes, large, strict=True))
+
+
+def full(tensors: Arrays, product: Product = matmul) -> Array:
     """The difference itself."""
     return tensors["diff"]
 
 
-def norm(tensors: Tensors) -> Tensor:
+def norm(tensors: Arrays, product: Product = matmul) -> Array:
     """The difference of a norm's gains. [width]"""
     return tensors["w_norm"]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`needs` lists alternatives: of each row, all of at least one tuple. `ranks` names the tensors whose
-    first size is the rank that alpha is divided by; where none is there, the scale is 1. `rows` names those
-    that have a row for each output, all others being the same for every output, as long as none of `optional`
-    is there; empty, if that isn't so."""
+    """`shape` raises ValueError, KeyError or IndexError for tensors that don't fit each other. `needs`
+    lists alternatives: of each row, all of at least one tuple. `ranks` names the tensors whose first size
+    is the rank that alpha is divided by; where none is there, the scale is 1. `rows` names those that have
+    a row for each output, all others being the same for every output, as long as none of `optional` is
+    there; empty, if that isn't so."""
 
-    delta: Callable[[Tensors], Tensor]
+    formula: Callable[[Arrays, Product], Array]
+    shape: Callable[[Shapes], Shape]
     needs: tuple[tuple[tuple[str, ...], ...], ...]
     ranks: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
+
+    def delta(self, tensors: Arrays, product: Product = matmul) -> Array:
+        return self.formula(tensors, product)
 
     def by_rows(self, tensors: Mapping[str, object]) -> bool:
         return bool(self.rows) and not tensors.keys() & set(self.optional)
@@ -86,6 +109,7 @@ LOKR_2 = (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
 KINDS: dict[str, Kind] = {
     "lora": Kind(
         lora,
+        lora_shape,
         ((("lora_up.weight", "lora_down.weight"),),),
         ranks=("lora_down.weight",),
         optional=("lora_mid.weight",),
@@ -93,14 +117,15 @@ KINDS: dict[str, Kind] = {
     ),
     "loha": Kind(
         loha,
+        loha_shape,
         ((("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),),),
         ranks=("hada_w1_b",),
         optional=("hada_t1", "hada_t2"),
         rows=("hada_w1_a", "hada_w2_a"),
     ),
-    "lokr": Kind(lokr, (LOKR_1, LOKR_2), ranks=("lokr_w2_b", "lokr_w1_b"), optional=("lokr_t2",)),
-    "full": Kind(full, ((("diff",),),), rows=("diff",)),
-    "norm": Kind(norm, ((("w_norm",),),), rows=("w_norm",)),
+    "lokr": Kind(lokr, lokr_shape, (LOKR_1, LOKR_2), ranks=("lokr_w2_b", "lokr_w1_b"), optional=("lokr_t2",)),
+    "full": Kind(full, lambda shapes: tuple(shapes["diff"]), ((("diff",),),), rows=("diff",)),
+    "norm": Kind(norm, lambda shapes: tuple(shapes["w_norm"]), ((("w_norm",),),), rows=("w_norm",)),
 }
 BIASES = ("diff_b", "b_norm")  # added to the module's bias, whatever the kind
 
@@ -118,7 +143,7 @@ def fits(delta: Sequence[int], weight: Sequence[int]) -> bool:
     return plain == whole or plain == (weight[0], math.prod(weight[1:]))
 
 
-def decompose(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
+def decompose(weight: Array, delta: Array, magnitude: Array) -> Array:
     """DoRA: the change from `weight` W to m * (W + delta) / |W + delta|.
 
     The norm runs over all axes but the one that `magnitude` m has: outputs (PEFT, LyCORIS since 3.0) or
@@ -127,10 +152,10 @@ def decompose(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
     """
     merged = weight + delta
     axis = magnitude_axis(magnitude.shape, weight.shape)
-    others = [place for place in range(weight.dim()) if place != axis]
-    norms: Tensor = torch.linalg.vector_norm(merged, dim=others, keepdim=True)
-    shape = [-1 if place == axis else 1 for place in range(weight.dim())]
-    return merged * (magnitude.reshape(shape) / (norms + torch.finfo(merged.dtype).eps)) - weight
+    others = tuple(place for place in range(len(weight.shape)) if place != axis)
+    norms = (merged * merged).sum(axis=others, keepdims=True) ** 0.5
+    shape = [-1 if place == axis else 1 for place in range(len(weight.shape))]
+    return merged * (magnitude.reshape(shape) / (norms + EPSILON)) - weight
 
 
 def magnitude_axis(magnitude: Sequence[int], weight: Sequence[int]) -> int:
@@ -149,26 +174,67 @@ def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     return (*shape[:2], *(size for size in shape[2:] if size != 1))
 
 
-def _half_of_loha(tensors: Tensors, half: str) -> Tensor:
+def _half_of_loha(tensors: Arrays, half: str, product: Product) -> Array:
     left, right = tensors[f"hada_w{half}_a"], tensors[f"hada_w{half}_b"]
     core = tensors.get(f"hada_t{half}")
-    return _matrix(left) @ _matrix(right) if core is None else _tucker(core, left, right)
+    return product(_matrix(left), _matrix(right)) if core is None else _tucker(core, left, right, product)
 
 
-def _factor_of_lokr(tensors: Tensors, factor: str) -> Tensor:
+def _half_shape(shapes: Shapes, half: str) -> Shape:
+    left, right = shapes[f"hada_w{half}_a"], shapes[f"hada_w{half}_b"]
+    core = shapes.get(f"hada_t{half}")
+    return _product_shape(left, right) if core is None else _tucker_shape(core, left, right)
+
+
+def _factor_of_lokr(tensors: Arrays, factor: str, product: Product) -> Array:
     if (whole := tensors.get(f"lokr_w{factor}")) is not None:
         return whole
     left, right = tensors[f"lokr_w{factor}_a"], tensors[f"lokr_w{factor}_b"]
     core = tensors.get(f"lokr_t{factor}")
     if core is not None:
-        return _tucker(core, left, right)
-    return (left @ _matrix(right)).reshape(left.shape[0], *right.shape[1:])
+        return _tucker(core, left, right, product)
+    return product(left, _matrix(right)).reshape(left.shape[0], *right.shape[1:])
 
 
-def _tucker(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """core [r, r, kh, kw], left [r, out], right [r, in] -> [out, in, kh, kw]"""
-    return torch.einsum("pqhw,po,qi->oihw", core, left, right)
+def _factor_shape(shapes: Shapes, factor: str) -> Shape:
+    if (whole := shapes.get(f"lokr_w{factor}")) is not None:
+        return tuple(whole)
+    left, right = shapes[f"lokr_w{factor}_a"], shapes[f"lokr_w{factor}_b"]
+    core = shapes.get(f"lokr_t{factor}")
+    if core is not None:
+        return _tucker_shape(core, left, right)
+    if len(left) != 2:
+        raise ValueError("a matrix has two sizes")
+    return (*_product_shape(left, right)[:1], *right[1:])
 
 
-def _matrix(tensor: Tensor) -> Tensor:
-    return tensor.flatten(1)
+def _tucker(core: Array, left: Array, right: Array, product: Product) -> Array:
+    """core [p, q, kh, kw], left [p, out], right [q, in] -> [out, in, kh, kw]"""
+    p, q, *edges = core.shape
+    rows = product(left.T, core.reshape(p, -1)).reshape(-1, q, math.prod(edges))
+    whole = product(rows.swapaxes(1, 2).reshape(-1, q), right)
+    return whole.reshape(left.shape[1], -1, right.shape[1]).swapaxes(1, 2).reshape(left.shape[1], -1, *edges)
+
+
+def _tucker_shape(core: Sequence[int], left: Sequence[int], right: Sequence[int]) -> Shape:
+    (p, q, *edges), (own_p, out), (own_q, into) = core, left, right
+    if (p, q) != (own_p, own_q) or len(edges) != 2:
+        raise ValueError("the ranks differ")
+    return (out, into, *edges)
+
+
+def _product_shape(left: Sequence[int], right: Sequence[int]) -> Shape:
+    (rows, rank), (own_rank, columns) = _matrix_shape(left), _matrix_shape(right)
+    if rank != own_rank:
+        raise ValueError("the ranks differ")
+    return rows, columns
+
+
+def _matrix(tensor: Array) -> Array:
+    return tensor.reshape(tensor.shape[0], -1)
+
+
+def _matrix_shape(shape: Sequence[int]) -> Shape:
+    if len(shape) < 2:
+        raise ValueError("a matrix has two sizes")
+    return shape[0], math.prod(shape[1:])

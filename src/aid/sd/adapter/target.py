@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, cast
 
 from aid.sd.adapter.name import TEXT, TEXT_2, UNET, kohya_name, module_name
 from aid.sd.model.anatomy import Shape, anatomy
@@ -16,7 +13,10 @@ from aid.sd.model.architecture import Architecture, Family
 from aid.sd.model.layouts import PLACES, Place
 from aid.sd.model.layouts import UNET as LDM_UNET
 
-if TYPE_CHECKING:  # who bakes waits for no diffusers
+if TYPE_CHECKING:  # who bakes waits for no torch
+    import torch
+    from torch import Tensor
+
     from aid.sd.model.checkpoint import StableDiffusion
 
 PREFIXES = {"unet": UNET, "text_encoder": TEXT, "text_encoder_2": TEXT_2}
@@ -42,14 +42,11 @@ class Target:
 
     @property
     def weight(self) -> Tensor:
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return cast("Tensor", self.module.weight)
 
     @property
     def bias(self) -> Tensor | None:
-        bias = getattr(self.module, "bias", None)
-        return bias if isinstance(bias, Tensor) else None
+        return None if self.bias_shape is None else cast("Tensor", self.module.bias)
 
     def place(self, parameter: str, family: Family) -> Place:
         """Where its `weight` or `bias` lies in a single file."""
@@ -61,6 +58,8 @@ Targets = dict[str, Target]
 
 def targets_of(model: StableDiffusion) -> Targets:
     """A loaded model's modules by every name they go by: diffusers' paths, and for the U-Net LDM's too."""
+    from torch import Tensor
+
     found: Targets = {}
     for part, whole in model.parts().items():
         for path, module in whole.named_modules() if part in PREFIXES else ():

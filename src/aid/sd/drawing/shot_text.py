@@ -17,8 +17,8 @@ from torch import Tensor
 
 from aid.core.shot import Shot
 from aid.errors import SettingsError
+from aid.sd.adapter.fitting import Fitting
 from aid.sd.adapter.folder import AdapterFolder
-from aid.sd.adapter.use import Fitting
 from aid.sd.embedding.file import Embedding
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.prompt.adapter_call import LoraCall

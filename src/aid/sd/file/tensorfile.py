@@ -20,6 +20,7 @@ from aid.errors import FileError
 from aid.sd.file.header import Format, layout_bytes, malformed, read_layout
 from aid.sd.file.header import is_pickle as is_pickle
 from aid.sd.file.pickled import read_pickle
+from aid.sd.file.raw import Raw
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
@@ -49,6 +50,20 @@ class Stored:
 
 def in_memory(tensor: Tensor) -> Stored:
     return Stored(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def raw_of(stored: Stored) -> Raw:
+    return Raw(Format(NAMES[stored.dtype], stored.shape), lambda: raw_bytes(stored.read()))
+
+
+def tensor_of(raw: Raw) -> Tensor:
+    """Read now."""
+    values, dtype = raw.read(), DTYPES[raw.format.name]
+    return (
+        torch.frombuffer(values, dtype=dtype).view(raw.shape)
+        if values
+        else torch.empty(raw.shape, dtype=dtype)
+    )
 
 
 class TensorInfo(NamedTuple):

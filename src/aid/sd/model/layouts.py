@@ -138,7 +138,8 @@ class Place:
     def take(self, stored: Tensor) -> Tensor:
         """The module's tensor out of the file's."""
         if self.third is not None:
-            stored = stored.chunk(3)[self.third]
+            height = len(stored) // 3
+            stored = stored[height * self.third : height * (self.third + 1)]
         return stored.T if self.transposed else stored
 
 

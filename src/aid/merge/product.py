@@ -1,0 +1,63 @@
+"""Matrix products added to a tensor's values: the kernel and numpy both do it, with the same bytes.
+
+Each value is summed in double precision, in the ranks' order, and rounded once: the same on every machine
+and for any number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+from aid.merge.arithmetic import Kernel, kernel, pointer
+from aid.sd.file.header import ITEM_BYTES
+
+
+class Matrix(NamedTuple):
+    """Floats, row after row."""
+
+    values: memoryview
+    rows: int
+    columns: int
+
+    def cut(self, first: int, end: int) -> Matrix:
+        """Those rows."""
+        size = self.columns * ITEM_BYTES["F32"]
+        return Matrix(self.values[first * size : end * size], end - first, self.columns)
+
+
+def add_product(left: Matrix, right: Matrix, scale: float, out: memoryview, working: str) -> None:
+    """out += scale * left @ right; `working` is out's format, F32 or F64."""
+    assert left.columns == right.rows
+    if not left.rows * left.columns * right.columns:
+        return
+    if (native := kernel()) is None:
+        _by_numpy(left, right, scale, out, working)
+    else:
+        _by_kernel(native, left, right, scale, out, working)
+
+
+def _by_kernel(
+    native: Kernel, left: Matrix, right: Matrix, scale: float, out: memoryview, working: str
+) -> None:
+    sizes = (ctypes.c_long(size) for size in (left.rows, left.columns, right.columns))
+    fault = getattr(native.library, f"aid_add_product_{working}")(
+        *sizes, pointer(left.values), pointer(right.values), ctypes.c_double(scale), pointer(out),
+        native.plainly,
+    )  # fmt: skip
+    if fault:
+        raise MemoryError
+
+
+def _by_numpy(left: Matrix, right: Matrix, scale: float, out: memoryview, working: str) -> None:
+    import numpy as np
+
+    high, wide = (
+        np.frombuffer(one.values, np.float32).reshape(one.rows, one.columns).astype(np.float64)
+        for one in (left, right)
+    )
+    result = np.frombuffer(out, {"F32": np.float32, "F64": np.float64}[working]).reshape(left.rows, -1)
+    total = np.zeros(result.shape)
+    for column, row in zip(high.T, wide, strict=True):
+        total += column[:, None] * row
+    np.add(result, scale * total, out=result, casting="same_kind")

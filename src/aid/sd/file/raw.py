@@ -1,0 +1,74 @@
+"""Tensors as the bytes that a file holds, for those who compute without torch."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from aid.errors import FileError
+from aid.sd.file.header import Entry, Format, is_pickle, malformed, read_layout
+
+CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U8": "B"}
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """One tensor: its format and shape are known, its bytes are read when asked for."""
+
+    format: Format
+    read: Callable[[], memoryview]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.format.shape
+
+    def kept(self) -> Raw:
+        """Read now, to stay in memory."""
+        values = self.read()
+        return Raw(self.format, lambda: values)
+
+    def reshaped(self, *shape: int) -> Raw:
+        return Raw(Format(self.format.name, shape), self.read)
+
+    def number(self) -> float:
+        """The only one that it holds."""
+        values = self.read()
+        if self.format.name == "BF16":
+            return float(struct.unpack("<f", bytes(2) + values)[0])
+        if (code := CODES.get(self.format.name)) is not None:
+            return float(struct.unpack(f"<{code}", values)[0])
+        from aid.sd.file.tensorfile import tensor_of  # formats that Python doesn't know
+
+        return float(tensor_of(self))
+
+
+def open_raw(path: Path) -> tuple[dict[str, Raw], dict[str, str]]:
+    """A file's tensors where they lie, and its metadata. Pickles need torch.
+
+    Raises FileError for a file that is truncated, malformed, or would run code when unpickled."""
+    if is_pickle(path):
+        from aid.sd.file.tensorfile import open_tensors, raw_of
+
+        return {name: raw_of(stored) for name, stored in open_tensors(path)[0].items()}, {}
+    layout = read_layout(path)
+    tensors = {
+        name: Raw(Format(entry.format, entry.shape), partial(_read, path, name, entry))
+        for name, entry in layout.entries.items()
+    }
+    return tensors, layout.metadata
+
+
+def _read(path: Path, name: str, entry: Entry) -> memoryview:
+    values = memoryview(bytearray(entry.end - entry.start))
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(entry.start)
+            done = stream.readinto(values)
+    except OSError as error:
+        raise FileError(f"{path} could not be read ({error.strerror or error})") from error
+    if done != len(values):
+        raise malformed(path, f"it ends inside {name[:80]!r}")
+    return values
