@@ -165,7 +165,11 @@ def test_a_judge_that_is_not_whole_is_refused(arbiter: Path, tmp_path: Path) -> 
     with pytest.raises(ArtifactError, match="is not a judge"):
         load_judge(tmp_path, BENCH)
     card = card_of(arbiter)
-    (tmp_path / "judge.json").write_text(card.model_copy(update={"width": 4}).model_dump_json())
     (tmp_path / "judge.safetensors").write_bytes((arbiter / "judge.safetensors").read_bytes())
-    with pytest.raises(ArtifactError, match=r"judge\.safetensors does not fit"):
+    for width in (4, 10**6, 10**30):
+        (tmp_path / "judge.json").write_text(card.model_copy(update={"width": width}).model_dump_json())
+        with pytest.raises(ArtifactError, match=r"judge\.safetensors does not fit"):
+            load_judge(tmp_path, BENCH)
+    (tmp_path / "judge.json").write_text(card.model_copy(update={"width": 0}).model_dump_json())
+    with pytest.raises(ArtifactError, match="is not a judge"):
         load_judge(tmp_path, BENCH)

@@ -16,6 +16,7 @@ from aid.evaluate.settings import JudgeSettings
 from aid.judging.network import JudgeNetwork, fresh_network, loss, normalised
 from aid.judging.panel import Asked, Panel
 from aid.sd.file.state import (
+    fitting,
     load_state,
     module_tensors,
     optimiser_tensors,
@@ -141,6 +142,7 @@ def _resume(folder: Path, network: JudgeNetwork, optimizer: torch.optim.Optimize
     if state is None:
         return 0
     done, saved = state
-    restore_module(network, saved)
-    restore_optimiser(optimizer, saved)
+    with fitting(saved):
+        restore_module(network, saved)
+        restore_optimiser(optimizer, saved)
     return done

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from aid.judging.picture import Views
-from aid.judging.texture import LEAST_SPREAD
-from aid.sd.picture.layout import copy_distance, layout, nearest
+from aid.judging.texture import LEAST_SPREAD, SIZE
+from aid.sd.file.tensorfile import is_finite
+from aid.sd.picture.layout import CELLS, copy_distance, layout, nearest
 
 NEIGHBOURS = 4
 LEAST_UNIT = 0.05  # of a log distance
@@ -92,14 +93,35 @@ class Reference:
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Reference:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], features: int, styles: int) -> Reference:
+        """For so many features of the judge, and so many styles. Raises KeyError and ValueError for what is
+        missing or can't be measured by."""
         named = {key.removeprefix("reference."): value for key, value in tensors.items()}
+        count = len(named["styles"])
+        shapes = {
+            "features": (count, features), "textures": (count, SIZE), "layouts": (count, 3 * CELLS**2),
+            "texture_scale": (styles, SIZE), "feature_scale": (features,), "zero": (2, styles), "unit": (3,),
+            "copy_distance": (1,),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            own = named[name]
+            if tuple(own.shape) != shape or not own.is_floating_point() or not is_finite(own):
+                raise ValueError(f"{name} should be {list(shape)}, finite")
+        rows = named["styles"]
+        if (
+            rows.dtype != torch.int64
+            or rows.dim() != 1
+            or not count
+            or rows.min() < 0
+            or rows.max() >= styles
+        ):
+            raise ValueError(f"styles should be rows of {styles}")
         return cls(
-            Traces(named["features"].float(), named["textures"], named["layouts"].float(), named["styles"]),
-            named["texture_scale"],
-            named["feature_scale"],
-            named["zero"],
-            named["unit"],
+            Traces(named["features"].float(), named["textures"].float(), named["layouts"].float(), rows),
+            named["texture_scale"].float(),
+            named["feature_scale"].float(),
+            named["zero"].float(),
+            named["unit"].float(),
             float(named["copy_distance"]),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from aid.core.report import Score, proportion
 from aid.judging.panel import STYLE, Asked, Panel, Verdict, answers, has_tag
@@ -47,7 +47,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     panel: Panel
-    width: int
+    width: int = Field(ge=1)
     """Of the network: see JudgeSettings."""
     references: tuple[str, ...]
     """The styles in the order of the reference's rows; the empty one stands for pictures of none."""

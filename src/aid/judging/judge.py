@@ -13,7 +13,7 @@ from aid.core.workbench import Workbench
 from aid.errors import ArtifactError
 from aid.judging.artefact import Reference
 from aid.judging.examination import Card
-from aid.judging.network import JudgeNetwork, fresh_network, normalised, verdicts
+from aid.judging.network import JudgeNetwork, network_of, normalised, verdicts
 from aid.judging.panel import Panel, Verdict
 from aid.sd.file.tensorfile import read_tensors
 from aid.sd.model.device import torch_device
@@ -54,13 +54,12 @@ def load_judge(folder: Path, bench: Workbench) -> Judge:
             f"{folder} is not a judge ({type(error).__name__})", "a folder made by `aid judge`"
         ) from error
     tensors = read_tensors(folder / WEIGHTS_FILE)
-    network = fresh_network(card.panel, card.width, seed=0)
     weights = {key.removeprefix(NETWORK): value for key, value in tensors.items() if key.startswith(NETWORK)}
     rest = {key: value for key, value in tensors.items() if not key.startswith(NETWORK)}
     try:
-        network.load_state_dict(weights)
-        reference = Reference.from_tensors(rest)
-    except (RuntimeError, KeyError) as error:
+        network = network_of(card.panel, card.width, weights)
+        reference = Reference.from_tensors(rest, network.head.in_features, len(card.references))
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise ArtifactError(
             f"{folder / WEIGHTS_FILE} does not fit {CARD_FILE}", "the pair that `aid judge` wrote"
         ) from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from aid.judging.panel import Panel, Verdict
+from aid.sd.file.tensorfile import is_finite
 
 EDGE_PX = 64
 
@@ -68,6 +71,19 @@ def fresh_network(panel: Panel, width: int, seed: int) -> JudgeNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = JudgeNetwork(panel, width)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def network_of(panel: Panel, width: int, weights: Mapping[str, Tensor]) -> JudgeNetwork:
+    """A network of these weights, laid out in the same way. Raises ValueError or RuntimeError for any that
+    are not its own, before there is memory for them."""
+    with torch.device("meta"):
+        network = JudgeNetwork(panel, width)
+    for name, like in network.state_dict().items():
+        own = weights.get(name)
+        if own is None or (own.shape, own.dtype) != (like.shape, like.dtype) or not is_finite(own):
+            raise ValueError(f"{name} should be {list(like.shape)}, finite")
+    network.load_state_dict(weights, assign=True)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -16,7 +16,7 @@ from aid.core.dataset import Record
 from aid.core.lineage import LINEAGE_FILE
 from aid.core.workbench import Workbench
 from aid.errors import AidError
-from aid.sd.file.state import has_states, load_state
+from aid.sd.file.state import fitting, has_states, load_state
 from aid.train.display import Display, Draw
 from aid.train.log import Log
 from aid.train.plan import Ahead, Plan, Step
@@ -93,14 +93,16 @@ def kept_for_states(out: Path, team: Team) -> Iterator[None]:
 
 
 def resume(training: Training, out: Path, watch: Watch | None = None) -> int:
-    """Continue from the newest whole state; the number of steps already done."""
+    """Continue from the newest whole state; the number of steps already done. Raises FileError for a state
+    of something else."""
     state = load_state(out)
     if state is None:
         return 0
     done, saved = state
-    training.restore(saved)
-    if watch is not None:
-        watch.restore(saved)
+    with fitting(saved):
+        training.restore(saved)
+        if watch is not None:
+            watch.restore(saved)
     return done
 
 

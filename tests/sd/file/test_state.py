@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from aid.core.artifact import SCRATCH
+from aid.errors import FileError
 from aid.sd.file.state import (
+    fitting,
     load_state,
     module_tensors,
     optimiser_tensors,
@@ -57,3 +60,20 @@ def test_a_damaged_state_is_passed_over_and_old_ones_go(tmp_path: Path) -> None:
     files[-1].write_bytes(files[-1].read_bytes()[:-1])
     state = load_state(tmp_path)
     assert state is not None and state[0] == 2 and state[1].read("x").item() == 2
+
+
+def test_a_state_of_another_training_is_told_of(tmp_path: Path) -> None:
+    module, optimiser = network()
+    learn(module, optimiser, range(1))
+    whole = {**module_tensors(module), **optimiser_tensors(optimiser)}
+    for name in ("module.0.weight", "optimiser.0.exp_avg", "optimiser.99.step"):
+        save_state(tmp_path, 1, {**whole, name: torch.ones(5)}, keep=1)
+        state = load_state(tmp_path)
+        assert state is not None
+        again, its_optimiser = network()
+        with (
+            pytest.raises(FileError, match=r"state-00000001.* is no state of this training"),
+            fitting(state[1]),
+        ):
+            restore_module(again, state[1])
+            restore_optimiser(its_optimiser, state[1])

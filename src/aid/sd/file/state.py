@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,6 +36,22 @@ def has_states(folder: Path) -> bool:
     return bool(_states(folder))
 
 
+@contextmanager
+def fitting(saved: Header) -> Iterator[None]:
+    """Around putting a state back. Raises FileError, naming its file, for one of another training or of none;
+    what was put back until then is of no use."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise FileError(
+            f"{saved.path} is no state of this training ({type(error).__name__})",
+            "what an earlier run of it saved",
+            "Delete that file: training goes on from the state before it, or from the start.",
+        ) from error
+
+
 def module_tensors(module: torch.nn.Module) -> dict[str, Tensor]:
     """A module's parameters and buffers as flat tensors, `module.NAME`."""
     return {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
@@ -63,13 +81,17 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, saved: Header) -> None:
         if key.startswith("optimiser."):
             _, index, name = key.split(".", 2)
             like, value = parameters[int(index)], saved.read(key)
+            value.expand(like.shape)  # a number, or a factor's row or column; raises for any other shape
             laid = laid_like(value, like) if value.shape == like.shape else value
             state.setdefault(int(index), {})[name] = laid
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 def laid_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole saved tensor in the memory layout of `like`, or its share of what processes hold."""
+    """A whole saved tensor in the memory layout of `like`, or its share of what processes hold. Raises
+    ValueError for one of another shape."""
+    if value.shape != like.shape:
+        raise ValueError(f"{list(value.shape)} where {list(like.shape)} was saved")
     if hasattr(like, "device_mesh"):
         from torch.distributed.tensor import DTensor, distribute_tensor
 
