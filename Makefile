@@ -52,7 +52,7 @@ format: $(VENV)/ready
 clean:
 	rm -rf runs build dist
 
-$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py src/aid/merge/kernel.c src/aid/merge/modes.c src/aid/merge/modes.h
+$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/aid/merge/arithmetic/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent
-SOURCE = ROOT / "src/aid/merge/modes.c"  # which includes the others
+SOURCE = ROOT / "src/aid/merge/arithmetic/modes.c"  # which includes the others
 LIBRARY = SOURCE.with_name("_kernel.so")
 FLAGS = (
     "-O3",

@@ -243,9 +243,9 @@ PEERS: dict[str, Callable[[Mapping[str, Path], Path], None]] = {"loop": loop, "m
 START = """
 import sys
 from aid.cli import main
-from aid.merge import arithmetic
+from aid.merge.arithmetic import sums
 if PORTABLE:
-    arithmetic.kernel = lambda: None
+    sums.kernel = lambda: None
 sys.path.insert(0, sys.argv.pop(1))
 from merging import tell_peak
 try:

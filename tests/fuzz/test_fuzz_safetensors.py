@@ -10,7 +10,7 @@ from damage import SAFETENSORS
 from fuzzing import Target, each, fuzz
 
 from aid.core.lineage import lineage_of
-from aid.merge.parent import open_parent
+from aid.merge.streaming.parent import open_parent
 from aid.sd.file.tensorfile import is_finite, open_tensors, read_tensors, write_tensors
 from aid.sd.inspection import inspect
 from aid.sd.model.architecture import TINY

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aid.merge.arithmetic import CODES, Arithmetic, Kernel, Operand, arithmetic, kernel
-from aid.merge.portable import TORCH
+from aid.merge.arithmetic.portable import TORCH
+from aid.merge.arithmetic.sums import CODES, Arithmetic, Kernel, Operand, arithmetic, kernel
 from aid.sd.file.tensorfile import DTYPES, raw_bytes
 
 COUNT = 2500  # two whole blocks of the kernel's and a part of one

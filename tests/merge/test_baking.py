@@ -18,8 +18,8 @@ from test_chain import narrow
 
 from aid.core.workbench import Workbench
 from aid.errors import ModelError
-from aid.merge.arithmetic import kernel
-from aid.merge.product import Matrix, add_product
+from aid.merge.arithmetic.product import Matrix, add_product
+from aid.merge.arithmetic.sums import kernel
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.sd.adapter.file import load_adapter
@@ -109,11 +109,11 @@ def test_the_pieces_make_no_difference(
         ("bits", 64, 1 << 12, 3),
         ("plain", 1 << 16, 1 << 20, 1),
     ):
-        monkeypatch.setattr("aid.merge.adapter.ROWS", rows)
-        monkeypatch.setattr("aid.merge.stream.STRETCH_BYTES", stretch)
+        monkeypatch.setattr("aid.merge.streaming.adapter.ROWS", rows)
+        monkeypatch.setattr("aid.merge.streaming.stream.STRETCH_BYTES", stretch)
         if name == "plain":
-            monkeypatch.setattr("aid.merge.arithmetic.kernel", lambda: None)
-            monkeypatch.setattr("aid.merge.product.kernel", lambda: None)
+            monkeypatch.setattr("aid.merge.arithmetic.sums.kernel", lambda: None)
+            monkeypatch.setattr("aid.merge.arithmetic.product.kernel", lambda: None)
         written.add(baked(own, loras, tmp_path / name, threads).read_bytes())
     assert len(written) == 1
 
@@ -131,7 +131,7 @@ def test_products_are_rounded_once(rows: int, rank: int, columns: int, working: 
     found = []
     for way in (native, native and replace(native, plainly=True), None):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("aid.merge.product.kernel", lambda way=way: way)
+            patch.setattr("aid.merge.arithmetic.product.kernel", lambda way=way: way)
             out = before.copy()
             matrices = (Matrix(one.data.cast("B"), *one.shape) for one in (left, right))
             add_product(*matrices, 0.7, out.data.cast("B"), working)

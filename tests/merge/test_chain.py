@@ -14,13 +14,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import aid.merge.stream as stream
+import aid.merge.streaming.stream as stream
 from aid.cli import main
 from aid.core.workbench import Workbench
 from aid.errors import FileError, ModelError, SettingsError
-from aid.merge.arithmetic import kernel
-from aid.merge.portable import TORCH
-from aid.merge.recipe import plan
+from aid.merge.arithmetic.portable import TORCH
+from aid.merge.arithmetic.sums import kernel
+from aid.merge.recipe.recipe import plan
 from aid.merge.replay import recorded
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings

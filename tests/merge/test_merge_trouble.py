@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import aid.merge.stream as stream
+import aid.merge.streaming.stream as stream
 from aid.errors import FileError
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings

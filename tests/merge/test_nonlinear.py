@@ -18,14 +18,14 @@ from test_chain import Tensors, merged, narrow
 
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
-from aid.merge.arithmetic import Kernel, Operand, kernel
-from aid.merge.linear import LINEAR
-from aid.merge.mode import Given, Mode, Told, parts_of
-from aid.merge.native import by_kernel
-from aid.merge.nonlinear import NONLINEAR, Counts
-from aid.merge.recipe import MODES
+from aid.merge.arithmetic.sums import Kernel, Operand, kernel
+from aid.merge.modes.mode import Given, Mode, Told, parts_of
+from aid.merge.modes.native import by_kernel
+from aid.merge.modes.nonlinear import NONLINEAR, Counts
+from aid.merge.modes.selection import ranked
+from aid.merge.recipe.linear import LINEAR
+from aid.merge.recipe.recipe import MODES
 from aid.merge.run import merge
-from aid.merge.selection import ranked
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.sd.file.tensorfile import raw_bytes, read_header
 from aid.sd.model.architecture import TINY
@@ -105,7 +105,7 @@ def test_the_kernel_s_modes_are_numpy_s(
     """Of what agrees, cancels out, stays as it is, or is subnormal; wherever the first guess is."""
     if (native := kernel()) is None:
         pytest.skip("the kernel isn't built: python hatch_build.py")
-    monkeypatch.setattr("aid.merge.selection.MANY", 1000)
+    monkeypatch.setattr("aid.merge.modes.selection.MANY", 1000)
     chance = torch.Generator().manual_seed(7)
     base = torch.randn(5001, generator=chance, dtype=dtype)
     steps = torch.randint(-2, 3, (3, 5001), generator=chance)
@@ -124,7 +124,7 @@ def test_a_value_of_any_rank_is_found(
     dtype: type[np.floating[Any]], bound: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As sorting finds it, with a sample that tells nothing and without one."""
-    monkeypatch.setattr("aid.merge.selection.MANY", bound)
+    monkeypatch.setattr("aid.merge.modes.selection.MANY", bound)
     chance, item = np.random.default_rng(3), np.dtype(dtype).itemsize
     values = np.abs(chance.standard_normal(3000) * 10.0 ** chance.integers(-9, 9, 3000)).astype(dtype)
     values[::3] = 0.5
@@ -223,11 +223,11 @@ def test_pieces_threads_and_torch_change_no_byte(
     settings = MergeSettings.model_validate({"chain": CHAIN})
     written = []
     for name, threads, room in (("one", 1, 1 << 20), ("three", 3, 1 << 20), ("small", 2, 1 << 13)):
-        monkeypatch.setattr("aid.merge.stream.STRETCH_BYTES", room)
+        monkeypatch.setattr("aid.merge.streaming.stream.STRETCH_BYTES", room)
         out = merge(settings, MergeInputs(models=models), tmp_path / name, Workbench(threads=threads))
         written.append({file.name: file.read_bytes() for file in out.iterdir()})
-    monkeypatch.setattr("aid.merge.arithmetic.kernel", lambda: None)
-    monkeypatch.setattr("aid.merge.evaluation.kernel", lambda: None)
+    monkeypatch.setattr("aid.merge.arithmetic.sums.kernel", lambda: None)
+    monkeypatch.setattr("aid.merge.streaming.evaluation.kernel", lambda: None)
     out = merge(settings, MergeInputs(models=models), tmp_path / "torch")
     written.append({file.name: file.read_bytes() for file in out.iterdir()})
     assert written[0] == written[1] == written[2] == written[3]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from aid.merge.decomposition import one_thread
-from aid.merge.mode import parts_of
-from aid.merge.relay import Relay
+from aid.merge.modes.mode import parts_of
+from aid.merge.streaming.relay import Relay
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -19,7 +19,7 @@ from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import SettingsError
 from aid.evaluate.judge_run import judge
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
-from aid.merge.recipe import plan
+from aid.merge.recipe.recipe import plan
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.search.knob import space_of

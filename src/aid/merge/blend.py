@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from aid.core.workbench import Workbench
-from aid.merge.combination import Call, Combination
 from aid.merge.job import Job, open_job
 from aid.merge.note import Notes
-from aid.merge.plan import Plan
-from aid.merge.recipe import RANGED, Recipe, adapter_weights
+from aid.merge.recipe.combination import Call, Combination
+from aid.merge.recipe.recipe import RANGED, Recipe, adapter_weights
 from aid.merge.settings import MergeInputs, MergeSettings
-from aid.merge.stream import Output, fill, threads_of
+from aid.merge.streaming.plan import Plan
+from aid.merge.streaming.stream import Output, fill, threads_of
 from aid.sd.file.precision import PRECISIONS
 from aid.sd.file.tensorfile import DTYPES, Stored
 from aid.sd.model.checkpoint import StableDiffusion, fill_checkpoint

@@ -12,9 +12,9 @@ from aid.core.blocks import BLOCKS
 from aid.core.files import replacing, write_json, write_text
 from aid.core.workbench import Workbench
 from aid.errors import ModelError, SettingsError
-from aid.merge.arithmetic import Operand, arithmetic
-from aid.merge.parent import Parent, open_parent, require_one_architecture
+from aid.merge.arithmetic.sums import Operand, arithmetic
 from aid.merge.settings import DistanceInputs, DistanceSettings
+from aid.merge.streaming.parent import Parent, open_parent, require_one_architecture
 from aid.sd.file.header import FLOATING, ITEM_BYTES
 from aid.sd.model.blocks import block_of, extra_blocks, is_merged
 from aid.sd.model.detection import detect

@@ -8,7 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aid.merge.parent import (
+from aid.merge.recipe.recipe import Recipe, adapter_weights, plan, primary_of
+from aid.merge.settings import MergeInputs, MergeSettings
+from aid.merge.streaming.parent import (
     Parent,
     open_parent,
     open_vae_parent,
@@ -16,15 +18,13 @@ from aid.merge.parent import (
     require_one_architecture,
     with_vae,
 )
-from aid.merge.plan import Plan, Wanted, planned
-from aid.merge.recipe import Recipe, adapter_weights, plan, primary_of
-from aid.merge.settings import MergeInputs, MergeSettings
+from aid.merge.streaming.plan import Plan, Wanted, planned
 from aid.sd.model.architecture import SD1, Architecture
 from aid.sd.model.detection import detect
 from aid.sd.model.layouts import VAE
 
 if TYPE_CHECKING:
-    from aid.merge.evaluation import Bake
+    from aid.merge.streaming.evaluation import Bake
 
 FORMATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -51,7 +51,7 @@ class Job:
         weights = adapter_weights(settings, self.inputs.loras, recipe)
         if not self.inputs.loras:
             return {}
-        from aid.merge.adapter import plan_adapters  # few merges have any
+        from aid.merge.streaming.adapter import plan_adapters  # few merges have any
 
         shapes = dict(ChainMap(*(dict(self.parents[name].shapes()) for name in recipe.order)))
         return plan_adapters(self.inputs.loras, weights, self.architecture, recipe.block, shapes)

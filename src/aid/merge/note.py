@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from aid.core.workbench import Ticker
 from aid.errors import ModelError
-from aid.merge.stream import Piece, Sum
+from aid.merge.streaming.stream import Piece, Sum
 
 WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

@@ -14,10 +14,10 @@ from aid.core.lineage import METADATA_KEY
 from aid.core.workbench import Workbench
 from aid.merge.job import open_job
 from aid.merge.note import Notes
-from aid.merge.parent import Parent
-from aid.merge.recipe import Recipe
+from aid.merge.recipe.recipe import Recipe
 from aid.merge.settings import MergeInputs, MergeSettings
-from aid.merge.stream import threads_of, write_stream
+from aid.merge.streaming.parent import Parent
+from aid.merge.streaming.stream import threads_of, write_stream
 from aid.sd.model.architecture import METADATA_KEY as ARCHITECTURE_KEY
 
 FILE = "model.safetensors"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from aid.core.blocks import block_range, expand
 from aid.core.spelling import did_you_mean
 from aid.errors import SettingsError
-from aid.merge.curve import numbers_of
-from aid.merge.recipe import resolved
+from aid.merge.recipe.curve import numbers_of
+from aid.merge.recipe.recipe import resolved
 from aid.merge.settings import MergeSettings
 from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import extra_blocks

@@ -21,7 +21,7 @@ from aid.generate.material import named_embeddings
 from aid.generate.plan import shots_of_plan
 from aid.judging.judge import load_judge
 from aid.merge.blend import Blend
-from aid.merge.recipe import primary_of
+from aid.merge.recipe.recipe import primary_of
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.sd.model.checkpoint import StableDiffusion, lay_out
 from aid.search.knob import Space, space_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from aid.merge.arithmetic import Operand, arithmetic
-from aid.merge.mode import Told
+from aid.merge.arithmetic.sums import Operand, arithmetic
+from aid.merge.modes.mode import Told
 from aid.sd.file.header import ITEM_BYTES
 
 

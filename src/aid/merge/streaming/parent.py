@@ -13,9 +13,9 @@ from sys import intern
 from typing import TYPE_CHECKING
 
 from aid.errors import FileError, ModelError
-from aid.merge.combination import models_in
-from aid.merge.place import Place, Source, part_of
-from aid.merge.recipe import Recipe
+from aid.merge.arithmetic.source import InFile, Source, part_of
+from aid.merge.recipe.combination import models_in
+from aid.merge.recipe.recipe import Recipe
 from aid.sd.file.header import ITEM_BYTES, Format, is_pickle, read_layout
 from aid.sd.model.architecture import FAMILY_NAMES, Architecture, Family
 from aid.sd.model.detection import CONV_IN, family_of
@@ -49,7 +49,7 @@ class Parent:
     def values(self, key: str, start: int, room: memoryview) -> memoryview:
         """A tensor's bytes from a given one on, as many as there is room for: there, or where they lie."""
         source = part_of(self.source(key), start, len(room))
-        return source.read(room) if isinstance(source, Place) else source
+        return source.read(room) if isinstance(source, InFile) else source
 
     def read(self, key: str) -> memoryview:
         """All bytes of a tensor."""
@@ -75,7 +75,7 @@ def open_parent(name: str, path: Path, open_files: ExitStack, mapped: bool = Fal
         if whole is not None and entry.start % ITEM_BYTES[entry.format] == 0:  # C's numbers are aligned
             _require_length(file, stream.fileno(), entry.end, key)
             return whole[entry.start : entry.end]
-        return Place(file, key, stream.fileno(), entry.start)
+        return InFile(file, key, stream.fileno(), entry.start)
 
     formats = {key: _format(entry.format, entry.shape) for key, entry in entries.items()}
     return Parent(name, file, formats, layout.metadata, source)

@@ -8,17 +8,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from aid.errors import ModelError
-from aid.merge.combination import Combination
-from aid.merge.parent import Parent
-from aid.merge.recipe import Recipe
-from aid.merge.stream import Made, Output, Sum
+from aid.merge.recipe.combination import Combination
+from aid.merge.recipe.recipe import Recipe
+from aid.merge.streaming.parent import Parent
+from aid.merge.streaming.stream import Made, Output, Sum
 from aid.sd.file.header import FLOATING, Format
 from aid.sd.model.blocks import is_merged
 from aid.sd.model.detection import V_MARKER, ZERO_MARKER
 from aid.sd.model.layouts import POSITIONS, TEXT_ROOT, UNET, VAE
 
 if TYPE_CHECKING:
-    from aid.merge.evaluation import Bake, Evaluation
+    from aid.merge.streaming.evaluation import Bake, Evaluation
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Plan:
         needed = {key: one for key, one in self.combinations.items() if self._is_evaluated(key, one)}
         if not needed:
             return None
-        from aid.merge.evaluation import Evaluation  # for these alone
+        from aid.merge.streaming.evaluation import Evaluation  # for these alone
 
         formats = {key: self._format(key) for key in needed}
         return Evaluation(self.parents, needed, formats, self.wanted.bakes)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from aid.core.files import replacing
 from aid.core.workbench import Workbench
-from aid.merge.arithmetic import Operand, arithmetic
-from aid.merge.parent import Parent
-from aid.merge.place import Place, part_of
-from aid.merge.relay import Relay
+from aid.merge.arithmetic.source import InFile, part_of
+from aid.merge.arithmetic.sums import Operand, arithmetic
+from aid.merge.streaming.parent import Parent
+from aid.merge.streaming.relay import Relay
 from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, layout_bytes, written_order
 
 STRETCH_BYTES = 1 << 20  # of the result, which a thread makes at once
@@ -143,7 +143,7 @@ def _operand(piece: Piece, parent: Parent, weight: float) -> Operand:
 
 
 def _copy(operand: Operand, count: int, room: memoryview) -> int:
-    if isinstance(operand.values, Place):
+    if isinstance(operand.values, InFile):
         operand.values.read(room)
     else:
         room[:] = operand.values

@@ -13,13 +13,13 @@ from threading import RLock
 from typing import Any, Protocol
 
 from aid.core.workbench import Ticker
-from aid.merge.arithmetic import CODES, Operand, arithmetic, in_memory, kernel
-from aid.merge.combination import Call, Combination
-from aid.merge.mode import Given, Mode, Told, parts_of
-from aid.merge.native import by_kernel
-from aid.merge.parent import Parent
-from aid.merge.recipe import RANGED
-from aid.merge.stream import Made
+from aid.merge.arithmetic.sums import CODES, Operand, arithmetic, in_memory, kernel
+from aid.merge.modes.mode import Given, Mode, Told, parts_of
+from aid.merge.modes.native import by_kernel
+from aid.merge.recipe.combination import Call, Combination
+from aid.merge.recipe.recipe import RANGED
+from aid.merge.streaming.parent import Parent
+from aid.merge.streaming.stream import Made
 from aid.sd.file.header import ITEM_BYTES, Format
 
 MOST = 1 << 16  # values at a time
@@ -81,7 +81,7 @@ class Evaluation:
     def _mode(self, key: str, call: Call) -> Mode:
         if (own := kernel()) is not None and (mode := by_kernel(own, call.mode)) is not None:
             return mode
-        from aid.merge.nonlinear import NONLINEAR  # numpy is needed for these alone
+        from aid.merge.modes.nonlinear import NONLINEAR  # numpy is needed for these alone
 
         return NONLINEAR[call.mode]
 
@@ -147,7 +147,7 @@ class Evaluation:
 
     def _range(self, call: Call) -> Bounds:
         """The range of similarities over all tensors of this mode, without the outermost hundredths."""
-        from aid.merge.nonlinear import range_of
+        from aid.merge.modes.nonlinear import range_of
 
         same = _same(call)
         with self.lock:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Union
 
-from aid.merge.linear import LINEAR
+from aid.merge.recipe.linear import LINEAR
 
 ROUNDING = 1e-9  # a weight this small is what decimals such as 0.1 + 0.2 + 0.7 leave over
 

@@ -14,9 +14,9 @@ from typing import Protocol
 from aid.core.blocks import BLOCKS, block_range, expand
 from aid.core.spelling import did_you_mean
 from aid.errors import SettingsError
-from aid.merge.combination import ROUNDING, Combination, Link, Numbers, chained, shared
-from aid.merge.curve import Element, element, numbers_of
-from aid.merge.linear import LINEAR
+from aid.merge.recipe.combination import ROUNDING, Combination, Link, Numbers, chained, shared
+from aid.merge.recipe.curve import Element, element, numbers_of
+from aid.merge.recipe.linear import LINEAR
 from aid.merge.settings import MergeSettings, MergeStep
 from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import Convention, block_of, extra_blocks

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from aid.errors import FileError
-from aid.merge.place import Place, Source
+from aid.merge.arithmetic.source import InFile, Source
 from aid.sd.file.header import ITEM_BYTES
 
 LIBRARY = Path(__file__).with_name("_kernel.so")
@@ -88,7 +88,7 @@ def terms_of(operands: Sequence[Operand]) -> bytes:
 
 def _term(operand: Operand) -> bytes:
     values, code = operand.values, CODES[operand.format]
-    if isinstance(values, Place):
+    if isinstance(values, InFile):
         return TERM.pack(0, values.at, operand.weight, values.file, code)
     return TERM.pack(_address(values), 0, operand.weight, 0, code)
 
@@ -96,7 +96,7 @@ def _term(operand: Operand) -> bytes:
 def _read_again(operand: Operand, count: int) -> None:
     """Raises the FileError that tells why the kernel couldn't."""
     values = operand.values
-    assert isinstance(values, Place)
+    assert isinstance(values, InFile)
     values.read(memoryview(bytearray(count * ITEM_BYTES[operand.format])))
     raise FileError(f"{values.path} could not be read", "a file that stays as it is while it is read")
 
@@ -134,6 +134,6 @@ def arithmetic(formats: Sequence[str]) -> Arithmetic:
     native = kernel()
     if native is not None and all(name in CODES for name in formats):
         return native
-    from aid.merge.portable import TORCH
+    from aid.merge.arithmetic.portable import TORCH
 
     return TORCH

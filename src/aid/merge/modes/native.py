@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from aid.merge.arithmetic import Kernel, Operand, pointer, terms_of
-from aid.merge.mode import PART, Given, Mode, Told
-from aid.merge.selection import FINE, place_of, ranked
-from aid.merge.slerp import slerp
+from aid.merge.arithmetic.sums import Kernel, Operand, pointer, terms_of
+from aid.merge.modes.mode import PART, Given, Mode, Told
+from aid.merge.modes.selection import FINE, place_of, ranked
+from aid.merge.modes.slerp import slerp
 from aid.sd.file.header import ITEM_BYTES
 
 MANY, FEW = 1 << 16, 1 << 12  # values at a time; a sample is of many places
@@ -76,7 +76,7 @@ class Native:
         return self._made("train", told, terms_of(models), _double(1.8 * told.alpha))
 
     def dare(self, models: Sequence[Operand], told: Told) -> memoryview:
-        from aid.merge.nonlinear import dare_scale, states  # numpy's generator is what is drawn from
+        from aid.merge.modes.nonlinear import dare_scale, states  # numpy's generator is what is drawn from
 
         words, terms = states(told, len(models)), terms_of(models)
         drawn = (ctypes.c_uint64 * len(words))(*words)

@@ -14,7 +14,7 @@ from aid.core.toml import read_toml
 from aid.errors import SettingsError
 from aid.merge.settings import Weight
 
-CURVES = Path(__file__).parent / "data" / "curves.toml"
+CURVES = Path(__file__).with_name("curves.toml")
 
 
 def numbers_of(weight: Weight, where: str, family: str, extra: tuple[str, ...]) -> dict[str, float]:

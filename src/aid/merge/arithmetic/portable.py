@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aid.merge.arithmetic import Operand
-from aid.merge.place import Place, part_of
+from aid.merge.arithmetic.source import InFile, part_of
+from aid.merge.arithmetic.sums import Operand
 from aid.sd.file.header import ITEM_BYTES
 from aid.sd.file.tensorfile import DTYPES
 
@@ -125,7 +125,7 @@ def _tensor(operand: Operand, count: int, start: int = 0, room: memoryview | Non
     """Some of its values, read into the room if they are in a file."""
     item = ITEM_BYTES[operand.format]
     raw = part_of(operand.values, start * item, count * item)
-    if isinstance(raw, Place):
+    if isinstance(raw, InFile):
         raw = raw.read(memoryview(bytearray(count * item)) if room is None else room[: count * item])
     return torch.frombuffer(raw, dtype=DTYPES[operand.format], count=count) if count else torch.empty(0)
 

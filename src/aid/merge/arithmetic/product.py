@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
-from aid.merge.arithmetic import Kernel, kernel, pointer
+from aid.merge.arithmetic.sums import Kernel, kernel, pointer
 from aid.sd.file.header import ITEM_BYTES
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aid.errors import SettingsError
-from aid.merge.arithmetic import Operand, arithmetic, in_memory
-from aid.merge.mode import Given, Mode, Shape, Told
-from aid.merge.selection import place_of, ranked
-from aid.merge.slerp import slerp
+from aid.merge.arithmetic.sums import Operand, arithmetic, in_memory
+from aid.merge.modes.mode import Given, Mode, Shape, Told
+from aid.merge.modes.selection import place_of, ranked
+from aid.merge.modes.slerp import slerp
 from aid.sd.file.header import ITEM_BYTES
 
 LANES = 8

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from aid.errors import FileError
 
 
-class Place(NamedTuple):
+class InFile(NamedTuple):
     """`file` is a descriptor that stays open, `at` the first byte. Several threads may read."""
 
     path: Path
@@ -32,12 +32,12 @@ class Place(NamedTuple):
         return room
 
 
-Source = memoryview | Place
+Source = memoryview | InFile
 """Bytes in memory, or in a file."""
 
 
 def part_of(source: Source, start: int, size: int) -> Source:
     """`size` bytes from byte `start` on."""
-    if isinstance(source, Place):
+    if isinstance(source, InFile):
         return source._replace(at=source.at + start)
     return source[start : start + size]

@@ -9,9 +9,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aid.merge.arithmetic import Operand, arithmetic
-from aid.merge.mode import Shape, parts_of
-from aid.merge.product import Matrix, add_product
+from aid.merge.arithmetic.product import Matrix, add_product
+from aid.merge.arithmetic.sums import Operand, arithmetic
+from aid.merge.modes.mode import Shape, parts_of
 from aid.sd.adapter.bake import Baking, plan_bake
 from aid.sd.adapter.file import Change, load_adapter
 from aid.sd.adapter.kind import KINDS, decompose
