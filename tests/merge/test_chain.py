@@ -203,6 +203,23 @@ def test_broken_tensors_can_be_kept_and_are_named(trio: dict[str, Path], tmp_pat
     assert list(json.loads((tmp_path / "out/broken.json").read_bytes())) == [FIRST_CONV]
 
 
+@pytest.mark.parametrize("mode", ["ties", "ties_mass", "dare", "train_difference", "slerp", "cosine_a"])
+@pytest.mark.parametrize("model", ["a", "b"])
+def test_what_a_mode_leaves_out_may_be_broken_too(
+    mode: str, model: str, trio: dict[str, Path], tmp_path: Path
+) -> None:
+    """Modes that drop values could drop a NaN, and nobody would know."""
+    tensors = load_file(trio[model])
+    tensors[FIRST_CONV].view(-1)[5] = torch.nan
+    models = trio | {model: tmp_path / "broken.safetensors"}
+    with safe_open(trio[model], "pt") as file:
+        save_file(tensors, models[model], file.metadata())
+    names = ["a", "b", "c"] if mode == "train_difference" else ["a", "b"]
+    chain = [{"mode": mode, "models": names, "alpha": 0.1, "beta": 0.1}]
+    with pytest.raises(ModelError, match=rf"{model} \(.*\): {re.escape(FIRST_CONV)} holds NaN or infinity"):
+        merged(models, tmp_path / "out", chain=chain)
+
+
 GIVERS = {  # of A's and B's tensors under each convention, when IN00 alone is 1
     "mbw": {TIME: "b", LABEL: "a", HEAD: "a", VAE: "a"},
     "supermerger": {TIME: "b", LABEL: "b", HEAD: "a", VAE: "a"},

@@ -19,7 +19,7 @@ from aid.merge.modes.native import by_kernel
 from aid.merge.recipe.combination import Call, Combination
 from aid.merge.recipe.recipe import RANGED
 from aid.merge.streaming.parent import Parent
-from aid.merge.streaming.stream import Made
+from aid.merge.streaming.stream import THE_SUM, Fault, Made
 from aid.sd.file.header import ITEM_BYTES, Format
 
 MOST = 1 << 16  # values at a time
@@ -85,9 +85,9 @@ class Evaluation:
 
         return NONLINEAR[call.mode]
 
-    def _fill(self, key: str, start: int, room: memoryview) -> int:
-        """Values from `start` on; returns their fault."""
-        format, fault = self.formats[key].name, 0
+    def _fill(self, key: str, start: int, room: memoryview) -> Fault:
+        """Values from `start` on."""
+        format, fault = self.formats[key].name, ""
         item = ITEM_BYTES[format]
         total, step = len(room) // item, self._step(key)
         for at in range(0, total, step):
@@ -96,29 +96,39 @@ class Evaluation:
             fault = fault or own
         return fault
 
-    def _blend(self, key: str, start: int, count: int, format: str, out: memoryview) -> int:
-        operands = self._operands(key, self.calls[key], start, count)
+    def _blend(self, key: str, start: int, count: int, format: str, out: memoryview) -> Fault:
+        broken = list[Fault]()
+        operands = self._operands(key, self.calls[key], start, count, broken)
         if key in self.bakes:
             working = self._working(key)
             unrounded = _blended(operands, count, working)
             self.bakes[key](in_memory(unrounded), working, start)
             operands = [unrounded]
-        return _blend(operands, count, format, out)
+        fault = _blend(operands, count, format, out)
+        return broken[0] if broken else THE_SUM if fault else ""
 
-    def _operands(self, key: str, combination: Combination, start: int, count: int) -> list[Operand]:
-        return [self._operand(key, leaf, weight, start, count) for leaf, weight in combination]
+    def _operands(
+        self, key: str, combination: Combination, start: int, count: int, broken: list[Fault]
+    ) -> list[Operand]:
+        """`broken` is told of parents whose values aren't finite: a mode may leave them out, or all."""
+        return [self._operand(key, leaf, weight, start, count, broken) for leaf, weight in combination]
 
-    def _operand(self, key: str, leaf: str | Call, weight: float, start: int, count: int) -> Operand:
+    def _operand(
+        self, key: str, leaf: str | Call, weight: float, start: int, count: int, broken: list[Fault]
+    ) -> Operand:
         if isinstance(leaf, Call):
-            return Operand(self._called(key, leaf, start, count), self._working(key), weight)
+            return Operand(self._called(key, leaf, start, count, broken), self._working(key), weight)
         format = self.parents[leaf].formats[key].name
         item = ITEM_BYTES[format]
         room = memoryview(bytearray(count * item))
-        return Operand(self.parents[leaf].values(key, start * item, room), format, weight)
+        operand = Operand(self.parents[leaf].values(key, start * item, room), format, weight)
+        if not arithmetic([format]).is_finite(operand, count):
+            broken.append(str(self.parents[leaf]))
+        return operand
 
-    def _called(self, key: str, call: Call, start: int, count: int) -> memoryview:
+    def _called(self, key: str, call: Call, start: int, count: int, broken: list[Fault]) -> memoryview:
         shape, working = self.formats[key].shape, self._working(key)
-        models = [self._model(key, one, start, count) for one in call.operands]
+        models = [self._model(key, one, start, count, broken) for one in call.operands]
         bounds = self._range(call) if call.mode in RANGED else (0.0, 1.0)
         told = Told(
             call.alpha, call.beta, call.gamma, call.seed, key, shape, start, count, working,
@@ -126,9 +136,11 @@ class Evaluation:
         )  # fmt: skip
         return self._mode(key, call).part(models, told)
 
-    def _model(self, key: str, combination: Combination, start: int, count: int) -> Operand:
+    def _model(
+        self, key: str, combination: Combination, start: int, count: int, broken: list[Fault]
+    ) -> Operand:
         """As it is stored, where it is one parent alone."""
-        operands = self._operands(key, combination, start, count)
+        operands = self._operands(key, combination, start, count, broken)
         if len(operands) == 1 and operands[0].weight == 1.0 and operands[0].format in CODES:
             return operands[0]
         return _blended(operands, count, self._working(key))
@@ -140,7 +152,7 @@ class Evaluation:
         if measure is not None and same not in self.measured:
 
             def read(number: int, start: int, count: int) -> Operand:
-                return self._model(key, call.operands[number], start, count)
+                return self._model(key, call.operands[number], start, count, [])
 
             self.measured[same] = measure(Given(shape, len(call.operands), working, read), call.beta)
         return self.measured.get(same)

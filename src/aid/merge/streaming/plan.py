@@ -11,7 +11,7 @@ from aid.errors import ModelError
 from aid.merge.recipe.combination import Combination
 from aid.merge.recipe.recipe import Recipe
 from aid.merge.streaming.parent import Parent
-from aid.merge.streaming.stream import Made, Output, Sum
+from aid.merge.streaming.stream import Fault, Made, Output, Sum
 from aid.sd.file.header import FLOATING, Format
 from aid.sd.model.blocks import is_merged
 from aid.sd.model.detection import V_MARKER, ZERO_MARKER
@@ -115,10 +115,10 @@ def _terms(combination: Combination, parents: Mapping[str, Parent]) -> tuple[tup
     return tuple((parents[leaf], weight) for leaf, weight in combination if isinstance(leaf, str))
 
 
-def _positions(start: int, room: memoryview) -> int:
+def _positions(start: int, room: memoryview) -> Fault:
     """0, 1, 2 ...: other tools' merges average them, and lose some."""
     room[:] = b"".join(number.to_bytes(8, "little") for number in range(start, start + len(room) // 8))
-    return 0
+    return ""
 
 
 def _require_fit(vae: Parent, primary: Parent) -> None:

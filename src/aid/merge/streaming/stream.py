@@ -24,6 +24,11 @@ STRETCH_BYTES = 1 << 20  # of the result, which a thread makes at once
 THREADS = 4  # more don't help: a disk, or memory, is what is waited for
 
 
+Fault = str
+"""Where NaN or infinity comes from: a parent, or THE_SUM; empty if there is none."""
+THE_SUM = "the sum"
+
+
 @dataclass(frozen=True)
 class Sum:
     """Parents' tensors, each times its weight. One alone with weight 1, in its own format, is copied."""
@@ -34,9 +39,9 @@ class Sum:
 @dataclass(frozen=True)
 class Made:
     """A tensor that is no mere sum: `fill` puts values from one on into a buffer, as many as it has room for,
-    and returns their fault as `Arithmetic.blend` tells it. Pieces begin at a multiple of `grain` values."""
+    and returns their fault. Pieces begin at a multiple of `grain` values."""
 
-    fill: Callable[[int, memoryview], int]
+    fill: Callable[[int, memoryview], Fault]
     grain: int = 1
 
 
@@ -66,7 +71,7 @@ class Piece:
 
 Stretch = list[Piece]
 """Pieces that stand side by side in the file."""
-Seen = Callable[[Piece, int], None]
+Seen = Callable[[Piece, Fault], None]
 """Told of each piece, in the file's order, and its fault."""
 
 
@@ -110,29 +115,30 @@ def write_stream(
     return digest.hexdigest()
 
 
-def fill(key: str, output: Output, into: memoryview) -> Iterator[tuple[Piece, int]]:
+def fill(key: str, output: Output, into: memoryview) -> Iterator[tuple[Piece, Fault]]:
     """One tensor's bytes, put `into` memory piece by piece."""
     for stretch in _stretches({key: output}, 0):
         room = into[stretch[0].at :][: stretch[0].size]
         yield stretch[0], _made(stretch, room)[0]
 
 
-def _made(stretch: Stretch, room: memoryview) -> list[int]:
+def _made(stretch: Stretch, room: memoryview) -> list[Fault]:
     """Each piece's fault; the bytes are in `room`."""
     at = stretch[0].at
     return [_filled(piece, room[piece.at - at :][: piece.size]) for piece in stretch]
 
 
-def _filled(piece: Piece, room: memoryview) -> int:
+def _filled(piece: Piece, room: memoryview) -> Fault:
     source, format = piece.output.source, piece.output.format.name
     if isinstance(source, Made):
         return source.fill(piece.start, room)
     operands = [_operand(piece, *term) for term in source.terms]
     first = operands[0]
     if len(operands) == 1 and first.weight == 1.0 and first.format == format:
-        return _copy(first, piece.count, room)
+        return "" if _copy(first, piece.count, room) else str(source.terms[0][0])
     way = arithmetic([*(one.format for one in operands), format])
-    return way.blend(operands, piece.count, format, room)
+    number = way.blend(operands, piece.count, format, room)
+    return str(source.terms[number - 1][0]) if number > 0 else THE_SUM if number else ""
 
 
 def _operand(piece: Piece, parent: Parent, weight: float) -> Operand:
@@ -142,14 +148,15 @@ def _operand(piece: Piece, parent: Parent, weight: float) -> Operand:
     return Operand(values, name, weight)
 
 
-def _copy(operand: Operand, count: int, room: memoryview) -> int:
+def _copy(operand: Operand, count: int, room: memoryview) -> bool:
+    """Whether all values are finite."""
     if isinstance(operand.values, InFile):
         operand.values.read(room)
     else:
         room[:] = operand.values
-    if operand.format not in FLOATING:
-        return 0
-    return 0 if arithmetic([operand.format]).is_finite(operand._replace(values=room), count) else 1
+    return operand.format not in FLOATING or arithmetic([operand.format]).is_finite(
+        operand._replace(values=room), count
+    )
 
 
 def _write(file: int, at: int, values: memoryview) -> None:
