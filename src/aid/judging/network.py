@@ -77,6 +77,8 @@ def fresh_network(panel: Panel, width: int, seed: int) -> JudgeNetwork:
 def network_of(panel: Panel, width: int, weights: Mapping[str, Tensor]) -> JudgeNetwork:
     """A network of these weights, laid out in the same way. Raises ValueError or RuntimeError for any that
     are not its own, before there is memory for them."""
+    if not any((panel.styles, *panel.groups.values(), panel.tags)):
+        raise ValueError("a judge without answers")
     with torch.device("meta"):
         network = JudgeNetwork(panel, width)
     for name, like in network.state_dict().items():
