@@ -242,6 +242,14 @@ def test_adapters_are_put_on_and_taken_off(model: StableDiffusion, adapters: Ada
         draw(model, [shot("<lora:soft:1>")])
 
 
+def test_the_second_pass_wears_its_own_adapters(model: StableDiffusion, adapters: AdapterFolder) -> None:
+    """Though it be of one size with the first."""
+    words = ("red hair", "red hair<lora:soft:1>")
+    own = [shot("red hair", hires={"scale": 1, "prompt": word, "upscaler": "Latent"}) for word in words]
+    plain, worn = draw(model, own, adapters=adapters)
+    assert not same(plain, worn)
+
+
 def test_embeddings_bundled_with_adapters_are_known(
     model: StableDiffusion, adapters: AdapterFolder, tmp_path: Path
 ) -> None:

@@ -55,9 +55,9 @@ def test_a_row_is_the_same_to_the_bit_whatever_is_beside_it(name: str) -> None:
 @pytest.mark.usefixtures("threads")
 def test_so_is_what_attention_sees(queries: int) -> None:
     query, key, value = random(6, 8, queries, 16), random(6, 8, 80, 16), random(6, 8, 80, 16).flip(2)
-    together = attention(query, key, value)
+    together = attention(query, key, value, None, 0.25)
     parts = zip(query.split(1), key.split(1), value.split(1), strict=True)
-    assert torch.equal(together, torch.cat([attention(*part) for part in parts]))
+    assert torch.equal(together, torch.cat([attention(*part, None, 0.25) for part in parts]))
     torch.testing.assert_close(together, F.scaled_dot_product_attention(query, key, value))
 
 

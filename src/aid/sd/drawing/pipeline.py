@@ -3,8 +3,8 @@
     texts --> noise or a picture's latent --sampler--> latents [--enlarge, sampler-->] --VAE--> pictures
 
 A picture depends on its shot and the weights alone: noise comes from its own seed, and prompts of
-different length are never padded to share a batch. Drawn in another batch it is the same up to the
-rounding of the convolutions.
+different length are never padded to share a batch. Drawn in another batch it is the same, on a CPU to the
+bit.
 """
 
 from __future__ import annotations
@@ -109,13 +109,12 @@ def draw_batch(
     `pictures` (sha256 -> path) are where sources are looked for first."""
     first = shots[0]
     init = open_init(first.source, (first.width, first.height), pictures) if first.source else None
-    with quick(model):
-        if init:
-            latents = _from_picture(model, shots, init, texts, on_step)
-        else:
-            latents = _from_noise(model, shots, texts, on_step)
-        if first.hires:
-            latents = _second_pass(model, shots, latents, texts, on_step)
+    if init:
+        latents = _from_picture(model, shots, init, texts, on_step)
+    else:
+        latents = _from_noise(model, shots, texts, on_step)
+    if first.hires:
+        latents = _second_pass(model, shots, latents, texts, on_step)
     drawn = to_pictures(decode(model, latents), shots, model)
     return [init.over(picture) for picture in drawn] if init else drawn
 
@@ -132,7 +131,7 @@ def _from_noise(model: StableDiffusion, shots: Sequence[Shot], texts: Texts, on_
     course = plan_course(first.sampler, first.schedule, first.steps, levels_of(model, first))
     noise = _noise(model, shots, (first.width, first.height))
     denoise = _denoiser(model, shots, texts)
-    return _sample(first, denoise, course.start(noise()), course, noise, on_step)
+    return _sample(model, first, denoise, course.start(noise()), course, noise, on_step)
 
 
 def _from_picture(
@@ -146,10 +145,10 @@ def _from_picture(
     noise = _noise(model, shots, size)
     denoise: Denoise = _denoiser(model, shots, texts, init=init)
     if mask is None:
-        return _sample(first, denoise, course.start_from(latent, noise()), course, noise, on_step)
+        return _sample(model, first, denoise, course.start_from(latent, noise()), course, noise, on_step)
     latent = start_under(latent, mask, init.source.masked_content, _noise(model, shots, size))
     denoise = keep_outside(denoise, latent, mask)
-    x = _sample(first, denoise, course.start_from(latent, noise()), course, noise, on_step)
+    x = _sample(model, first, denoise, course.start_from(latent, noise()), course, noise, on_step)
     return x * mask + latent * (1 - mask)
 
 
@@ -163,7 +162,7 @@ def _second_pass(
     course = _course_from(second, hires.denoising_strength, model, fix_steps=True)
     noise = _noise(model, shots, shots[0].drawn_size)
     denoise = _denoiser(model, shots, texts, second=True)
-    return _sample(second, denoise, course.start_from(large, noise()), course, noise, on_step)
+    return _sample(model, second, denoise, course.start_from(large, noise()), course, noise, on_step)
 
 
 def _course_from(shot: Shot, strength: float, model: StableDiffusion, *, fix_steps: bool) -> Course:
@@ -202,10 +201,17 @@ def _noise(model: StableDiffusion, shots: Sequence[Shot], size: tuple[int, int])
 
 
 def _sample(
-    shot: Shot, denoise: Denoise, x: Tensor, course: Course, noise: PictureNoise, on_step: OnStep
+    model: StableDiffusion,
+    shot: Shot,
+    denoise: Denoise,
+    x: Tensor,
+    course: Course,
+    noise: PictureNoise,
+    on_step: OnStep,
 ) -> Tensor:
-    """One run of the shot's sampler from `x`, whose noise is drawn already."""
+    """One run of the shot's sampler from `x`, whose noise is drawn already, with what the model wears."""
     takes_eta = shot.eta is not None and TRAITS[shot.sampler].eta is not None
     own = {"eta": shot.eta} if takes_eta else {}
     source = noise_for(shot.sampler, course, noise)
-    return SAMPLERS[shot.sampler](denoise, x, course.sigmas, source, on_step, **own)
+    with quick(model):
+        return SAMPLERS[shot.sampler](denoise, x, course.sigmas, source, on_step, **own)
