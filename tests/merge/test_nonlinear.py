@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_chain import Tensors, merged, narrow
 
@@ -21,7 +24,7 @@ from aid.errors import SettingsError
 from aid.merge.arithmetic.sums import Kernel, Operand, kernel
 from aid.merge.modes.mode import Given, Mode, Told, parts_of
 from aid.merge.modes.native import by_kernel
-from aid.merge.modes.nonlinear import NONLINEAR, Counts
+from aid.merge.modes.nonlinear import NONLINEAR, Counts, range_of
 from aid.merge.modes.selection import ranked
 from aid.merge.recipe.linear import LINEAR
 from aid.merge.recipe.recipe import MODES
@@ -325,3 +328,17 @@ def test_a_share_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(SettingsError, match="a share of the values"):
         merged(models, tmp_path / "out", chain=[{"mode": mode, "models": ["a", "b"], "beta": beta}])
+
+
+LIKENESS = st.floats(-4, 4) | st.just(math.nan) | st.sampled_from([0.25, -1.0])
+
+
+@given(values=st.lists(LIKENESS, min_size=1, max_size=300), parts=st.integers(1, 4))
+def test_a_models_range_is_what_sorting_tells(values: list[float], parts: int) -> None:
+    """Of supermerger: sorted, cut below the first percentile, then above the last."""
+    kept = np.sort([value for value in values if not math.isnan(value)])
+    if not len(kept):
+        return
+    kept = kept[kept >= np.percentile(kept, 1, method="midpoint")]
+    kept = kept[kept <= np.percentile(kept, 99, method="midpoint")]
+    assert range_of(np.array_split(np.array(values), parts)) == (kept[0], kept[-1])

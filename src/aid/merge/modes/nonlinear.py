@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -286,16 +287,33 @@ NONLINEAR: dict[str, Mode] = {
 
 
 def range_of(found: Sequence[Array]) -> tuple[float, float]:
-    """As supermerger takes it: what lies below the first percentile goes, then what is above the last."""
-    values = np.concatenate(found)
-    values.sort()  # NaN to the end
-    values = values[: len(values) - np.count_nonzero(np.isnan(values))]
-    values = values[np.searchsorted(values, _percentile(values, 1)) :]
-    values = values[: np.searchsorted(values, _percentile(values, 99), side="right")]
-    return float(values[0]), float(values[-1])
+    """As supermerger takes it: what lies below the first percentile goes, then what is above the last. A
+    percentile between two values is their mean; NaN counts as nothing."""
+    count = sum(int(np.count_nonzero(one <= math.inf)) for one in found)
+    before, after = (count - 1) // 100, -(-(count - 1) // 100)
+    lowest = _nth(found, after)
+    middle = (_nth(found, before) + lowest) / 2
+    gone = sum(int(np.count_nonzero(one < middle)) for one in found)
+    return lowest, _nth(found, gone + (count - gone - 1) * 99 // 100)
 
 
-def _percentile(values: Array, percent: int) -> float:
-    """Of sorted values: in the middle between the two nearest."""
-    place = (len(values) - 1) * percent
-    return float(values[place // 100] + values[-(-place // 100)]) / 2
+def _nth(found: Sequence[Array], place: int) -> float:
+    """The value with that many before it, by halving the doubles: to sort them all would take their memory
+    once more."""
+    low, high = -INFINITY, INFINITY
+    while low < high:
+        middle = (low + high) // 2
+        if sum(int(np.count_nonzero(one <= _double(middle))) for one in found) > place:
+            high = middle
+        else:
+            low = middle + 1
+    return _double(low)
+
+
+INFINITY = 0x7FF << 52  # its bits
+
+
+def _double(number: int) -> float:
+    """Doubles in their order, 0 at 0."""
+    size = float(struct.unpack("=d", struct.pack("=q", abs(number)))[0])
+    return size if number >= 0 else -size
