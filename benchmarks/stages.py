@@ -16,7 +16,7 @@ from pathlib import Path
 
 from reporting import Row, report
 
-from aid.cli.console import ConsoleProgress
+from aid.cli.console import Bars
 from aid.core.workbench import Workbench
 from aid.make import Recipe, make, read_recipe
 
@@ -40,7 +40,7 @@ def _start(recipe: Recipe) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            list(make(recipe, Workbench("auto", 0, ConsoleProgress())))
+            list(make(recipe, Workbench("auto", 0, Bars())))
         except BaseException:
             traceback.print_exc()
             os._exit(1)
