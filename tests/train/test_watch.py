@@ -276,7 +276,7 @@ def test_who_is_behind_comes_up_more_often() -> None:
 
 
 def test_who_is_seen_less_by_the_judge_comes_up_more_often() -> None:
-    judged = MEASURED.model_copy(update={"by": "judge", "strength": 1.0, "pictures": 4})
+    judged = MEASURED.model_copy(update={"by": "judge", "strength": 1.0, "smoothing": 0.5, "pictures": 4})
     row = Row(9, {}, {}, missed={"slow": 5 / 6, "fast": 1 / 6})
     weights = weigh([row], {"slow": 1.0, "fast": 1.0, "unjudged": 1.0}, (), judged)
     assert weights["slow"] == pytest.approx((1 + 5**0.5) / 2), "halfway to the root of 5/6 over 1/6"

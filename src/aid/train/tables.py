@@ -74,14 +74,15 @@ class BalanceSettings(Settings):
     drawn."""
     timesteps: int = Field(default=4, ge=1, le=100)
     """Noise levels at which each is measured, spread evenly over the law's probability."""
-    strength: float = Field(default=1.0, ge=0)
-    """How strongly weights follow: a style with twice the mean's share of loss left comes up 2^`strength`
-    times as often. GradNorm's alpha."""
+    strength: float = Field(default=2.0, ge=0)
+    """How strongly weights follow: a style with twice as much left as the mean comes up 2^`strength` times
+    as often. GradNorm's alpha."""
     bound: float = Field(default=4.0, ge=1)
     """No style comes up more often than this times its usual share, nor less often than one part in it, but
     for what the others' weights do to the sum."""
-    smoothing: float = Field(default=0.5, ge=0, lt=1)
-    """How much of a weight stays from one measurement to the next."""
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """How much of a weight stays from one measurement to the next. What is measured are averaged weights,
+    which come late already; in the experiments more was lost by being late than gained by being steady."""
     stop_at: Literal["never", "slightly overfit"] = "never"
     """When a style has learnt enough: never, or when its trained pictures' loss has fallen further than that
     of held-out ones by `overfit_gap`, and the latter falls no more. It then waits with weight `rest`; the run
