@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_chain import narrow
 
-from aid.core.workbench import Workbench
+from aid.core.workbench import Silence, Workbench
 from aid.errors import ModelError
 from aid.merge.arithmetic.product import Matrix, add_product
 from aid.merge.arithmetic.sums import kernel
@@ -24,6 +25,7 @@ from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.sd.adapter.file import load_adapter
 from aid.sd.adapter.fitting import applied
+from aid.sd.adapter.kind import KINDS
 from aid.sd.adapter.target import skeleton
 from aid.sd.adapter.use import Use
 from aid.sd.model.architecture import TINY, TINY_SD2, TINY_SDXL, Architecture
@@ -33,6 +35,7 @@ QUERY = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"  
 VALUE, OUT = QUERY.replace("to_q", "to_v"), QUERY.replace("to_q", "to_out_0")
 FEED, ENTER = QUERY.replace("attn1_to_q", "ff_net_2"), QUERY.replace("attn1_to_q", "norm1")
 CONV, CP = "lora_unet_down_blocks_1_resnets_0_conv2", "lora_unet_mid_block_resnets_0_conv1"
+QUERY_KEY = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight"
 TEXT, PROJECTION = "lora_te1_encoder_layers_0_self_attn_v_proj", "lora_te2_text_projection"
 
 
@@ -168,3 +171,71 @@ print(*sorted({"torch", "numpy"} & set(sys.modules)))
     words = ["merge", "--models", f"base={own}", "--loras", f"x={lora}", "--out", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda own: own[:, :8], r"to_q\.weight is \[16, 8\] in the checkpoint; expected \[16, 16\]"),
+        (lambda own: torch.cat([own] * 4), r"to_q\.weight is \[64, 16\] in the checkpoint"),
+        (lambda own: own[0, 0], r"to_q\.weight is \[\] in the checkpoint"),
+        (lambda own: own.to(torch.int8), r"to_q\.weight holds I8 in the checkpoint; expected floating point"),
+    ],
+)
+def test_a_checkpoint_that_is_not_what_it_seems(
+    changed: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    own, lora = narrow(TINY, tmp_path)["a"], every_kind(TINY, tmp_path / "x.safetensors", 0)
+    tensors, key = load_file(own), QUERY_KEY
+    with safe_open(own, "pt") as file:
+        save_file(tensors | {key: changed(tensors[key]).contiguous()}, own, file.metadata())
+    with pytest.raises(ModelError, match=message):
+        baked(own, [lora], tmp_path / "out")
+
+
+def test_adapters_that_are_too_strong_are_named(tmp_path: Path) -> None:
+    own, loras = narrow(TINY, tmp_path)["a"], two_adapters(TINY, tmp_path)
+    with pytest.raises(ModelError, match=r"x and y: .*weight holds NaN or infinity.*smaller weights"):
+        baked(own, loras, tmp_path / "out", lora_weights={"x": 1e300, "y": 1.0})
+    tensors = load_file(loras[0]) | {f"{QUERY}.alpha": torch.tensor(float("nan"))}
+    save_file(tensors, loras[0])
+    with pytest.raises(ModelError, match=r"x\.safetensors: .*to_q.*alpha.*(NaN|nan)"):
+        baked(own, loras, tmp_path / "out")
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    own, lora = narrow(TINY, tmp_path), every_kind(TINY, tmp_path / "x.safetensors", 0)
+    tensors = load_file(lora)
+    tensors |= {
+        key.replace(QUERY, "lora_unet_elsewhere"): one.clone() for key, one in tensors.items() if QUERY in key
+    }
+    save_file(tensors, lora)
+    others = {name: one for name, one in load_file(own["b"]).items() if name != QUERY_KEY}
+    with safe_open(own["b"], "pt") as file:
+        save_file(others, own["b"], file.metadata())
+    said = list[str]()
+
+    class Told(Silence):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    settings = MergeSettings(primary="a", weights={"b": {"IN": 0.5}})
+    inputs = MergeInputs(models={"a": own["a"], "b": own["b"]}, loras={"x": lora})
+    merge(settings, inputs, tmp_path / "out", Workbench(progress=Told()))
+    assert len(said) == 2
+    assert said[0].startswith("b (") and f"lacks {QUERY_KEY}: as the other models have it" in said[0]
+    assert said[1].startswith("x: 1 of 9 parts have no place in this model (lora_unet_elsewhere")
+
+
+def test_pieces_of_large_tensors_are_small(tmp_path: Path) -> None:
+    """Every kind goes by rows, DoRA where a magnitude is an output's."""
+    adapter = load_adapter(every_kind(TINY, tmp_path / "x.safetensors", 0))
+    for name, change in adapter.changes.items():
+        assert change.by_rows(change.shape), name
+        if change.kind:
+            arrays = {part: tensor.numpy() for part, tensor in change.tensors.items()}
+            whole = KINDS[change.kind].delta(arrays)
+            rows = [
+                KINDS[change.kind].delta(arrays, rows=slice(at, at + 5)) for at in range(0, len(whole), 5)
+            ]
+            np.testing.assert_allclose(np.concatenate(rows), whole, rtol=1e-6)

@@ -342,3 +342,16 @@ def test_a_models_range_is_what_sorting_tells(values: list[float], parts: int) -
     kept = kept[kept >= np.percentile(kept, 1, method="midpoint")]
     kept = kept[kept <= np.percentile(kept, 99, method="midpoint")]
     assert range_of(np.array_split(np.array(values), parts)) == (kept[0], kept[-1])
+
+
+@pytest.mark.parametrize("mode", sorted(NONLINEAR))
+def test_half_precision_is_rounded_once(mode: str, models: dict[str, Path], tmp_path: Path) -> None:
+    """Beside the same merge in single precision: at most .51 of a spacing off."""
+    given = ["a", "b"] if mode in ("cosine_a", "cosine_b", "tensor", "tensor2", "slerp") else ["a", "b", "c"]
+    chain = [{"mode": mode, "models": given, "alpha": 0.3, "beta": 0.4}]
+    exact = merged(models, tmp_path / "single", chain=chain, precision="fp32")
+    for key, half in merged(models, tmp_path / "half", chain=chain).items():
+        if half.dtype == torch.float16:
+            wanted = exact[key].double().numpy()
+            spacing = np.spacing(np.abs(wanted).astype(np.float16)).astype(np.float64)
+            assert np.max(np.abs(half.double().numpy() - wanted) / spacing, initial=0) <= 0.51, key

@@ -6,6 +6,7 @@ from collections import ChainMap
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from aid.merge.recipe.recipe import Recipe, adapter_weights, plan, primary_of
@@ -25,6 +26,7 @@ from aid.sd.model.layouts import VAE
 
 if TYPE_CHECKING:
     from aid.merge.streaming.evaluation import Bake
+    from aid.sd.adapter.file import Adapter
 
 FORMATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -53,8 +55,23 @@ class Job:
             return {}
         from aid.merge.streaming.adapter import plan_adapters  # few merges have any
 
-        shapes = dict(ChainMap(*(dict(self.parents[name].shapes()) for name in recipe.order)))
-        return plan_adapters(self.inputs.loras, weights, self.architecture, recipe.block, shapes)
+        formats = ChainMap(*(dict(self.parents[name].formats) for name in recipe.order))
+        return plan_adapters(self.adapters, weights, self.architecture, recipe.block, formats)
+
+    @cached_property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """By name. Raises FileError or ModelError for a file that isn't one."""
+        from aid.merge.streaming.adapter import open_adapter
+
+        return {name: open_adapter(path) for name, path in self.inputs.loras.items()}
+
+    def notes(self, plan: Plan) -> list[str]:
+        """What a person may not expect: parts of adapters, and of models, that aren't there."""
+        if not self.inputs.loras:
+            return plan.incomplete
+        from aid.sd.adapter.bake import unmatched
+
+        return [*plan.incomplete, *unmatched(self.architecture, self.adapters.values())]
 
     def planned(self, settings: MergeSettings) -> Plan:
         """Raises as `recipe` does."""

@@ -30,6 +30,8 @@ class Notes:
             format = WORDS.get(piece.output.format.name, piece.output.format.name)
             where = f"{piece.key}, in {format}," if fault == THE_SUM else f"{fault}: {piece.key}"
             raise ModelError(
-                f"{where} holds NaN or infinity", "finite weights", "Use an undamaged copy of this model."
+                f"{where} holds NaN or infinity",
+                "finite weights",
+                "Use an undamaged copy of it, or smaller weights.",
             )
         self.broken.setdefault(piece.key, fault)

@@ -36,6 +36,8 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
     with ExitStack() as open_files:
         job = open_job(settings, inputs, open_files)
         plan = job.planned(settings)
+        for note in job.notes(plan):
+            bench.progress.say(note)
         threads, outputs = threads_of(bench), plan.outputs(plan.combinations)
         if plan.evaluation is not None:
             with bench.progress.task("measure", total=len(plan.evaluation.calls), unit="tensor") as tick:

@@ -20,15 +20,17 @@ class Matrix(NamedTuple):
     rows: int
     columns: int
 
-    def cut(self, first: int, end: int) -> Matrix:
-        """Those rows."""
+    def cut(self, rows: slice) -> Matrix:
+        """Those rows, one after another."""
+        first, end, _ = rows.indices(self.rows)
         size = self.columns * ITEM_BYTES["F32"]
         return Matrix(self.values[first * size : end * size], end - first, self.columns)
 
 
 def add_product(left: Matrix, right: Matrix, scale: float, out: memoryview, working: str) -> None:
     """out += scale * left @ right; `working` is out's format, F32 or F64."""
-    assert left.columns == right.rows
+    assert left.columns == right.rows and len(out) == left.rows * right.columns * ITEM_BYTES[working]
+    assert all(len(one.values) == one.rows * one.columns * ITEM_BYTES["F32"] for one in (left, right))
     if not left.rows * left.columns * right.columns:
         return
     if (native := kernel()) is None:

@@ -64,6 +64,9 @@ class Mode:
     grain: Callable[[Shape], int] = lambda shape: 1
     values: int = PART
     """At a time."""
+    exact: bool = False
+    """Whether it works in doubles whatever the format: where large numbers cancel out, what is left shows
+    if floats were rounded."""
 
 
 def parts_of(grain: int, values: int = PART) -> int:

@@ -27,7 +27,7 @@ def by_kernel(kernel: Kernel, name: str) -> Mode | None:
     modes: dict[str, Mode] = {
         "ties": Mode(own.ties, own.least, values=MANY),
         "ties_mass": Mode(own.ties_mass, own.least, values=MANY),
-        "train_difference": Mode(own.train_difference, values=MANY),
+        "train_difference": Mode(own.train_difference, values=MANY, exact=True),
         "dare": Mode(own.dare, values=MANY),
         "slerp": Mode(slerp, own.products, values=MANY),
     }

@@ -272,13 +272,13 @@ def products(given: Given, beta: float) -> list[float]:
 
 
 NONLINEAR: dict[str, Mode] = {
-    "train_difference": Mode(_of_arrays(train_difference)),
-    "smooth_add": Mode(_of_arrays(smooth_add), grain=math.prod),
-    "cosine_a": Mode(_of_arrays(cosine), alike_a),
-    "cosine_b": Mode(_of_arrays(cosine), alike_b),
+    "train_difference": Mode(_of_arrays(train_difference), exact=True),
+    "smooth_add": Mode(_of_arrays(smooth_add), grain=math.prod, exact=True),
+    "cosine_a": Mode(_of_arrays(cosine), alike_a, exact=True),
+    "cosine_b": Mode(_of_arrays(cosine), alike_b, exact=True),
     "tensor": Mode(_of_arrays(tensor)),
     "tensor2": Mode(_of_arrays(tensor2)),
-    "extract": Mode(_of_arrays(extract), grain=last_axis),
+    "extract": Mode(_of_arrays(extract), grain=last_axis, exact=True),
     "ties": Mode(_of_arrays(ties), least),
     "ties_mass": Mode(_of_arrays(ties_mass), least),
     "dare": Mode(_of_arrays(dare)),

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from aid.merge.arithmetic.product import Matrix, add_product
 from aid.merge.arithmetic.sums import Operand, arithmetic
-from aid.merge.modes.mode import Shape, parts_of
+from aid.merge.modes.mode import Shape
 from aid.sd.adapter.bake import Baking, plan_bake
-from aid.sd.adapter.file import Change, load_adapter
+from aid.sd.adapter.file import Adapter, Change, load_adapter
 from aid.sd.adapter.kind import KINDS, decompose
 from aid.sd.adapter.use import Use
-from aid.sd.file.header import FLOATING, ITEM_BYTES
+from aid.sd.file.header import FLOATING, ITEM_BYTES, Format
 from aid.sd.file.raw import Raw
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.layouts import Place
@@ -26,25 +26,30 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-ROWS = 1 << 16  # values of whole rows that are baked at once
+ROWS, HEIGHT = 1 << 16, 16  # values baked at once, in that many rows at least, as they share preparations
 UP, DOWN = "lora_up.weight", "lora_down.weight"
 
 
 @dataclass(frozen=True, eq=False)
 class Bake:
-    """What adapters do to one tensor of a file, some rows at a time where every one of them allows that."""
+    """What adapters, by name, do to one tensor of a file, some rows at a time where all of them allow
+    that."""
 
     shape: Shape
     baking: Baking
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " and ".join(self.names)
 
     @cached_property
     def grain(self) -> int:
         by_rows = all(
-            not place.transposed and change.by_rows
+            not place.transposed and change.by_rows(place.own(self.shape))
             for (place, _), steps in self.baking.items()
             for change, _ in steps
         )
-        return parts_of(self._row, ROWS) if by_rows else math.prod(self.shape)
+        return self._row * max(HEIGHT, ROWS // self._row) if by_rows else math.prod(self.shape)
 
     @property
     def _row(self) -> int:
@@ -94,34 +99,42 @@ class Floats:
     tensors: Mapping[str, memoryview]
 
     def add(self, parameter: str, strength: float, to: Part) -> None:
+        change, rows = self.change, slice(None) if to.transposed else slice(to.first, to.first + to.shape[0])
+        plain = change.kind == "lora" and change.stored.keys() == {UP, DOWN} and change.magnitude is None
+        if parameter == "weight" and plain and not to.transposed:
+            up, down = self._matrix(UP).cut(rows), self._matrix(DOWN)
+            add_product(up, down, strength * change.scale, to.values, to.working)
+            return
+        import numpy as np  # most adapters do without
+
+        with np.errstate(all="ignore"):
+            view = to.array()
+            if parameter == "bias":
+                view += strength * self._array("bias").reshape(-1)[rows]
+            else:
+                view += strength * self._difference(view, rows)
+
+    def _difference(self, view: Array, rows: slice) -> Array:
+        """What it adds to some of a module's outputs."""
         change = self.change
-        if parameter == "weight" and change.kind == "lora" and change.by_rows and not to.transposed:
-            up, down = self._matrix(UP), self._matrix(DOWN)
-            rows = up.cut(to.first, to.first + to.shape[0])
-            add_product(rows, down, strength * change.scale, to.values, to.working)
-            return
-        view = to.array()
-        if parameter == "bias":
-            view += strength * self._taken("bias", to, rows=True).reshape(view.shape)
-            return
         assert change.kind is not None
-        kind = KINDS[change.kind]
-        arrays = {name: self._taken(name, to, name in kind.rows and change.by_rows) for name in change.stored}
-        delta = kind.delta(arrays, _product).reshape(view.shape).astype(view.dtype, copy=False)
-        if change.magnitude is not None:
-            magnitude = self._taken("magnitude", to, rows=False)
-            view += strength * decompose(view, delta * change.scale, magnitude)
-        else:
-            view += strength * change.scale * delta
+        arrays = {name: self._array(name) for name in change.stored}
+        delta: Array = KINDS[change.kind].delta(arrays, _product, rows).reshape(view.shape)
+        delta = delta.astype(view.dtype, copy=False) * change.scale
+        if change.magnitude is None:
+            return delta
+        magnitude = self._array("magnitude")
+        if change.by_rows((change.shape[0], *view.shape[1:])):
+            magnitude = magnitude.reshape(-1)[rows]
+        changed: Array = decompose(view, delta, magnitude)
+        return changed
 
     def _matrix(self, name: str) -> Matrix:
         rows, *rest = self.change.stored[name].shape
         return Matrix(self.tensors[name], rows, math.prod(rest))
 
-    def _taken(self, name: str, to: Part, rows: bool) -> Array:
-        whole = _array(self.tensors[name], _parts(self.change)[name].shape, "F32")
-        end = to.first + to.shape[0]
-        return whole[to.first : end] if rows and not to.transposed else whole
+    def _array(self, name: str) -> Array:
+        return _array(self.tensors[name], _parts(self.change)[name].shape, "F32")
 
 
 @lru_cache(maxsize=2)  # threads are at work on tensors side by side
@@ -149,7 +162,7 @@ def _widened(raw: Raw) -> memoryview:
 
 
 def _array(values: memoryview, shape: Shape, format: str) -> Array:
-    import numpy as np  # most adapters do without
+    import numpy as np
 
     return np.frombuffer(values, {"F32": np.float32, "F64": np.float64}[format]).reshape(shape)
 
@@ -168,6 +181,11 @@ def _matrix_of(array: Array) -> Matrix:
     return Matrix(values, *array.shape)
 
 
+def open_adapter(path: Path) -> Adapter:
+    """Its tensors stay where they are, checked. Raises as `load_adapter` does."""
+    return load_adapter(path, kept=False, finite=is_finite)
+
+
 def is_finite(raw: Raw) -> bool:
     """By the kernel, where there is one."""
     count, format = math.prod(raw.shape), raw.format.name
@@ -177,23 +195,25 @@ def is_finite(raw: Raw) -> bool:
 
 
 def plan_adapters(
-    adapters: Mapping[str, Path],
+    adapters: Mapping[str, Adapter],
     weights: Mapping[str, Mapping[str, float]],
     architecture: Architecture,
     block: Callable[[str], str],
-    shapes: Mapping[str, Shape],
+    formats: Mapping[str, Format],
 ) -> dict[str, Bake]:
-    """For each tensor that an adapter changes, what becomes of it; `shapes` are the file's. Negative weights
+    """For each tensor that an adapter changes, what becomes of it; `formats` are the file's. Negative weights
     take away.
 
-    Raises ModelError for an adapter that doesn't fit the architecture, before any tensor is read.
+    Raises ModelError for an adapter or a file that doesn't fit the architecture, before any tensor is read.
     """
-    found: dict[str, Baking] = {}
-    for name, path in sorted(adapters.items()):
-        use = Use(load_adapter(path, kept=False, finite=is_finite))
-        for key, baking in plan_bake(architecture, [use]).items():
-            weight = weights[name][block(key)]
-            for at, steps in baking.items() if weight else ():
+    found, names = dict[str, Baking](), dict[str, list[str]]()
+    for name, adapter in sorted(adapters.items()):
+        for key, baking in plan_bake(architecture, [Use(adapter)], formats).items():
+            if not (weight := weights[name][block(key)]):
+                continue
+            names.setdefault(key, []).append(name)
+            for at, steps in baking.items():
                 weighed = [(change, strength * weight) for change, strength in steps]
                 found.setdefault(key, {}).setdefault(at, []).extend(weighed)
-    return {key: Bake(shapes.get(key, ()), baking) for key, baking in found.items()}
+    shapes = {key: formats[key].shape if key in formats else () for key in found}
+    return {key: Bake(shapes[key], baking, tuple(names[key])) for key, baking in found.items()}

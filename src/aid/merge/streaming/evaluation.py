@@ -13,7 +13,7 @@ from threading import RLock
 from typing import Any, Protocol
 
 from aid.core.workbench import Ticker
-from aid.merge.arithmetic.sums import CODES, Operand, arithmetic, in_memory, kernel
+from aid.merge.arithmetic.sums import CODES, Operand, arithmetic, kernel
 from aid.merge.modes.mode import Given, Mode, Told, parts_of
 from aid.merge.modes.native import by_kernel
 from aid.merge.recipe.combination import Call, Combination
@@ -63,8 +63,9 @@ class Evaluation:
             self._first_pass(key, call)
 
     def _working(self, key: str) -> str:
-        """What is rounded to fewer bits than floats have is computed with floats."""
-        return "F64" if self.formats[key].name in ("F32", "F64") else "F32"
+        """What is rounded to fewer bits than floats have is computed with floats, if its modes allow that."""
+        exact = self.formats[key].name in ("F32", "F64") or any(mode.exact for mode in self._modes(key))
+        return "F64" if exact else "F32"
 
     def _grain(self, key: str) -> int:
         """The largest, a multiple of the smaller ones: of a value, the last axis, rows and everything."""
@@ -99,13 +100,16 @@ class Evaluation:
     def _blend(self, key: str, start: int, count: int, format: str, out: memoryview) -> Fault:
         broken = list[Fault]()
         operands = self._operands(key, self.calls[key], start, count, broken)
-        if key in self.bakes:
+        source = THE_SUM
+        if (bake := self.bakes.get(key)) is not None:
             working = self._working(key)
-            unrounded = _blended(operands, count, working)
-            self.bakes[key](in_memory(unrounded), working, start)
-            operands = [unrounded]
+            values = memoryview(bytearray(count * ITEM_BYTES[working]))
+            if not _blend(operands, count, working, values):
+                source = str(bake)
+            bake(values, working, start)
+            operands = [Operand(values, working)]
         fault = _blend(operands, count, format, out)
-        return broken[0] if broken else THE_SUM if fault else ""
+        return broken[0] if broken else source if fault else ""
 
     def _operands(
         self, key: str, combination: Combination, start: int, count: int, broken: list[Fault]

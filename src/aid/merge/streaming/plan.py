@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from aid.errors import ModelError
-from aid.merge.recipe.combination import Combination
+from aid.merge.recipe.combination import Combination, models_in
 from aid.merge.recipe.recipe import Recipe
 from aid.merge.streaming.parent import Parent
 from aid.merge.streaming.stream import Fault, Made, Output, Sum
@@ -57,6 +57,22 @@ class Plan:
             return Output(format, self.evaluation.made(key))
         return Output(format, Sum(_terms(self.combinations[key], self.parents)))
 
+    @property
+    def incomplete(self) -> list[str]:
+        """What parents lack of the blocks that they give, a sentence for each: others' values stand there."""
+        givers = {block: models_in(self.recipe.nominal(block)) for block in self.recipe.blocks}
+        lacking: dict[str, list[str]] = {}
+        for key in self.combinations:
+            if _is_model(key, self.recipe) and _is_merged(key, self.recipe, self.parents):
+                for name in givers.get(self.recipe.block(key), ()):
+                    if key not in self.parents[name].formats:
+                        lacking.setdefault(name, []).append(key)
+        return [
+            f"{self.parents[name]} lacks {keys[0]}" + (f" and {len(keys) - 1} more" if keys[1:] else "")
+            + ": as the other models have it"
+            for name, keys in lacking.items()
+        ]  # fmt: skip
+
     @cached_property
     def evaluation(self) -> Evaluation | None:
         """Of those tensors that aren't sums of parents' alone, if there are any."""
@@ -103,8 +119,12 @@ def _held(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> tuple[str,
 def _combination(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> Combination:
     """What a tensor is made of. Whole numbers aren't averaged, nor is what is no part of a model."""
     held = _held(key, recipe, parents)
-    averaged = parents[held[0]].formats[key].name in FLOATING and is_merged(key, recipe.convention)
-    return recipe.terms(key, held) if averaged else ((held[0], 1.0),)
+    return recipe.terms(key, held) if _is_merged(key, recipe, parents) else ((held[0], 1.0),)
+
+
+def _is_merged(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> bool:
+    first = _held(key, recipe, parents)[0]
+    return parents[first].formats[key].name in FLOATING and is_merged(key, recipe.convention)
 
 
 def _is_sum(combination: Combination) -> bool:

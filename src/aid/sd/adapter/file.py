@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aid.errors import ModelError
-from aid.sd.adapter.kind import BIASES, KINDS, Shape, decompose, scale_of
+from aid.sd.adapter.kind import BIASES, KINDS, Shape, decompose, magnitude_axis, scale_of
 from aid.sd.adapter.name import ALPHA, MAGNITUDE, PEFT_MAGNITUDE, family_of, group_keys, module_name
 from aid.sd.file.header import FLOATING
 from aid.sd.file.raw import Raw, open_raw
@@ -65,10 +65,9 @@ class Change:
             return bias
         return bias.add(_tensor(self.bias).to(bias.device).float().reshape(bias.shape), alpha=strength)
 
-    @property
-    def by_rows(self) -> bool:
-        """Whether some of a module's outputs can be computed without the others."""
-        return self.magnitude is None and (self.kind is None or KINDS[self.kind].by_rows(self.stored))
+    def by_rows(self, weight: Shape) -> bool:
+        """Whether some of a module's outputs, of that shape all, can be computed without the others."""
+        return self.magnitude is None or magnitude_axis(self.magnitude.shape, weight) == 0
 
 
 def _tensor(raw: Raw) -> Tensor:
@@ -193,7 +192,10 @@ def _change(
         number = found.of(raw, shapes["lora_down.weight"][0] if kind == "lora" else None)
     if magnitude is not None:
         _check_magnitude(raw, magnitude.shape, shape, path)
-    return Change(raw, kind, stored, scale_of(kind, shapes, number), magnitude, bias, shape)
+    scale = scale_of(kind, shapes, number)
+    if not math.isfinite(scale):
+        raise ModelError(f"{path}: {raw}'s alpha is {number}", "a finite number")
+    return Change(raw, kind, stored, scale, magnitude, bias, shape)
 
 
 def _kind(raw: str, tensors: Mapping[str, object], path: Path) -> str:

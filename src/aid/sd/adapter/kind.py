@@ -1,10 +1,9 @@
 """What each kind of adapter adds to a weight: two pure functions per kind, in a dictionary.
 
-One takes the tensors of a module and returns what they add before any scale, torch's or numpy's alike; the
-other says of their shapes what shape that has. Sources: LoRA, Hu et al. 2021 (arXiv 2106.09685);
-convolutions, CP (Tucker), LoHa and LoKr, Yeh et al. 2023 (arXiv 2309.14859, LyCORIS); DoRA, Liu et al. 2024
-(arXiv 2402.09353). Names of tensors: kohya's.
-"""
+One takes the tensors of a module and returns what they add to some of its outputs before any scale, torch's
+or numpy's alike; the other says of their shapes what shape that has for all outputs. Sources: LoRA, Hu et
+al. 2021 (arXiv 2106.09685); convolutions, CP (Tucker), LoHa and LoKr, Yeh et al. 2023 (arXiv 2309.14859,
+LyCORIS); DoRA, Liu et al. 2024 (arXiv 2402.09353). Names of tensors: kohya's."""
 
 from __future__ import annotations
 
@@ -22,11 +21,12 @@ Shapes = Mapping[str, Sequence[int]]
 Product = Callable[[Array, Array], Array]
 """Of two matrices."""
 EPSILON = 2.0**-23  # a float's
+ALL = slice(None)  # outputs
 
 
-def lora(tensors: Arrays, product: Product = matmul) -> Array:
+def lora(tensors: Arrays, product: Product = matmul, rows: slice = ALL) -> Array:
     """`up @ down`; with `mid` the CP form of a convolution. [out, in(, kh, kw)]"""
-    up, down = _matrix(tensors["lora_up.weight"]), tensors["lora_down.weight"]
+    up, down = _matrix(tensors["lora_up.weight"])[rows], tensors["lora_down.weight"]
     if "lora_mid.weight" in tensors:
         return _tucker(tensors["lora_mid.weight"], up.T, _matrix(down), product)
     return product(up, _matrix(down)).reshape(up.shape[0], *down.shape[1:])
@@ -39,9 +39,9 @@ def lora_shape(shapes: Shapes) -> Shape:
     return (*_product_shape(up, down)[:1], *down[1:])
 
 
-def loha(tensors: Arrays, product: Product = matmul) -> Array:
+def loha(tensors: Arrays, product: Product = matmul, rows: slice = ALL) -> Array:
     """The elementwise product of two LoRAs. [out, in * kh * kw], or in the CP form [out, in, kh, kw]"""
-    return _half_of_loha(tensors, "1", product) * _half_of_loha(tensors, "2", product)
+    return _half_of_loha(tensors, "1", product, rows) * _half_of_loha(tensors, "2", product, rows)
 
 
 def loha_shape(shapes: Shapes) -> Shape:
@@ -51,14 +51,18 @@ def loha_shape(shapes: Shapes) -> Shape:
     return one
 
 
-def lokr(tensors: Arrays, product: Product = matmul) -> Array:
+def lokr(tensors: Arrays, product: Product = matmul, rows: slice = ALL) -> Array:
     """The Kronecker product of a small and a large matrix, each whole or itself a LoRA.
     [out, in * kh * kw] or [out, in, kh, kw]"""
     small, large = _factor_of_lokr(tensors, "1", product), _factor_of_lokr(tensors, "2", product)
-    sizes = (*small.shape, *[1] * (len(large.shape) - len(small.shape)))
-    small = small.reshape([*chain.from_iterable((size, 1) for size in sizes)])
-    whole = small * large.reshape([*chain.from_iterable((1, size) for size in large.shape)])
-    return whole.reshape([own * other for own, other in zip(sizes, large.shape, strict=True)])
+    small = small.reshape(*small.shape, *[1] * (len(large.shape) - len(small.shape)))
+    height = large.shape[0]
+    own = range(*rows.indices(small.shape[0] * height))
+    small, large = small[[row // height for row in own]], large[[row % height for row in own]]
+    (_, *outer), (_, *inner) = small.shape, large.shape
+    small = small.reshape(len(own), *chain.from_iterable((size, 1) for size in outer))
+    whole = small * large.reshape(len(own), *chain.from_iterable((1, size) for size in inner))
+    return whole.reshape(len(own), *(one * other for one, other in zip(outer, inner, strict=True)))
 
 
 def lokr_shape(shapes: Shapes) -> Shape:
@@ -67,36 +71,30 @@ def lokr_shape(shapes: Shapes) -> Shape:
     return tuple(own * other for own, other in zip(sizes, large, strict=True))
 
 
-def full(tensors: Arrays, product: Product = matmul) -> Array:
+def full(tensors: Arrays, product: Product = matmul, rows: slice = ALL) -> Array:
     """The difference itself."""
-    return tensors["diff"]
+    return tensors["diff"][rows]
 
 
-def norm(tensors: Arrays, product: Product = matmul) -> Array:
+def norm(tensors: Arrays, product: Product = matmul, rows: slice = ALL) -> Array:
     """The difference of a norm's gains. [width]"""
-    return tensors["w_norm"]
+    return tensors["w_norm"][rows]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`shape` raises ValueError, KeyError or IndexError for tensors that don't fit each other. `needs`
-    lists alternatives: of each row, all of at least one tuple. `ranks` names the tensors whose first size
-    is the rank that alpha is divided by; where none is there, the scale is 1. `rows` names those that have
-    a row for each output, all others being the same for every output, as long as none of `optional` is
-    there; empty, if that isn't so."""
+    """`shape` raises ValueError, KeyError or IndexError for tensors that don't fit each other. `needs` lists
+    alternatives: of each row, all of at least one tuple. `ranks` names the tensors whose first size is the
+    rank that alpha is divided by; where none is there, the scale is 1."""
 
-    formula: Callable[[Arrays, Product], Array]
+    formula: Callable[[Arrays, Product, slice], Array]
     shape: Callable[[Shapes], Shape]
     needs: tuple[tuple[tuple[str, ...], ...], ...]
     ranks: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    rows: tuple[str, ...] = ()
 
-    def delta(self, tensors: Arrays, product: Product = matmul) -> Array:
-        return self.formula(tensors, product)
-
-    def by_rows(self, tensors: Mapping[str, object]) -> bool:
-        return bool(self.rows) and not tensors.keys() & set(self.optional)
+    def delta(self, tensors: Arrays, product: Product = matmul, rows: slice = ALL) -> Array:
+        return self.formula(tensors, product, rows)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,7 +111,6 @@ KINDS: dict[str, Kind] = {
         ((("lora_up.weight", "lora_down.weight"),),),
         ranks=("lora_down.weight",),
         optional=("lora_mid.weight",),
-        rows=("lora_up.weight",),
     ),
     "loha": Kind(
         loha,
@@ -121,11 +118,10 @@ KINDS: dict[str, Kind] = {
         ((("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),),),
         ranks=("hada_w1_b",),
         optional=("hada_t1", "hada_t2"),
-        rows=("hada_w1_a", "hada_w2_a"),
     ),
     "lokr": Kind(lokr, lokr_shape, (LOKR_1, LOKR_2), ranks=("lokr_w2_b", "lokr_w1_b"), optional=("lokr_t2",)),
-    "full": Kind(full, lambda shapes: tuple(shapes["diff"]), ((("diff",),),), rows=("diff",)),
-    "norm": Kind(norm, lambda shapes: tuple(shapes["w_norm"]), ((("w_norm",),),), rows=("w_norm",)),
+    "full": Kind(full, lambda shapes: tuple(shapes["diff"]), ((("diff",),),)),
+    "norm": Kind(norm, lambda shapes: tuple(shapes["w_norm"]), ((("w_norm",),),)),
 }
 BIASES = ("diff_b", "b_norm")  # added to the module's bias, whatever the kind
 
@@ -174,10 +170,12 @@ def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     return (*shape[:2], *(size for size in shape[2:] if size != 1))
 
 
-def _half_of_loha(tensors: Arrays, half: str, product: Product) -> Array:
+def _half_of_loha(tensors: Arrays, half: str, product: Product, rows: slice) -> Array:
     left, right = tensors[f"hada_w{half}_a"], tensors[f"hada_w{half}_b"]
     core = tensors.get(f"hada_t{half}")
-    return product(_matrix(left), _matrix(right)) if core is None else _tucker(core, left, right, product)
+    if core is not None:
+        return _tucker(core, left[:, rows], right, product)
+    return product(_matrix(left)[rows], _matrix(right))
 
 
 def _half_shape(shapes: Shapes, half: str) -> Shape:

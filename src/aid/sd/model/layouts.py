@@ -135,6 +135,12 @@ class Place:
         own = own[::-1] if self.transposed else own
         return (*own, 1, 1) if self.flat and len(own) == 2 else own
 
+    def own(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The module's shape of the file's tensor; of a matrix that is kept as a convolution, that one's."""
+        if self.third is not None:
+            stored = (stored[0] // 3, *stored[1:])
+        return stored[::-1] if self.transposed else stored
+
     def take(self, stored: Tensor) -> Tensor:
         """The module's tensor out of the file's."""
         if self.third is not None:
