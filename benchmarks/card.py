@@ -24,9 +24,9 @@ from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
 from aid.sd.model.location import resolve_checkpoint
 from aid.sd.model.text_encoder import encode_ids
 from aid.sd.sampling.noise import alphas_cumprod
-from aid.train.batch import token_windows
-from aid.train.measure import fixed_captions
+from aid.train.balance.measure import fixed_captions
 from aid.train.settings import FinetuneSettings
+from aid.train.step.batch import token_windows
 
 MERGES = {"S+H": "s-h", "S+P": "s-p", "S+H+P": "s-h-p"}
 LEVELS = (100, 300, 500, 700, 900)  # timesteps

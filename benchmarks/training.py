@@ -34,14 +34,14 @@ from aid.sd.model.device import torch_device
 from aid.sd.model.text_encoder import encode_ids
 from aid.sd.sampling.noise import alphas_cumprod
 from aid.starter import BASE
-from aid.train.batch import token_windows
-from aid.train.group import weights_of
 from aid.train.log import Log
 from aid.train.loop import take
-from aid.train.plan import Ahead, plan_styles
+from aid.train.optimiser.group import weights_of
 from aid.train.run import style_training
 from aid.train.saving import Saver
 from aid.train.settings import FinetuneSettings
+from aid.train.step.batch import token_windows
+from aid.train.step.plan import Ahead, plan_styles
 
 Run = Callable[[], None]
 LATE, EIGHT = 2000, 8  # steps that the training is meant to have done; rounds whose mean is taken

@@ -42,7 +42,7 @@ from aid.sd.file.state import (
 from aid.sd.file.tensorfile import write_tensors
 from aid.sd.model.checkpoint import VAE_SCALE
 from aid.sd.model.device import same_bits_on_cuda
-from aid.train.batch import step_generator
+from aid.train.step.batch import step_generator
 
 
 def read_pictures(world: Path, edge_px: int) -> torch.Tensor:

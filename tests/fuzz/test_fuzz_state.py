@@ -9,8 +9,8 @@ from damage import SAFETENSORS
 from fuzzing import Target, fuzz
 
 from aid.sd.file.state import fitting, load_state, module_tensors, restore_module, save_state
-from aid.train.group import Group
-from aid.train.optimiser import create_optimiser, restore_state, state_tensors
+from aid.train.optimiser.group import Group
+from aid.train.optimiser.optimiser import create_optimiser, restore_state, state_tensors
 from aid.train.settings import FinetuneSettings
 
 KINDS = ("adamw", "adamw_bf16")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from aid.core.dataset import Record
 from aid.errors import SettingsError
-from aid.train.order import Order
-from aid.train.plan import order_styles as order_by
 from aid.train.settings import BalanceSettings, FinetuneSettings
-from aid.train.share import author_repeats, repeated, shares_of
+from aid.train.step.order import Order
+from aid.train.step.plan import order_styles as order_by
+from aid.train.step.share import author_repeats, repeated, shares_of
 
 STYLES = ("ann", "bob", "cleo", "dora")
 

@@ -16,9 +16,9 @@ from aid.core.dataset import Record
 from aid.sd.model.checkpoint import load_checkpoint
 from aid.sd.prompt.attention import parse_attention
 from aid.sd.prompt.text import Conditioning, encode_prompts
-from aid.train.caption import Captions, allowed, choose, come_again
-from aid.train.condition import Remembered, encode_captions, encode_weighted
 from aid.train.settings import CaptionSettings
+from aid.train.step.caption import Captions, allowed, choose, come_again
+from aid.train.step.condition import Remembered, encode_captions, encode_weighted
 
 TAGS = ("red hair", "smile", "glasses")
 WHOLE = CaptionSettings(shuffle=False, dropout=0.0)

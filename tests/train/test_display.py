@@ -14,14 +14,14 @@ from PIL import Image
 from aid.core.dataset import Dataset
 from aid.core.shot import Shot
 from aid.errors import SettingsError
-from aid.train.balance import Row, held_shares
-from aid.train.board import EVENT_FILE, Board
-from aid.train.chart import draw_styles
-from aid.train.copies import Copies, copied_styles, write_copies
-from aid.train.display import sample_shots
+from aid.train.balance.balance import Row, held_shares
+from aid.train.balance.copies import Copies, copied_styles, write_copies
 from aid.train.log import Log
-from aid.train.page import sheet_data, style_data, write_report
 from aid.train.settings import BalanceSettings, FinetuneSettings, SampleSettings
+from aid.train.view.board import EVENT_FILE, Board
+from aid.train.view.chart import draw_styles
+from aid.train.view.display import sample_shots
+from aid.train.view.page import sheet_data, style_data, write_report
 
 HOSTILE = '</script><img src=x onerror=alert(1)> "&\u2028$x$'
 

@@ -17,10 +17,10 @@ from aid.sd.model.architecture import TINY_SD2, TINY_SDXL
 from aid.sd.model.blocks import block_of
 from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
 from aid.sd.prompt.text import encode_prompts
-from aid.train.condition import encode_captions
 from aid.train.embedding import embedding
 from aid.train.run import finetune
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings, FinetuneInputs
+from aid.train.step.condition import encode_captions
 
 FAMILIES = {"sd2": TINY_SD2, "sdxl": TINY_SDXL}
 BENCH = Workbench(threads=1)

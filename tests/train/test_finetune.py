@@ -16,10 +16,10 @@ from aid.core.workbench import Silence, Ticker, Workbench
 from aid.errors import AidError, SettingsError
 from aid.sd.file.tensorfile import read_header, read_tensors
 from aid.sd.model.tokenizer import load_tokenizer
-from aid.train.batch import token_windows
-from aid.train.plan import plan_styles
 from aid.train.run import finetune
 from aid.train.settings import CaptionSettings, FinetuneInputs, FinetuneSettings
+from aid.train.step.batch import token_windows
+from aid.train.step.plan import plan_styles
 
 QUICK = FinetuneSettings(
     steps=6, batch_size=3, noise_draws=2, regularisation_share=0.34, unet_rate=2e-3, text_rate=2e-3, warmup=1,

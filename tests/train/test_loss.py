@@ -12,10 +12,10 @@ from diffusers.training_utils import compute_snr
 
 from aid.sd.model.architecture import SD1, Architecture
 from aid.sd.sampling.noise import alphas_cumprod
-from aid.train.batch import step_generator
-from aid.train.loss import DISTANCES, SCHEDULES, TARGETS, WEIGHTINGS, Condition, Diffusion
-from aid.train.noising import draw_noise, draw_timesteps, pyramid
 from aid.train.settings import LossSettings
+from aid.train.step.batch import step_generator
+from aid.train.step.loss import DISTANCES, SCHEDULES, TARGETS, WEIGHTINGS, Condition, Diffusion
+from aid.train.step.noising import draw_noise, draw_timesteps, pyramid
 from aid.train.tables import TimestepSettings
 
 V = SD1.model_copy(update={"prediction": "v"})

@@ -14,7 +14,13 @@ from test_finetune import QUICK, Interrupting
 
 from aid.core.workbench import Workbench
 from aid.sd.file.tensorfile import read_tensors
-from aid.train.rounding import PIECE_NUMBERS, RoundedAdamW, pieces, random_bits, round_stochastically
+from aid.train.optimiser.rounding import (
+    PIECE_NUMBERS,
+    RoundedAdamW,
+    pieces,
+    random_bits,
+    round_stochastically,
+)
 from aid.train.run import finetune
 from aid.train.settings import FinetuneInputs, FinetuneSettings
 

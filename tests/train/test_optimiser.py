@@ -11,8 +11,8 @@ import torch
 
 from aid.errors import SettingsError
 from aid.sd.file.state import load_state, save_state
-from aid.train.group import Group
-from aid.train.optimiser import OPTIMISERS, at_rest, create_optimiser, restore_state, state_tensors
+from aid.train.optimiser.group import Group
+from aid.train.optimiser.optimiser import OPTIMISERS, at_rest, create_optimiser, restore_state, state_tensors
 from aid.train.settings import FinetuneSettings
 
 SHIPPED = [name for name in OPTIMISERS if name != "adamw_8bit"]  # which needs a GPU

@@ -21,10 +21,10 @@ from aid.errors import SettingsError
 from aid.evaluate.judge_run import judge as teach
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
 from aid.sd.file.tensorfile import read_tensors
-from aid.train.noising import Noised
-from aid.train.plan import Step
 from aid.train.run import require_whole
 from aid.train.settings import FinetuneSettings
+from aid.train.step.noising import Noised
+from aid.train.step.plan import Step
 from aid.train.team import Team, buckets
 
 pytest.importorskip("accelerate")

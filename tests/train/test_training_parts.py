@@ -13,13 +13,13 @@ from aid.core.dataset import Record
 from aid.core.rate import rate_factor
 from aid.sd.model.architecture import SD1
 from aid.sd.model.tokenizer import load_tokenizer
-from aid.train.average import Average
-from aid.train.batch import step_generator, token_windows
 from aid.train.log import running_mean
-from aid.train.loss import WEIGHTINGS, Diffusion
-from aid.train.noising import draw_noise
-from aid.train.order import Order, Replay
+from aid.train.optimiser.average import Average
 from aid.train.settings import LossSettings
+from aid.train.step.batch import step_generator, token_windows
+from aid.train.step.loss import WEIGHTINGS, Diffusion
+from aid.train.step.noising import draw_noise
+from aid.train.step.order import Order, Replay
 from aid.train.team import ALONE
 
 

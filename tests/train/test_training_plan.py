@@ -12,7 +12,7 @@ from test_finetune import QUICK
 
 from aid.core.dataset import Dataset, mask_file
 from aid.errors import SettingsError
-from aid.train.plan import Ahead, plan_styles
+from aid.train.step.plan import Ahead, plan_styles
 
 SCALE = 0.18215
 

@@ -20,13 +20,13 @@ from aid.sd.file.state import load_state
 from aid.sd.file.tensorfile import read_tensors
 from aid.sd.model.checkpoint import load_checkpoint
 from aid.train import loop
-from aid.train.group import weights_of
 from aid.train.log import Log
 from aid.train.loop import take
-from aid.train.plan import Step, plan_styles
+from aid.train.optimiser.group import weights_of
 from aid.train.run import finetune, style_training
 from aid.train.saving import Saver
 from aid.train.settings import FinetuneInputs
+from aid.train.step.plan import Step, plan_styles
 from aid.train.tables import SampleSettings
 from aid.train.training import Training
 

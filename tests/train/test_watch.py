@@ -24,11 +24,20 @@ from aid.errors import SettingsError
 from aid.evaluate.judge_run import judge as teach
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
 from aid.sd.file.tensorfile import read_tensors
-from aid.train.balance import Row, at_point, best, beyond, bounded, gaps, held_shares, remaining, weigh
-from aid.train.jury import Jury, agreement
+from aid.train.balance.balance import (
+    Row,
+    at_point,
+    best,
+    beyond,
+    bounded,
+    gaps,
+    held_shares,
+    remaining,
+    weigh,
+)
+from aid.train.balance.jury import Jury, agreement
+from aid.train.balance.measure import Losses, Meter, fixed_timesteps
 from aid.train.lora import lora
-from aid.train.measure import Losses, Meter, fixed_timesteps
-from aid.train.plan import plan_styles
 from aid.train.run import finetune
 from aid.train.settings import (
     BalanceSettings,
@@ -38,6 +47,7 @@ from aid.train.settings import (
     LoraSettings,
     SampleSettings,
 )
+from aid.train.step.plan import plan_styles
 from aid.train.tables import TimestepSettings
 from aid.train.training import Training
 
@@ -116,7 +126,7 @@ def test_it_measures_what_diffusers_would(inputs: FinetuneInputs, straight: Path
     from diffusers import DDPMScheduler
 
     from aid.sd.model.checkpoint import load_checkpoint
-    from aid.train.condition import encode_captions
+    from aid.train.step.condition import encode_captions
 
     model = load_checkpoint(inputs.checkpoint, "cpu")
     chosen = settings(MEASURED)

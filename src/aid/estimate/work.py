@@ -29,7 +29,7 @@ from aid.release.settings import ReleaseInputs, ReleaseSettings
 from aid.sd.adapter.target import kohya_targets, skeleton
 from aid.sd.model.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost
 from aid.search.settings import SearchInputs, SearchSettings, SheetInputs, SheetSettings
-from aid.train.rounding import most_numbers
+from aid.train.optimiser.rounding import most_numbers
 from aid.train.settings import (
     EmbeddingInputs,
     EmbeddingSettings,

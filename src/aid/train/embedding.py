@@ -30,11 +30,11 @@ from aid.sd.model.metadata import architecture_name
 from aid.sd.model.text_encoder import token_embeddings
 from aid.sd.prompt.prompt import escape
 from aid.sd.prompt.text import Conditioning, encode_prompts
-from aid.train.group import Group
 from aid.train.loop import kept_for_states, train
-from aid.train.order import Order
-from aid.train.plan import Plan
+from aid.train.optimiser.group import Group
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings
+from aid.train.step.order import Order
+from aid.train.step.plan import Plan
 from aid.train.team import Team, join
 from aid.train.training import Training, make_ready
 

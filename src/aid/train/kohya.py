@@ -8,8 +8,8 @@ from aid.sd.file.hashes import hash_file
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.checkpoint import StableDiffusion, resolve_checkpoint
 from aid.sd.model.metadata import ModelSpec, Training, architecture_name, base_version
-from aid.train.plan import Plan
 from aid.train.settings import LoraSettings
+from aid.train.step.plan import Plan
 
 
 def lora_metadata(model: StableDiffusion, plan: Plan, settings: LoraSettings) -> dict[str, str]:

@@ -17,14 +17,14 @@ from aid.core.lineage import LINEAGE_FILE
 from aid.core.workbench import Workbench
 from aid.errors import AidError
 from aid.sd.file.state import fitting, has_states, load_state
-from aid.train.display import Display, Draw
+from aid.train.balance.watch import Watch, watching
 from aid.train.log import Log
-from aid.train.plan import Ahead, Plan, Step
 from aid.train.saving import Saver
 from aid.train.settings import CommonSettings
+from aid.train.step.plan import Ahead, Plan, Step
 from aid.train.team import Team
 from aid.train.training import Training
-from aid.train.watch import Watch, watching
+from aid.train.view.display import Display, Draw
 
 MOST_TROUBLE = 10  # steps left out, after which a run ends
 SPIKE_MEMORY, SPIKE_LEAST = 100, 20  # steps whose losses a spike is told by

@@ -25,12 +25,12 @@ from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import block_of
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
 from aid.sd.model.device import torch_device
-from aid.train.group import Trained, part_rates
 from aid.train.kohya import lora_metadata
 from aid.train.loop import kept_for_states, train
-from aid.train.plan import plan_styles
+from aid.train.optimiser.group import Trained, part_rates
 from aid.train.run import style_training
 from aid.train.settings import LoraInputs, LoraSettings
+from aid.train.step.plan import plan_styles
 from aid.train.team import join
 
 

@@ -17,13 +17,13 @@ from aid.sd.model.architecture import Architecture
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, save_checkpoint
 from aid.sd.model.device import torch_device
 from aid.sd.prompt.text import Conditioning
-from aid.train.caption import come_again
-from aid.train.condition import Remembered, encode_captions, encode_weighted
-from aid.train.group import Trained, grouped, part_rates, weights_of
 from aid.train.loop import kept_for_states, train
-from aid.train.optimiser import create_optimiser
-from aid.train.plan import plan_styles
+from aid.train.optimiser.group import Trained, grouped, part_rates, weights_of
+from aid.train.optimiser.optimiser import create_optimiser
 from aid.train.settings import FinetuneInputs, FinetuneSettings, TrainingSettings
+from aid.train.step.caption import come_again
+from aid.train.step.condition import Remembered, encode_captions, encode_weighted
+from aid.train.step.plan import plan_styles
 from aid.train.team import ALONE, Team, join
 from aid.train.training import Training, make_ready
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.sd.model.checkpoint import StableDiffusion, with_unet
-from aid.train.plan import Step
+from aid.train.step.plan import Step
 
 T = TypeVar("T")
 BUCKET_NUMBERS = 1 << 24  # gradients summed in one message: 64 MiB of float32

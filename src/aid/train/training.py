@@ -18,13 +18,13 @@ from aid.sd.file.tensorfile import Header
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.model.compilation import compile_blocks
 from aid.sd.prompt.text import Conditioning
-from aid.train.average import Average
-from aid.train.condition import condition
-from aid.train.group import Group
-from aid.train.loss import Diffusion
-from aid.train.optimiser import at_rest, restore_state, state_tensors, step_alone
-from aid.train.plan import Step
+from aid.train.optimiser.average import Average
+from aid.train.optimiser.group import Group
+from aid.train.optimiser.optimiser import at_rest, restore_state, state_tensors, step_alone
 from aid.train.settings import CommonSettings
+from aid.train.step.condition import condition
+from aid.train.step.loss import Diffusion
+from aid.train.step.plan import Step
 from aid.train.team import ALONE, Team
 
 Encode = Callable[[Sequence[str], int], Conditioning]  # captions, and the step they are for

@@ -15,13 +15,13 @@ from aid.core.files import write_lines
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.sd.file.tensorfile import Header, read_header, write_tensors
-from aid.train.balance import Row, at_point, best, gaps, held_shares, weigh
-from aid.train.copies import copied_styles
-from aid.train.jury import Jury
+from aid.train.balance.balance import Row, at_point, best, gaps, held_shares, weigh
+from aid.train.balance.copies import copied_styles
+from aid.train.balance.jury import Jury
+from aid.train.balance.measure import SPLITS, Meter
 from aid.train.log import SAMPLE_FOLDER
-from aid.train.measure import SPLITS, Meter
-from aid.train.plan import Plan
 from aid.train.settings import TrainingSettings
+from aid.train.step.plan import Plan
 from aid.train.training import Training
 
 BALANCE_FILE, BEST_FILE = "balance.jsonl", "best.safetensors"

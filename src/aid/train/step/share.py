@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from aid.core.dataset import Record, count_styles
-from aid.train.order import Shares
+from aid.train.step.order import Shares
 
 QUALITY = re.compile(r"(amazing|best|high|normal|low|worst|horrible) quality")
 QUALITY_FACTORS = {

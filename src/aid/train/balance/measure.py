@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from aid.core.dataset import Dataset, Record
-from aid.train.batch import step_generator
-from aid.train.caption import Captions
-from aid.train.condition import condition
-from aid.train.loss import Diffusion
-from aid.train.noising import LAWS, Noised
 from aid.train.settings import TrainingSettings
+from aid.train.step.batch import step_generator
+from aid.train.step.caption import Captions
+from aid.train.step.condition import condition
+from aid.train.step.loss import Diffusion
+from aid.train.step.noising import LAWS, Noised
 from aid.train.tables import TimestepSettings
 from aid.train.training import Training
 

@@ -14,8 +14,8 @@ from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.model.text_encoder import encode_ids, encode_penultimate, pad_with_zeros, pool
 from aid.sd.prompt.chunk import Chunk, Spelling, chunk_prompt, empty_chunk, spell
 from aid.sd.prompt.text import Conditioning, encode_chunks, size_ids
-from aid.train.batch import token_windows
-from aid.train.loss import Condition
+from aid.train.step.batch import token_windows
+from aid.train.step.loss import Condition
 
 REMEMBERED = 1024  # captions: 0.25 GB for SD1, a window each
 

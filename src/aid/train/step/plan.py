@@ -13,12 +13,12 @@ from torch import Tensor
 
 from aid.core.dataset import Dataset, Record, count_tags
 from aid.errors import SettingsError
-from aid.train.batch import read_latents, read_masks, step_generator, token_windows
-from aid.train.caption import Captions
-from aid.train.noising import Noised, draw_noise
-from aid.train.order import Order, Replay, steps_of
 from aid.train.settings import CommonSettings, TrainingSettings
-from aid.train.share import repeated, shares_of
+from aid.train.step.batch import read_latents, read_masks, step_generator, token_windows
+from aid.train.step.caption import Captions
+from aid.train.step.noising import Noised, draw_noise
+from aid.train.step.order import Order, Replay, steps_of
+from aid.train.step.share import repeated, shares_of
 
 Write = Callable[[Sequence[Record], int], list[str]]  # the captions of a step's records
 

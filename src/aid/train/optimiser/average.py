@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from aid.train.rounding import random_bits, store, strips
+from aid.train.optimiser.rounding import random_bits, store, strips
 
 LONGEST = 8  # steps from one update to the next
 FINENESS = 20  # updates at least within the steps that it remembers

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from aid.sd.model.architecture import Architecture, Prediction
 from aid.sd.sampling.noise import STEPS, alphas_cumprod
-from aid.train.noising import Noised
 from aid.train.settings import LossSettings
+from aid.train.step.noising import Noised
 
 SNR_CEILING = 1000.0  # of the debiased weighting: where almost nothing is left to predict
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aid.train.balance import Row, held_shares, trained_shares
+from aid.train.balance.balance import Row, held_shares, trained_shares
 
 CHART_FILE = "styles.png"
 PANEL_INCHES = (1.5, 1.15)

@@ -15,8 +15,8 @@ from PIL import Image
 
 from aid.core.files import write_text
 from aid.core.script import script_data
-from aid.train.balance import Row, beyond, gaps, held_shares, trained_shares
-from aid.train.copies import read_copies
+from aid.train.balance.balance import Row, beyond, gaps, held_shares, trained_shares
+from aid.train.balance.copies import read_copies
 from aid.train.log import SAMPLE_FOLDER, LogRow, running_mean
 from aid.train.tables import BalanceSettings
 
@@ -46,7 +46,7 @@ def write_report(
         "prompts": list(prompts),
         **measured,
     }
-    source = (resources.files("aid.train") / "page.html").read_text("utf-8")
+    source = (resources.files("aid.train.view") / "page.html").read_text("utf-8")
     head, tail = source.replace("{{title}}", html.escape(title)).split("{{data}}")
     write_text(out / REPORT_FILE, head + script_data(data) + tail)
 

@@ -16,8 +16,8 @@ from aid.errors import SettingsError
 from aid.judging.judge import load_judge, look
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.picture.layout import thumbnail
+from aid.train.balance.shots import sample_shot, style_prompts
 from aid.train.settings import TrainingSettings
-from aid.train.shots import sample_shot, style_prompts
 from aid.train.team import ALONE, Team
 
 

@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from aid.errors import SettingsError
 from aid.sd.file.state import laid_like, optimiser_tensors, restore_optimiser
 from aid.sd.file.tensorfile import Header
-from aid.train.fused import FusedAdamW
-from aid.train.group import Group
-from aid.train.rounding import RoundedAdamW
+from aid.train.optimiser.fused import FusedAdamW
+from aid.train.optimiser.group import Group
+from aid.train.optimiser.rounding import RoundedAdamW
 from aid.train.settings import TrainingSettings
 
 PLAIN = "optimiser.plain"  # all that is no tensor, as JSON in bytes
@@ -29,12 +29,12 @@ Make = Callable[[list[Words], Words], Optimizer]
 
 
 def adamw(groups: list[Words], words: Words) -> Optimizer:
-    """See aid.train.fused."""
+    """See aid.train.optimiser.fused."""
     return FusedAdamW(groups, **words)
 
 
 def adamw_bf16(groups: list[Words], words: Words) -> Optimizer:
-    """AdamW in bfloat16 with random rounding: see aid.train.rounding."""
+    """AdamW in bfloat16 with random rounding: see aid.train.optimiser.rounding."""
     return RoundedAdamW(groups, **words)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 
 from aid.errors import SettingsError
-from aid.train.balance import Row, gaps, held_shares, trained_shares
+from aid.train.balance.balance import Row, gaps, held_shares, trained_shares
 from aid.train.log import SAMPLE_FOLDER, Log
-from aid.train.page import NAMELESS
+from aid.train.view.page import NAMELESS
 
 EVENT_FILE = "tensorboard/events.out.tfevents.0.aid"
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from aid.train.measure import Losses
+from aid.train.balance.measure import Losses
 from aid.train.tables import BalanceSettings
 
 LEAST_FALL = 0.005  # of the held-out loss, from one measurement to the next: less is none

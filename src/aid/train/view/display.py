@@ -11,15 +11,15 @@ from pathlib import Path
 from aid.core.dataset import Dataset
 from aid.core.shot import Shot
 from aid.sd.model.checkpoint import StableDiffusion
-from aid.train.board import Board
-from aid.train.chart import CHART_FILE, draw_styles
-from aid.train.copies import Copies, write_copies
+from aid.train.balance.copies import Copies, write_copies
+from aid.train.balance.shots import sample_shots
+from aid.train.balance.watch import Watch
 from aid.train.log import CURVE_FILE, SAMPLE_FOLDER, Log, draw_curve
-from aid.train.page import style_data, write_report
-from aid.train.plan import Plan
-from aid.train.shots import sample_shots
+from aid.train.step.plan import Plan
 from aid.train.training import Training
-from aid.train.watch import Watch
+from aid.train.view.board import Board
+from aid.train.view.chart import CHART_FILE, draw_styles
+from aid.train.view.page import style_data, write_report
 
 CURVE_SECONDS = 60  # between curves while training
 
