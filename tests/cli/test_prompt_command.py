@@ -124,8 +124,8 @@ def test_files_that_no_prompt_can_name_are_told(tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr()
     assert json.loads(said.out)["prompt"]["notes"] == []
     lines = [line.removeprefix(f"skipped: {tmp_path}/") for line in said.err.splitlines()]
-    embeddings, loras = lines[:5], lines[5:]
-    assert embeddings[0] == f"badv3.pt: {tmp_path / 'badv3.safetensors'} stands for badv3 already"
+    embeddings, loras = lines[:4], lines[4:]
+    assert not any("stands for" in line for line in embeddings)  # badv3.pt is the same once more
     assert "other.safetensors holds 2 entries" in embeddings[-1]
     assert [line.split()[0] for line in loras] == [
         "badv3.pt:", "badv3.safetensors", "cut.safetensors", "ink.safetensors:", "other.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -141,15 +142,49 @@ def test_a_model_and_a_vae_in_folders_are_found_by_the_hash_of_their_files(
         (first,) = one_off(settings(), inputs, tmp_path / "out", BENCH)
         (tmp_path / "moved").mkdir(exist_ok=True)
         moved = shutil.copytree(tmp_path / "models", tmp_path / "moved" / first.stem)
+        shutil.copy(first, moved / "mine")  # a picture beside the weights is none of them
         (moved / "mine").rename(moved / "renamed")
         file = again(first, places(moved), tmp_path / "again", BENCH)
         with Image.open(file) as one, Image.open(first) as drawn:
             assert one.tobytes() == drawn.tobytes()
-        assert f"Model hash: {inspect(folder).hashes['of all files'][:10]}, Model: mine" in (
+        assert f"Model hash: {inspect(folder).hashes['of its parts'][:10]}, Model: mine" in (
             picture_text(first).parameters
         )
     with pytest.raises(FileError, match=r"missing: model mine \([0-9a-f]{10}\); VAE other \([0-9a-f]{10}\)"):
         again(first, places(tiny_checkpoint, folder / "unet"), tmp_path / "again", BENCH)
+
+
+def test_a_grid_of_loras_needs_only_the_pictures_own(
+    lively_checkpoint: Path, lora: Path, tmp_path: Path
+) -> None:
+    for name in ("soft", "other"):
+        (tmp_path / "loras").mkdir(exist_ok=True)
+        shutil.copy(lora, tmp_path / "loras" / f"{name}.safetensors")
+    inputs = GridInputs(checkpoint=lively_checkpoint, loras=(tmp_path / "loras",))
+    told = GridSettings.model_validate({**FAST, "prompt": "hair", "x": "lora=soft,other,off"})
+    out = grid(told, inputs, tmp_path / "out", BENCH)
+    for number, needed in ((0, tmp_path / "loras/soft.safetensors"), (2, lively_checkpoint)):
+        (first,) = out.glob(f"{number:05}-*.png")
+        file = again(first, places(lively_checkpoint, needed), tmp_path / "again", BENCH)
+        with Image.open(file) as one, Image.open(first) as drawn:
+            assert one.tobytes() == drawn.tobytes()
+
+
+def test_a_text_without_hashes_is_drawn_with_what_is_named(
+    lively_checkpoint: Path, lora: Path, tmp_path: Path
+) -> None:
+    (first,) = one_off(settings(), GenerateInputs(checkpoint=lively_checkpoint), tmp_path / "out", BENCH)
+    text = picture_text(first).parameters
+    bare = text.replace(text[text.index("Model hash:") : text.index("Model:")], "")
+    short = re.sub("Model hash: .{10}", "Model hash: d", text)
+    for number, told in enumerate((bare, short)):
+        picture = tmp_path / f"{number}.png"
+        picture.write_bytes(png_bytes(Image.open(first), told))
+        file = again(picture, places(lively_checkpoint, lora), tmp_path / "again", BENCH)
+        with Image.open(file) as one, Image.open(first) as drawn:
+            assert one.tobytes() == drawn.tobytes()
+        with pytest.raises(FileError, match="missing: model"):
+            again(picture, places(lora), tmp_path / "again", BENCH)
 
 
 def test_all_that_is_missing_is_named_with_its_hash(
@@ -296,6 +331,9 @@ def test_pictures_that_tell_nothing(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "bare.png")
     with pytest.raises(PictureError, match=r"bare\.png carries no text"):
         again(tmp_path / "bare.png", [], tmp_path, BENCH)
+    for place, message in (("nowhere.png", "does not exist"), (".", "is a folder")):
+        with pytest.raises(PictureError, match=message):
+            again(tmp_path / place, [], tmp_path, BENCH)
     text = "a cat\nSteps: 2, Sampler: Euler a, Size: 32x32, Hires upscaler: R-ESRGAN 4x+, Model: x"
     (tmp_path / "theirs.png").write_bytes(png_bytes(Image.new("RGB", (8, 8)), text))
     with pytest.raises(SettingsError, match=r"the picture's text says hires\.upscaler = 'R-ESRGAN 4x"):

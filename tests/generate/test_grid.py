@@ -32,6 +32,7 @@ from aid.generate.grid.run import grid
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.run import generate
 from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.sd.conversion import Conversion, convert
 from aid.sd.model.architecture import TINY
 from aid.sd.model.checkpoint import create_checkpoint, save_checkpoint
 from aid.sd.picture.infotext import parse_infotext
@@ -173,8 +174,10 @@ def test_each_checkpoint_is_loaded_once_on_whichever_axis(
         lambda *told, **more: (encoded.append(told[1]), encode(*told, **more))[1],
     )
     settings = GridSettings(**SMALL, x="checkpoint=other,lively", y="vae", z="seed=1,2")
+    convert(other_checkpoint, tmp_path / "folder", Conversion())
+    vae = tmp_path / "folder" / "vae"  # of its own widths, which only its configuration tells
     inputs = GridInputs(
-        checkpoint=lively_checkpoint, checkpoints={"other": other_checkpoint}, vaes={"new": other_checkpoint}
+        checkpoint=lively_checkpoint, checkpoints={"other": other_checkpoint}, vaes={"new": vae}
     )
     out = grid(settings, inputs, tmp_path / "grid", CPU)
     assert loaded == [other_checkpoint, lively_checkpoint]
@@ -187,7 +190,7 @@ def test_each_checkpoint_is_loaded_once_on_whichever_axis(
     swapped = out / plan["files"][plan["sheets"][0][1][1]]
     alone = generate(
         GenerateSettings(**SMALL, seed=1),
-        GenerateInputs(checkpoint=lively_checkpoint, vae=other_checkpoint),
+        GenerateInputs(checkpoint=lively_checkpoint, vae=vae),
         tmp_path / "alone",
         CPU,
     )

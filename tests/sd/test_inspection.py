@@ -180,7 +180,7 @@ def test_a_diffusers_folder(family_files: dict[str, Path], tmp_path: Path) -> No
     save_checkpoint(model, tmp_path / "folder", {}, torch.bfloat16, "diffusers")
     found = inspect(tmp_path / "folder")
     assert found.kind == "checkpoint" and found.dtypes == {"BF16": sum(found.dtypes.values())}
-    assert len(found.blocks) == 20 and list(found.hashes) == ["of all files"]
+    assert len(found.blocks) == 20 and list(found.hashes) == ["of its parts"]
     assert not inspect(tmp_path / "folder", hashes=False).hashes
 
 

@@ -73,7 +73,10 @@ def _embedding_sizes(path: Path) -> dict[str, int]:
         one = load_embedding(path)
         return {one.name: len(one.vectors)}
     found = load_embeddings(embedding_files(path))
-    _tell_skipped(found.skipped)
+    known = {
+        path.with_suffix("") for path in found.paths.values()
+    }  # the same in another format needs no word
+    _tell_skipped({file: why for file, why in found.skipped.items() if file.with_suffix("") not in known})
     return {name: len(embedding.vectors) for name, embedding in sorted(found.embeddings.items())}
 
 

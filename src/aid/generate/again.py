@@ -25,6 +25,7 @@ from aid.sd.file.tensorfile import is_pickle, read_header
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.model.folder import is_part
 from aid.sd.model.location import MODEL_INDEX
+from aid.sd.model.weights import open_weights
 from aid.sd.picture.file import SUFFIX, picture_bytes
 from aid.sd.picture.infotext import Infotext, Weights, parse_infotext, shot_of
 from aid.sd.picture.shot_fields import tells_no_embeddings, unread_fields
@@ -34,7 +35,7 @@ from aid.sd.prompt.sugar import read_wildcards
 
 DRAWING = ("generate", "grid")  # verbs
 OLD_DIGITS = 8  # of A1111's first hash
-WORD = re.compile(r"\w+")
+WORD, HASH = re.compile(r"\w+"), re.compile(r"[0-9a-fA-F]{8,64}")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 Matches = Callable[[Path], bool]
@@ -77,11 +78,13 @@ def again(
         bench.progress.say(f"its text names the VAE {vae} without a hash; it is drawn with the model's own")
     lineage = embedded_lineage(picture)
     settings = _settings_of(lineage)
-    shots, at = _neighbours(picture, shot_of(infotext), settings)
+    shots, at = _alike(*_neighbours(picture, shot_of(infotext), settings))
     finder = Finder(places)
     if lineage and "wildcards" in lineage.node.inputs and wildcards is None:
         finder.missing.append(f"wildcards ({lineage.node.inputs['wildcards'].sha256[:12]})")
     found = finder.find(infotext, shots[at])
+    if not infotext.weights.model_hash:
+        bench.progress.say(f"its text tells no model's hash; it is drawn with {found.model}")
     material = _load(found, infotext.weights, settings, bench)
     if wildcards:
         material = replace(material, wildcards=read_wildcards(wildcards))
@@ -102,9 +105,19 @@ def again(
 
 
 def read_infotext(picture: Path) -> Infotext:
-    """Raises PictureError for a file that is no picture, or carries no text."""
-    text = picture_text(picture).parameters
+    """Raises PictureError for a file that is no picture, or carries no text of A1111's kind."""
+    if not picture.is_file():
+        found = "is a folder" if picture.is_dir() else "does not exist"
+        raise PictureError(f"{picture} {found}", "a picture")
+    told = picture_text(picture)
+    text = told.parameters
     if not text:
+        if others := [name for name in ("prompt", "workflow", "Comment") if name in told.texts]:
+            raise PictureError(
+                f"{picture} tells how it was made as another tool does ({', '.join(others)})",
+                "A1111's parameters",
+                "`aid inspect` shows what it says.",
+            )
         raise PictureError(
             f"{picture} carries no text of how it was made",
             "A1111's parameters",
@@ -117,6 +130,7 @@ class Finder:
     """Looks for files by their hashes in some places: those of the right name first, each read once."""
 
     def __init__(self, places: Sequence[Path]) -> None:
+        self.places = places
         self.files = [file for place in places for file in _files_in(place)]
         parents = dict.fromkeys(file.parent for file in self.files)
         self.folders = [folder for folder in parents if (folder / MODEL_INDEX).is_file()]
@@ -125,14 +139,16 @@ class Finder:
 
     def find(self, infotext: Infotext, shot: Shot) -> Found:
         """Everything that the text names. Raises FileError for what isn't there."""
-        weights = infotext.weights
+        weights = _sure(infotext.weights)
         model = self.model(weights)
         vae = None
         if weights.vae_hash:
             same = self._whole(weights.vae_hash)
             vae = self._look("VAE", weights.vae, weights.vae_hash, same, SUFFIXES, self.vae_folders)
         embeddings = {
-            name: self._look("embedding", name, sha, self._whole(sha), (*SUFFIXES, *PICTURES))
+            name: self._look(
+                "embedding", name, sha, self._whole(sha) if sha else _called_so(name), (*SUFFIXES, *PICTURES)
+            )
             for name, sha in weights.embeddings.items()
         }
         if not embeddings and tells_no_embeddings(infotext.fields):
@@ -148,9 +164,12 @@ class Finder:
         return Found(model, vae, _present(embeddings), _present(adapters), _present(pictures))
 
     def model(self, weights: Weights) -> Path | None:
+        """By its hash; where the text has none, the one model that is named itself, if there is one."""
         sha = weights.model_hash
         if sha:
             return self._look("model", weights.model, sha, self._whole(sha), SUFFIXES, self.folders)
+        if len(named := [place for place in self.places if _is_model(place)]) == 1:
+            return named[0]
         return self._look("model", weights.model or "(not named)", "", _never, SUFFIXES)
 
     def adapter(self, name: str, weights: Weights) -> Path | None:
@@ -162,7 +181,7 @@ class Finder:
             known = adapter_hash(file, metadata).startswith(sha[:ADAPTER_DIGITS])
             return known or content_sha256(file).startswith(sha)
 
-        return self._look("LoRA", name, sha, same if sha else lambda file: file.stem == name, SUFFIXES)
+        return self._look("LoRA", name, sha, same if sha else _called_so(name), SUFFIXES)
 
     def embeddings(self, shot: Shot) -> dict[str, Path | None]:
         """Those that the prompts name."""
@@ -212,6 +231,32 @@ class Finder:
 
 def _never(_: Path) -> bool:
     return False
+
+
+def _called_so(name: str) -> Matches:
+    return lambda file: file.stem == name
+
+
+def _sure(weights: Weights) -> Weights:
+    """Hashes in lower case; what is too short to tell a file counts as none."""
+
+    def sure(sha: str) -> str:
+        return sha.lower() if HASH.fullmatch(sha) else ""
+
+    return replace(
+        weights,
+        model_hash=sure(weights.model_hash),
+        vae_hash=sure(weights.vae_hash),
+        embeddings={name: sure(sha) for name, sha in weights.embeddings.items()},
+        adapters={name: sure(sha) for name, sha in weights.adapters.items()},
+    )
+
+
+def _is_model(place: Path) -> bool:
+    try:
+        return (place.is_file() or (place / MODEL_INDEX).is_file()) and open_weights(place) is not None
+    except AidError:
+        return False
 
 
 def _is_embedding(file: Path) -> bool:
@@ -270,6 +315,13 @@ def _neighbours(picture: Path, shot: Shot, settings: GenerateSettings) -> tuple[
     if settings.plan is None and 0 <= at < settings.count and settings.steps == shot.steps:
         return [shot.model_copy(update={counted: first + index}) for index in range(settings.count)], at
     return [shot], 0
+
+
+def _alike(shots: list[Shot], at: int) -> tuple[list[Shot], int]:
+    """Without those that call other adapters: they are in batches of their own, and not all may be there."""
+    own = set(_called(shots[at]))
+    kept = [index for index, shot in enumerate(shots) if set(_called(shot)) <= own]
+    return [shots[index] for index in kept], kept.index(at)
 
 
 def _bare(shot: Shot) -> Shot:

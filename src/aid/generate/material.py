@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aid.core.files import sha256_file
-from aid.core.lineage import content_sha256, lineage_of
+from aid.core.lineage import content_sha256
 from aid.core.release import MODEL_FILE
 from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
@@ -22,6 +22,7 @@ from aid.sd.file.hashes import hash_file
 from aid.sd.file.precision import PRECISIONS
 from aid.sd.model.checkpoint import StableDiffusion, lay_out, load_checkpoint, resolve_checkpoint, resolve_vae
 from aid.sd.model.device import torch_device
+from aid.sd.model.folder import folder_sha256
 from aid.sd.picture.infotext import Weights, write_infotext
 from aid.sd.prompt.sugar import Wildcards, read_wildcards
 
@@ -160,8 +161,8 @@ def _weights(model: StableDiffusion, inputs: DrawingInputs) -> Weights:
 
 def weights_sha256(path: Path) -> str:
     """The hash by which a picture's text knows a model or a VAE: its file's, as A1111 has it; a diffusers
-    folder's is that of all its files, as lineages have it."""
-    return lineage_of(path).sha256 if path.is_dir() else content_sha256(path)
+    folder's is that of its parts' files."""
+    return folder_sha256(path) if path.is_dir() else content_sha256(path)
 
 
 def called_files(adapters: AdapterFolder, names: Iterable[str]) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from aid.core.lineage import METADATA_KEY as LINEAGE_KEY
-from aid.core.lineage import Lineage, lineage_of
+from aid.core.lineage import Lineage
 from aid.errors import AidError, FileError, ModelError
 from aid.sd.adapter.outline import Outline, outline
 from aid.sd.embedding.file import Embedding, load_embedding
@@ -23,7 +23,7 @@ from aid.sd.file.tensorfile import NAMES, Stored, is_pickle, open_tensors
 from aid.sd.model.architecture import Architecture, Family
 from aid.sd.model.blocks import block_of
 from aid.sd.model.detection import CONV_IN
-from aid.sd.model.folder import MODEL_INDEX, is_part, stored_part, under_ldm_names
+from aid.sd.model.folder import MODEL_INDEX, folder_sha256, is_part, stored_part, under_ldm_names
 from aid.sd.model.layouts import AVERAGE, TEXT_ROOT, UNET, VAE, modern_keys
 from aid.sd.model.metadata import architecture_name
 from aid.sd.model.weights import open_weights, resolve_checkpoint
@@ -212,7 +212,7 @@ def _inspect_folder(path: Path, hashes: bool) -> Inspection:
         False,
     )
     about = {**found.about, "layout": f"diffusers folder ({MODEL_INDEX})"}
-    known = {"of all files": lineage_of(path).sha256} if hashes else {}
+    known = {"of its parts": folder_sha256(path)} if hashes else {}
     return Inspection(**{**vars(found), "about": about, "hashes": known})
 
 

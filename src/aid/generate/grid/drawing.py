@@ -42,7 +42,8 @@ def with_vae(material: Material, path: Path | None) -> Material:
     """The same material with another VAE, or with the checkpoint's own."""
     model, weights = material.model, material.weights
     assert model.path is not None
-    vae = load_vae(path or model.path, model.device).to(model.dtype, memory_format=torch.channels_last)
+    vae = load_vae(path or model.path, model.device, model.architecture, model.dtype)
+    vae.to(memory_format=torch.channels_last)
     file = resolve_vae(path).absolute() if path else None
     return dataclasses.replace(
         material,

@@ -232,19 +232,26 @@ def _joined(key: str, pieces: Sequence[tuple[Place, Tensor]], dtype: torch.dtype
     return join([(place, require_finite(tensor, dtype, key).cpu()) for place, tensor in pieces])
 
 
-def load_vae(path: Path, device: torch.device | str = "cpu") -> AutoencoderKL:
-    """Only the VAE of `path`, float32, in eval mode: from a VAE file, a checkpoint, an artifact or a folder.
+def load_vae(
+    path: Path,
+    device: torch.device | str = "cpu",
+    architecture: Architecture | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> AutoencoderKL:
+    """Only the VAE of `path`, in eval mode: from a VAE file, a checkpoint, an artifact or a folder.
+    It is the `architecture`'s; without one, what its file says, or of the usual widths.
 
     Raises FileError and ModelError as `load_checkpoint` does.
     """
     path = resolve_vae(path)
     tensors, metadata = open_vae(path)
-    architecture = declared(metadata, str(path))
-    check_widths(architecture, {key: one.shape for key, one in tensors.items()}, str(path))
+    if architecture is None:
+        architecture = declared(metadata, str(path))
+        check_widths(architecture, {key: one.shape for key, one in tensors.items()}, str(path))
     with torch.device("meta"):
         vae = AutoencoderKL(**architecture.vae_config()).eval()
     own = part_tensors("vae", vae, tensors, architecture, path)
-    _fill(vae, own, torch.float32, device, f"{path}: vae.")
+    _fill(vae, own, dtype, device, f"{path}: vae.")
     return vae
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
+from aid.core.lineage import LINEAGE_FILE, content_sha256
 from aid.errors import FileError, ModelError
 from aid.sd.file.tensorfile import Stored, open_tensors
 from aid.sd.model.architecture import Architecture, Family
@@ -34,6 +36,7 @@ PIPELINES: dict[str, Family] = {
     "StableDiffusionInpaintPipeline": "sd1",
     "StableDiffusionXLInpaintPipeline": "sdxl",
 }
+KEPT = (".json", ".safetensors", ".bin")
 MAX_JSON_BYTES = 16 << 20
 
 
@@ -186,6 +189,17 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     if not names or any(Path(name).name != name for name in names):
         raise FileError(f"{index} lists no shards of this folder", "a weight_map of file names")
     return [folder / name for name in names]
+
+
+def folder_sha256(path: Path) -> str:
+    """The hash of what makes a folder the model, or the part, that it is: its configurations and weights.
+    Pictures and texts beside them don't count."""
+    folders = [path, *(path / part for part in (*FILES, "scheduler"))]
+    files = [file for folder in folders for ending in KEPT for file in folder.glob(f"*{ending}")]
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file.name != LINEAGE_FILE and not file.name.startswith(".")):
+        digest.update(f"{file.relative_to(path).as_posix()} {content_sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def is_part(path: Path, part: str) -> bool:

@@ -39,11 +39,11 @@ def _of_spec(spec: ModelSpec) -> dict[str, str]:
 
 
 def _of_training(told: Training) -> dict[str, str]:
-    version = f"({told.base_model_version})" if told.base_model_version else ""
+    model, version = told.sd_model_name or "", told.base_model_version or ""
     counts = _tag_counts(told.tag_frequency or {})
     return {
         "trained as": told.output_name or "",
-        "base model": " ".join(filter(None, (told.sd_model_name, version))),
+        "base model": f"{model} ({version})" if model and version else model or version,
         "network": _listed(
             module=told.network_module,
             rank=told.network_dim,
