@@ -219,11 +219,11 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         def say(self, text: str) -> None:
             said.append(text)
 
-    settings = MergeSettings(primary="a", weights={"b": {"IN": 0.5}})
+    settings = MergeSettings(primary="a", weights={"b": {"IN": 0.5}}, broken="keep")
     inputs = MergeInputs(models={"a": own["a"], "b": own["b"]}, loras={"x": lora})
     merge(settings, inputs, tmp_path / "out", Workbench(progress=Told()))
     assert len(said) == 2
-    assert said[0].startswith("b (") and f"lacks {QUERY_KEY}: as the other models have it" in said[0]
+    assert said[0].startswith("b (") and f"lacks {QUERY_KEY}: as other models have it" in said[0]
     assert said[1].startswith("x: 1 of 9 parts have no place in this model (lora_unet_elsewhere")
 
 

@@ -208,6 +208,9 @@ def test_keys_of_one_model_only_are_kept_or_copied_in(trio: dict[str, Path], tmp
         weights={"detail": {"OUT": 0.5}, "composition": {"OUT": 0.25}},
         steps=("detail", "composition"),
     )
+    with pytest.raises(ModelError, match=rf"detail \(.*\) lacks {re.escape(norm)}; expected all tensors of"):
+        merge(settings, MergeInputs(models=models), tmp_path / "out")
+    settings = settings.model_copy(update={"broken": "keep"})
     result = result_of(merge(settings, MergeInputs(models=models), tmp_path / "out"))
     expected = two_steps(models, [0.0] * 13 + [0.5] * 12, [0.0] * 13 + [0.25] * 12, (0.0, 0.0))
     assert result[extra].tolist() == expected[extra].tolist() == [2.5] * 3

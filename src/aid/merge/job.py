@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from aid.errors import ModelError
 from aid.merge.recipe.recipe import Recipe, adapter_weights, plan, primary_of
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.merge.streaming.parent import (
@@ -67,18 +68,43 @@ class Job:
 
     def notes(self, plan: Plan) -> list[str]:
         """What a person may not expect: parts of adapters, and of models, that aren't there."""
+        told = [f"{self._told(name, keys)}: as other models have it" for name, keys in plan.lacking.items()]
         if not self.inputs.loras:
-            return plan.incomplete
+            return told
         from aid.sd.adapter.bake import unmatched
 
-        return [*plan.incomplete, *unmatched(self.architecture, self.adapters.values())]
+        return [*told, *unmatched(self.architecture, self.adapters.values())]
+
+    def _told(self, name: str, keys: Sequence[str]) -> str:
+        more = f" and {len(keys) - 1} more" if keys[1:] else ""
+        return f"{self.parents[name]} lacks {keys[0]}{more}"
+
+    def _require_whole(self, plan: Plan) -> None:
+        """Raises ModelError for a parent that lacks a tensor that every model of the architecture has."""
+        if not plan.lacking:
+            return
+        from aid.sd.adapter.target import skeleton
+
+        family = self.architecture.family
+        every = {
+            target.place(parameter, family).key
+            for target in skeleton(self.architecture).values()
+            for parameter in ("weight", "bias")
+        }
+        for name, keys in plan.lacking.items():
+            if missing := [key for key in keys if key in every]:
+                keep = "`broken = 'keep'` takes it as the other models have it."
+                raise ModelError(self._told(name, missing), "all tensors of a block that it gives", keep)
 
     def planned(self, settings: MergeSettings) -> Plan:
         """Raises as `recipe` does."""
         recipe = self.recipe(settings)
         bakes = self.bakes(settings, recipe)
         wanted = Wanted(FORMATS.get(settings.precision), self.vae, settings.prune, bakes)
-        return planned(recipe, self.parents, wanted)
+        plan = planned(recipe, self.parents, wanted)
+        if settings.broken == "error":
+            self._require_whole(plan)
+        return plan
 
 
 def open_job(

@@ -66,7 +66,8 @@ class MergeSettings(Settings):
     """Leave out what no picture needs: averages (EMA), schedules, the state of a training."""
     broken: Literal["error", "keep"] = "error"
     """What becomes of tensors with NaN or infinity: an error that names the first, or they are written as
-    they come out, and `broken.json` names them all."""
+    they come out, and `broken.json` names them all. So too of a tensor that a model lacks of a block that it
+    gives: an error, or it is what the other models make of it."""
 
 
 class MergeInputs(Inputs):

@@ -57,21 +57,17 @@ class Plan:
             return Output(format, self.evaluation.made(key))
         return Output(format, Sum(_terms(self.combinations[key], self.parents)))
 
-    @property
-    def incomplete(self) -> list[str]:
-        """What parents lack of the blocks that they give, a sentence for each: others' values stand there."""
+    @cached_property
+    def lacking(self) -> dict[str, list[str]]:
+        """What parents lack of the blocks that they give, by name; there the others' values stand."""
         givers = {block: models_in(self.recipe.nominal(block)) for block in self.recipe.blocks}
-        lacking: dict[str, list[str]] = {}
+        found: dict[str, list[str]] = {}
         for key in self.combinations:
             if _is_model(key, self.recipe) and _is_merged(key, self.recipe, self.parents):
                 for name in givers.get(self.recipe.block(key), ()):
                     if key not in self.parents[name].formats:
-                        lacking.setdefault(name, []).append(key)
-        return [
-            f"{self.parents[name]} lacks {keys[0]}" + (f" and {len(keys) - 1} more" if keys[1:] else "")
-            + ": as the other models have it"
-            for name, keys in lacking.items()
-        ]  # fmt: skip
+                        found.setdefault(name, []).append(key)
+        return found
 
     @cached_property
     def evaluation(self) -> Evaluation | None:
