@@ -86,6 +86,19 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_what_is_odd_in_a_prompt_is_told_once(lively_checkpoint: Path, tmp_path: Path) -> None:
+    said = list[str]()
+
+    class Told(Silence):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    odd = settings(prompt="a <lora:xl:x> house", negative_prompt="(worst", count=2)
+    one_off(odd, GenerateInputs(checkpoint=lively_checkpoint), tmp_path, Workbench("cpu", progress=Told()))
+    assert [text.partition(":")[0] for text in said] == ["prompt", "negative prompt"]
+    assert "`<lora:xl:x>` is left out" in said[0] and "never closed" in said[1]
+
+
 def test_embeddings_that_a_prompt_does_not_name_are_not_listed(
     lively_checkpoint: Path, embedding_folder: Path, tmp_path: Path
 ) -> None:

@@ -94,7 +94,7 @@ class Texts:
         self.model, self.embeddings, self.adapters = model, dict(embeddings or {}), adapters
         self.wildcards = wildcards or {}
         self.notes: dict[str, None] = {}
-        """What adapters have no place for in this model, each sentence once."""
+        """What is odd in prompts, and what adapters have no place for in this model, each sentence once."""
         self._fitting: Fitting | None = None
         self._worn: tuple[LoraCall, ...] = ()
         self._words: dict[tuple[object, ...], Words] = {}
@@ -116,9 +116,11 @@ class Texts:
             _forget(self._words)
             said = expand(prompt, shot.seed, self.wildcards)
             refused = expand(negative, shot.seed, self.wildcards)
-            read = read_prompt(said.text, span)
-            against = read_prompt(refused.text, span, negative=True).parts[0]
-            self._words[key] = Words(read.parts, said.mixes, against, refused.mixes, read.loras)
+            read, other = read_prompt(said.text, span), read_prompt(refused.text, span, negative=True)
+            for side, expanded, own in ("prompt", said, read), ("negative prompt", refused, other):
+                notes = (*expanded.notes, *own.notes)
+                self.notes.update({f"{side}: {note.text}": None for note in notes})
+            self._words[key] = Words(read.parts, said.mixes, other.parts[0], refused.mixes, read.loras)
         return self._words[key]
 
     def lengths(self, shot: Shot, second: bool = False) -> tuple[object, ...]:
