@@ -335,3 +335,10 @@ def test_what_a_prompt_names_is_hashed_once(
         called.unlink()
         assert material.infotext(shot, texts) == first
     assert "Lora hashes" in first and "TI hashes" in first
+
+
+def test_a_file_is_no_folder_to_draw_into(lively_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain.png").write_bytes(b"mine")
+    with pytest.raises(FileError, match=r"plain\.png is a file; expected a folder"):
+        one_off(settings(), GenerateInputs(checkpoint=lively_checkpoint), tmp_path / "plain.png", BENCH)
+    assert (tmp_path / "plain.png").read_bytes() == b"mine"

@@ -248,7 +248,7 @@ def _of_folder(folder: Path) -> Lineage:
         if path.is_file() and not path.name.startswith(".")
     }
     if not files:
-        raise FileError(f"{folder} is empty", "a folder of pictures", "Check the path.")
+        raise FileError(f"{folder} is empty", "a folder with files", "Check the path.")
     node = Node(
         verb="pictures", settings={}, inputs={name: Source(sha256=sha) for name, sha in files.items()}
     )

@@ -14,7 +14,7 @@ from aid.core.dataset import Dataset
 from aid.core.files import write_bytes
 from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
-from aid.errors import SettingsError
+from aid.errors import FileError, SettingsError
 from aid.generate.gallery import picture_name, write_gallery
 from aid.generate.material import Material, called_files, load_material, source_of
 from aid.generate.plan import read_shots, shots_of_plan, shots_of_prompt
@@ -57,6 +57,8 @@ def one_off(
 @contextmanager
 def _folder_made(folder: Path) -> Iterator[None]:
     """Before drawing, so that one that can't be is told at once; an error leaves no empty one behind."""
+    if folder.is_file():
+        raise FileError(f"{folder} is a file", "a folder to draw into")
     there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
