@@ -112,13 +112,13 @@ class Evaluation:
         return broken[0] if broken else source if fault else ""
 
     def _operands(
-        self, key: str, combination: Combination, start: int, count: int, broken: list[Fault]
+        self, key: str, combination: Combination, start: int, count: int, broken: list[Fault] | None
     ) -> list[Operand]:
-        """`broken` is told of parents whose values aren't finite: a mode may leave them out, or all."""
+        """`broken`, if given, is told of parents whose values aren't finite: a mode may leave these out."""
         return [self._operand(key, leaf, weight, start, count, broken) for leaf, weight in combination]
 
     def _operand(
-        self, key: str, leaf: str | Call, weight: float, start: int, count: int, broken: list[Fault]
+        self, key: str, leaf: str | Call, weight: float, start: int, count: int, broken: list[Fault] | None
     ) -> Operand:
         if isinstance(leaf, Call):
             return Operand(self._called(key, leaf, start, count, broken), self._working(key), weight)
@@ -126,11 +126,11 @@ class Evaluation:
         item = ITEM_BYTES[format]
         room = memoryview(bytearray(count * item))
         operand = Operand(self.parents[leaf].values(key, start * item, room), format, weight)
-        if not arithmetic([format]).is_finite(operand, count):
+        if broken is not None and not arithmetic([format]).is_finite(operand, count):
             broken.append(str(self.parents[leaf]))
         return operand
 
-    def _called(self, key: str, call: Call, start: int, count: int, broken: list[Fault]) -> memoryview:
+    def _called(self, key: str, call: Call, start: int, count: int, broken: list[Fault] | None) -> memoryview:
         shape, working = self.formats[key].shape, self._working(key)
         models = [self._model(key, one, start, count, broken) for one in call.operands]
         bounds = self._range(call) if call.mode in RANGED else (0.0, 1.0)
@@ -141,7 +141,7 @@ class Evaluation:
         return self._mode(key, call).part(models, told)
 
     def _model(
-        self, key: str, combination: Combination, start: int, count: int, broken: list[Fault]
+        self, key: str, combination: Combination, start: int, count: int, broken: list[Fault] | None
     ) -> Operand:
         """As it is stored, where it is one parent alone."""
         operands = self._operands(key, combination, start, count, broken)
@@ -156,7 +156,7 @@ class Evaluation:
         if measure is not None and same not in self.measured:
 
             def read(number: int, start: int, count: int) -> Operand:
-                return self._model(key, call.operands[number], start, count, [])
+                return self._model(key, call.operands[number], start, count, None)
 
             self.measured[same] = measure(Given(shape, len(call.operands), working, read), call.beta)
         return self.measured.get(same)
