@@ -119,6 +119,25 @@ def test_what_is_not_finite_is_told_by_its_model() -> None:
         assert way.is_finite(operand(good, "F16", 1.0), COUNT)
 
 
+@needs_kernel
+@given(
+    format=st.sampled_from(FORMATS),
+    size=st.integers(1, 70),
+    count=st.integers(0, 70),
+    place=st.integers(0, 69),
+    broken=st.sampled_from([math.nan, math.inf, -math.inf]),
+)
+def test_what_is_not_finite_is_found_wherever_it_is(
+    format: str, size: int, count: int, place: int, broken: float
+) -> None:
+    """What stands behind the values that are asked about counts for nothing."""
+    count, dtype = min(count, size), DTYPES[format]
+    tensor = torch.full((size,), torch.finfo(dtype).max, dtype=dtype)
+    tensor[place % size] = broken
+    for way in ways():
+        assert way.is_finite(operand(tensor, format, 1.0), count) == (place % size >= count)
+
+
 def test_eight_bit_floats_are_torch_s() -> None:
     assert arithmetic(["F8_E4M3", "F16"]) is TORCH
     assert set(CODES) == set(FORMATS)

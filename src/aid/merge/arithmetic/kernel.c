@@ -266,6 +266,19 @@ INLINE double square(long count, const char *from, int format, const char *to, i
     return found;
 }
 
+/* Whether a NaN or infinity is among `count` values: numbers of whole BITS, whose exponent is then all ones. */
+#define HAS_NO_END(BITS, ONES) \
+    const BITS *value = values, ones = ONES; \
+    BITS found = 0; \
+    for (long i = 0; i < count; i++) found |= (BITS)-((value[i] & ones) == ones); \
+    return found != 0;
+
+INLINE int has_no_end(long count, const void *values, int format) {
+    if (format == F64) { HAS_NO_END(uint64_t, 0x7ff0000000000000) }
+    if (format == F32) { HAS_NO_END(uint32_t, 0x7f800000) }
+    HAS_NO_END(uint16_t, format == F16 ? 0x7c00 : 0x7f80)
+}
+
 /* The loops, compiled for one kind of processor. */
 #define COMPILED(KIND, TARGET) \
     TARGET static int sum_##KIND(int terms, const struct term *term, const char *const *rows, int format, \
@@ -274,6 +287,9 @@ INLINE double square(long count, const char *from, int format, const char *to, i
     } \
     TARGET static double square_##KIND(long count, const char *from, int format, const char *to, int other) { \
         return square(count, from, format, to, other, widen_half_##KIND); \
+    } \
+    TARGET static int has_no_end_##KIND(long count, const void *values, int format) { \
+        return has_no_end(count, values, format); \
     }
 
 COMPILED(plainly, )
@@ -288,26 +304,14 @@ COMPILED(avx2, AVX2)
 #define CHOSEN(NAME, ...) ((void)plainly, NAME##_plainly(__VA_ARGS__))
 #endif
 
-/* Whether there is a NaN or infinity among `count` values. */
-int aid_has_no_end(long count, const void *values, int format) {
-    const uint64_t exponent = 0x7ff0000000000000;
-    uint64_t found = 0;
-    uint32_t found32 = 0;
-    uint16_t found16 = 0, ones = format == F16 ? 0x7c00 : 0x7f80;
-    if (format == F64)
-        for (long i = 0; i < count; i++) found |= (((const uint64_t *)values)[i] & exponent) == exponent;
-    else if (format == F32)
-        for (long i = 0; i < count; i++)
-            found32 |= (((const uint32_t *)values)[i] & 0x7f800000) == 0x7f800000;
-    else
-        for (long i = 0; i < count; i++) found16 |= (((const uint16_t *)values)[i] & ones) == ones;
-    return found || found32 || found16;
+int aid_has_no_end(long count, const void *values, int format, int plainly) {
+    return CHOSEN(has_no_end, count, values, format);
 }
 
 /* Which term the NaN or infinity comes from; -1 if from none. */
-static int culprit(int terms, const struct term *term, const char *const *rows, long count) {
+static int culprit(int terms, const struct term *term, const char *const *rows, long count, int plainly) {
     for (int k = 0; k < terms; k++)
-        if (aid_has_no_end(count, rows[k], term[k].format)) return k + 1;
+        if (aid_has_no_end(count, rows[k], term[k].format, plainly)) return k + 1;
     return -1;
 }
 
@@ -337,11 +341,11 @@ static int sum_last(int terms, const struct term *term, const char **rows, int f
 static int blend(int terms, const struct term *term, const char **rows, int format, long count, char *out,
                  char *spare, int plainly) {
     long whole = count / LANES * LANES, left = count - whole;
-    int fault = CHOSEN(sum, terms, term, rows, format, whole, out) ? culprit(terms, term, rows, whole) : 0;
+    int fault = CHOSEN(sum, terms, term, rows, format, whole, out) ? culprit(terms, term, rows, whole, plainly) : 0;
     if (!left) return fault;
     for (int k = 0; k < terms; k++) rows[k] += whole * ITEM_BYTES[term[k].format];
     int found = sum_last(terms, term, rows, format, left, out + whole * ITEM_BYTES[format], spare, plainly);
-    return found && !fault ? culprit(terms, term, rows, left) : fault;
+    return found && !fault ? culprit(terms, term, rows, left, plainly) : fault;
 }
 
 /* out = sum of weight times values, `count` values each, of which some are read at a time from files. `plainly`

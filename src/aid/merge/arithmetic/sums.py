@@ -69,7 +69,7 @@ class Kernel:
 
     def is_finite(self, operand: Operand, count: int) -> bool:
         values, format = pointer(in_memory(operand)), CODES[operand.format]
-        return not self.library.aid_has_no_end(ctypes.c_long(count), values, format)
+        return not self.library.aid_has_no_end(ctypes.c_long(count), values, format, self.plainly)
 
     def square(self, operand: Operand, less: Operand | None, count: int) -> float:
         own, other = operand, less or operand
