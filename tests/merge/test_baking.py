@@ -238,4 +238,4 @@ def test_pieces_of_large_tensors_are_small(tmp_path: Path) -> None:
             rows = [
                 KINDS[change.kind].delta(arrays, rows=slice(at, at + 5)) for at in range(0, len(whole), 5)
             ]
-            np.testing.assert_allclose(np.concatenate(rows), whole, rtol=1e-6)
+            np.testing.assert_allclose(np.concatenate(rows), whole, rtol=1e-6, atol=1e-8)
