@@ -1,11 +1,15 @@
 """Merging real-size files, beside the limit (their bytes read and written) and what people merge with.
 
-    python benchmarks/merging.py [--case NAME ...] [--folder FOLDER] [--runs 3] [--json FILE]
+    python benchmarks/merging.py [--case NAME ...] [--peer NAME[=COMMAND] ...] [--folder FOLDER] [--runs 3]
+        [--json FILE]
 
 Files of random values are made here, in their real formats and shapes (2.1 GB for SD1.5 in fp16, 6.9 GB for
 SDXL), and removed again. Each job is a process of its own with the page cache warm; a case's jobs take turns,
 and the median counts. `limit` reads what the merge needs and writes its result in pieces of 256 KiB into a
 preallocated file, synced to the disk as AID's is.
+
+Any other program can be a peer, too: --peer 'copy=cp {style} {out}'. A shell runs the command, in which the
+names of the case's files (style, detail, composition, fourth; lora0 ...) and `out` stand for their paths.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import math
 import os
 import random
 import resource
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -24,12 +29,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reporting import Row, report
 
 PIECE = 256 << 10
+RESULT = "peer.safetensors"
 MIB = 1 << 20
 ITEM = {"F16": 2, "BF16": 2, "F32": 4, "I64": 8}
 
@@ -118,6 +125,12 @@ class Case:
             for name, format in zip(NAMES, self.formats, strict=False)
         }
 
+    def adapters(self, folder: Path) -> dict[str, Path]:
+        return {f"lora{i}": folder / f"{self.family}-lora{i}.safetensors" for i in range(self.loras)}
+
+    def files(self, folder: Path) -> dict[str, Path]:
+        return self.models(folder) | self.adapters(folder)
+
 
 NAMES = ("style", "detail", "composition", "fourth", "fifth")
 MBW = """
@@ -155,6 +168,7 @@ CASES = {
     "cosine_b": Case("sd1", ("F16",) * 2, chain("cosine_b", NAMES[:2], alpha=0.2)),
     "train difference": Case("sd1", ("F16",) * 3, chain("train_difference", NAMES[:3], alpha=0.7)),
     "five LoRA": Case("sd1", ("F16",), 'primary = "style"\n', loras=5),
+    "sdxl, five LoRA": Case("sdxl", ("F16",), 'primary = "style"\n', loras=5),
     "sdxl, two": Case("sdxl", ("F16",) * 2, chain("weighted_sum", NAMES[:2], alpha=0.4), ("loop",)),
     "sdxl, slerp": Case("sdxl", ("F16",) * 2, chain("slerp", NAMES[:2], alpha=0.4)),
     "sdxl, dare": Case("sdxl", ("F16",) * 2, chain("dare", NAMES[:2], alpha=0.5, beta=0.3)),
@@ -169,21 +183,17 @@ CASES = {
 }
 
 
-def loras(case: Case, folder: Path) -> list[Path]:
-    return [folder / f"lora{number}.safetensors" for number in range(case.loras)]
-
-
-def make_lora(path: Path, seed: int) -> None:
-    """Rank 32 on every layer of SD1.5 that kohya's trainer puts one on."""
+def make_lora(path: Path, family: str, seed: int) -> None:
+    """Rank 32 on every layer that kohya's trainer puts one on."""
     import torch
 
     from aid.sd.adapter.file import save_adapter
     from aid.sd.adapter.target import kohya_targets, skeleton
-    from aid.sd.model.architecture import SD1
+    from aid.sd.model.architecture import REAL
 
     chance = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, target in kohya_targets(skeleton(SD1)).items():
+    for name, target in kohya_targets(skeleton(REAL[family])).items():
         narrow = [1] * (len(target.shape) - 2)
         tensors[f"{name}.lora_down.weight"] = 0.02 * torch.randn(32, *target.shape[1:], generator=chance)
         tensors[f"{name}.lora_up.weight"] = 0.02 * torch.randn(target.shape[0], 32, *narrow, generator=chance)
@@ -191,11 +201,11 @@ def make_lora(path: Path, seed: int) -> None:
     save_adapter(path, tensors, {})
 
 
-def limit(models: Mapping[str, Path], target: Path, share: float = 1.0) -> None:
-    """Read all of every model and write as much as the first, times `share`, holds."""
+def limit(models: Mapping[str, Path], target: Path) -> None:
+    """Read all of every file and write as much as the first holds."""
     files = [os.open(path, os.O_RDONLY) for path in models.values()]
     sizes = [os.fstat(file).st_size for file in files]
-    total = int(sizes[0] * share)
+    total = sizes[0]
     rows = [memoryview(bytearray(PIECE * 4)) for _ in files]
     with open(target, "wb", buffering=0) as stream:
         os.posix_fallocate(stream.fileno(), 0, total)
@@ -237,7 +247,34 @@ def mecha(models: Mapping[str, Path], target: Path) -> None:
     sd_mecha.merge(first, output=target, output_dtype=torch.float16, merge_device="cpu", threads=1)
 
 
-PEERS: dict[str, Callable[[Mapping[str, Path], Path], None]] = {"loop": loop, "mecha": mecha}
+def by_command(command: str, models: Mapping[str, Path], target: Path) -> None:
+    """Any program; one that adds an ending to the result's name may."""
+    paths = {name: shlex.quote(str(path)) for name, path in {**models, "out": target}.items()}
+    try:
+        words = command.format(**paths)
+    except KeyError as missing:
+        raise SystemExit(f"{missing} is none of the case's files; expected {', '.join(paths)}") from None
+    subprocess.run(words, shell=True, check=True, stdout=sys.stderr)
+    if not any(target.parent.glob(f"{target.name}*")):
+        raise SystemExit(f"{words} left no {target}; expected the merge, written to {{out}}")
+
+
+Peer = Callable[[Mapping[str, Path], Path], None]
+PEERS: dict[str, Peer] = {"loop": loop, "mecha": mecha}
+SLOW = 15.0  # seconds; a peer that takes longer runs once
+
+
+def job(text: str) -> Peer:
+    """By its name, or the command that it is."""
+    return {"limit": limit, **PEERS}.get(text) or partial(by_command, text)
+
+
+def named(text: str) -> tuple[str, str]:
+    """A peer's name and its job."""
+    name, _, command = text.partition("=")
+    if not command and name not in PEERS:
+        raise argparse.ArgumentTypeError(f"{text} is no peer; expected {', '.join(PEERS)} or NAME=COMMAND")
+    return name, command or name
 
 
 START = """
@@ -256,9 +293,10 @@ finally:
 
 
 def tell_peak() -> None:
-    """Of this process since it began; what wait4 tells counts its parent in."""
+    """Of this process or the largest that it ran; what wait4 tells of them counts its own parent in."""
     status = Path("/proc/self/status").read_text()
-    print(next(line for line in status.splitlines() if line.startswith("VmHWM")), file=sys.stderr)
+    own = int(status.split("VmHWM:")[1].split()[0])
+    print("VmHWM:", max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss), "kB", file=sys.stderr)
 
 
 class Cost(NamedTuple):
@@ -284,35 +322,33 @@ def _child_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def commands(name: str, case: Case, folder: Path) -> dict[str, list[str]]:
-    models = case.models(folder)
+def commands(name: str, case: Case, folder: Path, peers: Mapping[str, str]) -> dict[str, list[str]]:
     settings = folder / "settings.toml"
     settings.write_text(case.settings)
-    given = [word for model, path in models.items() for word in ("--models", f"{model}={path}")]
-    given += [word for path in loras(case, folder) for word in ("--loras", f"{path.stem}={path}")]
+    given = [word for model, path in case.models(folder).items() for word in ("--models", f"{model}={path}")]
+    given += [word for lora, path in case.adapters(folder).items() for word in ("--loras", f"{lora}={path}")]
     start = START.replace("PORTABLE", str(case.portable))
     aid = [sys.executable, "-c", start, str(Path(__file__).parent), "merge", "--settings", str(settings)]
     jobs = {"aid": [*aid, *given, "--out", str(folder / "out")]}
-    for peer in ("limit", *case.peers):
-        jobs[peer] = [sys.executable, __file__, "--job", peer, name, str(folder)]
+    for peer, own in {"limit": "limit", **peers}.items():
+        jobs[peer] = [sys.executable, __file__, "--job", own, name, str(folder)]
     return jobs
 
 
-def measure(name: str, case: Case, folder: Path, runs: int) -> list[Row]:
+def measure(name: str, case: Case, folder: Path, runs: int, peers: Mapping[str, str]) -> list[Row]:
+    """`peers` are jobs by their names."""
     costs: dict[str, list[Cost]] = {}
-    for turn in range(runs + 1):  # the first fills the page cache and the memory of hashes
-        for job, words in commands(name, case, folder).items():
-            if turn and job in case.peers:
-                continue  # they take minutes: once is enough
-            cost = timed(words)
+    for _ in range(runs + 1):  # the first fills the page cache and the memory of hashes
+        for own, words in commands(name, case, folder, peers).items():
+            if own in peers and own in costs and costs[own][0].wall > SLOW:
+                continue
+            costs.setdefault(own, []).append(timed(words))
             clean(folder)
-            if turn or job in case.peers:
-                costs.setdefault(job, []).append(cost)
 
     def row(title: str, unit: str, figure: Callable[[Cost], float], limit: float | None = None) -> Row:
-        found = {job: statistics.median(map(figure, own)) for job, own in costs.items()}
-        peers = {job: found[job] for job in case.peers}
-        return Row(title, found["aid"], unit, found["limit"] if limit is None else limit, peers)
+        found = {own: statistics.median(map(figure, each[1:] or each)) for own, each in costs.items()}
+        beside = {own: found[own] for own in peers}
+        return Row(title, found["aid"], unit, found["limit"] if limit is None else limit, beside)
 
     return [
         row(name, "s", lambda cost: cost.wall),
@@ -323,26 +359,30 @@ def measure(name: str, case: Case, folder: Path, runs: int) -> list[Row]:
 
 def clean(folder: Path) -> None:
     shutil.rmtree(folder / "out", ignore_errors=True)
-    (folder / "peer.safetensors").unlink(missing_ok=True)
+    for left in folder.glob(f"{RESULT}*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def prepare(case: Case, folder: Path) -> None:
     """Make the case's files, unless the last case had them, and remove all others."""
     wanted = case.models(folder)
-    for stale in set(folder.glob("*.safetensors")) - {*wanted.values(), *loras(case, folder)}:
+    for stale in set(folder.glob("*.safetensors")) - set(case.files(folder).values()):
         stale.unlink()
     layout = case.layout()
     for number, (path, format) in enumerate(zip(wanted.values(), case.formats, strict=True)):
         if not path.exists():
             make_file(path, layout, format, number)
-    for number, path in enumerate(loras(case, folder)):
+    for number, path in enumerate(case.adapters(folder).values()):
         if not path.exists():
-            make_lora(path, number)
+            make_lora(path, case.family, number)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", action="append", choices=list(CASES))
+    parser.add_argument(
+        "--peer", action="append", type=named, metavar="NAME[=COMMAND]", help="in place of the case's own"
+    )
     parser.add_argument("--folder", type=Path, help="where the files go, and are removed again")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--keep", action="store_true", help="leave the files for another run")
@@ -350,17 +390,18 @@ def main() -> None:
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.job:
-        job, name, folder = chosen.job
-        run = limit if job == "limit" else PEERS[job]
-        run(CASES[name].models(Path(folder)), Path(folder) / "peer.safetensors")
+        own, name, folder = chosen.job
+        job(own)(CASES[name].files(Path(folder)), Path(folder) / RESULT)
         tell_peak()
         return
     rows = []
     place = Path(tempfile.mkdtemp(dir=chosen.folder)) if not chosen.keep else chosen.folder
     try:
         for name in chosen.case or CASES:
-            prepare(CASES[name], place)
-            rows += measure(name, CASES[name], place, chosen.runs)
+            case = CASES[name]
+            prepare(case, place)
+            peers = dict(chosen.peer or [(peer, peer) for peer in case.peers])
+            rows += measure(name, case, place, chosen.runs, peers)
             report(rows[-3:], None)
     finally:
         if not chosen.keep:
