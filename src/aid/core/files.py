@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from aid.errors import FileError
 
 CHUNK_BYTES = 1 << 20
+SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 @contextlib.contextmanager
@@ -37,6 +40,20 @@ def replacing(path: Path, size: int = 0) -> Iterator[IO[bytes]]:
     finally:
         part.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def begin_writing(file: int, at: int, size: int) -> None:
+    """Let the disk begin with what an open file was given there, so that fsync finds little left to wait for.
+
+    Linux's sync_file_range; elsewhere nothing. What fails here, fsync tells.
+    """
+    if (begin := _sync_file_range()) is not None:
+        begin(file, ctypes.c_int64(at), ctypes.c_int64(size), SYNC_FILE_RANGE_WRITE)
+
+
+@cache
+def _sync_file_range() -> Any:
+    return getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 
 def sync_folder(folder: Path) -> None:

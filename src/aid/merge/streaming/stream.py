@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from aid.core.files import replacing
+from aid.core.files import begin_writing, replacing
 from aid.core.workbench import Workbench
 from aid.merge.arithmetic.source import InFile, part_of
 from aid.merge.arithmetic.sums import Operand, arithmetic
@@ -163,6 +163,7 @@ def _write(file: int, at: int, values: memoryview) -> None:
     done = 0
     while done < len(values):
         done += os.pwrite(file, values[done:], at + done)
+    begin_writing(file, at, done)
 
 
 def _stretches(outputs: Mapping[str, Output], at: int) -> Iterator[Stretch]:
