@@ -136,12 +136,23 @@ struct term {
     int32_t format;
 };
 
+#define ANY -1 /* each term's own format, but for F64 */
+
+INLINE floats widened_any(struct term own, long at, widen_half *half) {
+    const char *from = own.values + at * ITEM_BYTES[own.format];
+    if (own.format == F16) return widened(F16, from, half);
+    if (own.format == BF16) return widened(BF16, from, half);
+    return widened(F32, from, half);
+}
+
 INLINE doubles weighed(struct term own, int format, long at, widen_half *half) {
+    if (format == ANY) return own.weight * AS(doubles, widened_any(own, at, half));
     return own.weight * doubled(format, own.values + at * ITEM_BYTES[format], half);
 }
 
-/* The sum of the rows, `count` values of each, a multiple of LANES; whether it holds NaN or infinity. The format
-   of all and the number of terms are known to the compiler, so that nothing but the sum is left of the loop. */
+/* The sum of the rows, `count` values of each, a multiple of LANES; whether it holds NaN or infinity. The number
+   of terms and the formats are known to the compiler, so that nothing but the sum is left of the loop; where it
+   is ANY format, each term's is asked for again and again, which is foreseen by the processor. */
 INLINE int sum_rows(int terms, const struct term *term, const char *const *rows, int from, int to, long count,
                     char *out, widen_half *widen, narrow_half *half) {
     struct seen seen = {{0}, {0}, {0}};
@@ -202,30 +213,40 @@ INLINE int sum_mixed(int terms, const struct term *term, const char *const *rows
     return is_set(&seen);
 }
 
-INLINE int sum_alike(int terms, const struct term *term, const char *const *rows, int format, long count,
-                     char *out, widen_half *widen, narrow_half *half) {
-    if (terms == 1) return sum_rows(1, term, rows, format, format, count, out, widen, half);
-    if (terms == 2) return sum_rows(2, term, rows, format, format, count, out, widen, half);
-    if (terms == 3) return sum_rows(3, term, rows, format, format, count, out, widen, half);
-    return sum_rows(4, term, rows, format, format, count, out, widen, half);
+INLINE int sum_few(int terms, const struct term *term, const char *const *rows, int from, int to, long count,
+                   char *out, widen_half *widen, narrow_half *half) {
+    if (terms == 1) return sum_rows(1, term, rows, from, to, count, out, widen, half);
+    if (terms == 2) return sum_rows(2, term, rows, from, to, count, out, widen, half);
+    if (terms == 3) return sum_rows(3, term, rows, from, to, count, out, widen, half);
+    return sum_rows(4, term, rows, from, to, count, out, widen, half);
 }
 
-/* The format of all terms and of the result; -1 if they differ, or are many. */
+/* The format of all terms and of the result; ANY if they differ. */
 INLINE int one_format(int terms, const struct term *term, int format) {
     for (int k = 0; k < terms; k++)
-        if (term[k].format != format || terms > 4) return -1;
+        if (term[k].format != format) return ANY;
     return format;
+}
+
+/* Whether the terms are so few, and all so narrow, that they needn't go by memory. */
+INLINE int in_registers(int terms, const struct term *term, int format) {
+    if (terms > 4 || format == F64) return 0;
+    for (int k = 0; k < terms; k++)
+        if (term[k].format == F64) return 0;
+    return 1;
 }
 
 INLINE int sum_any(int terms, const struct term *term, const char *const *rows, int format, long count,
                    char *out, widen_half *widen, narrow_half *half) {
+    if (!in_registers(terms, term, format))
+        return sum_mixed(terms, term, rows, format, count, out, widen, half);
     int own = one_format(terms, term, format);
-    if (own == F16) return sum_alike(terms, term, rows, F16, count, out, widen, half);
-    if (own == BF16) return sum_alike(terms, term, rows, BF16, count, out, widen, half);
-    if (own == F32) return sum_alike(terms, term, rows, F32, count, out, widen, half);
-    int made = terms == 1 && term->format == F32; /* by a mode or an adapter */
-    if (made && format == F16) return sum_rows(1, term, rows, F32, F16, count, out, widen, half);
-    return sum_mixed(terms, term, rows, format, count, out, widen, half);
+    if (own == F16) return sum_few(terms, term, rows, F16, F16, count, out, widen, half);
+    if (own == BF16) return sum_few(terms, term, rows, BF16, BF16, count, out, widen, half);
+    if (own == F32) return sum_few(terms, term, rows, F32, F32, count, out, widen, half);
+    if (format == F16) return sum_few(terms, term, rows, ANY, F16, count, out, widen, half);
+    if (format == BF16) return sum_few(terms, term, rows, ANY, BF16, count, out, widen, half);
+    return sum_few(terms, term, rows, ANY, F32, count, out, widen, half);
 }
 
 /* The sum of a block's squared differences: in 64 sums side by side, which are then added in halves. torch can
