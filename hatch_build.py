@@ -1,4 +1,4 @@
-"""Builds the merge kernel with the package, where there is a C compiler; without it torch does that work.
+"""Builds the kernels with the package, where there is a C compiler; without it torch does their work.
 
 `python hatch_build.py` builds it in place, as an editable installation does.
 """
@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent
-SOURCE = ROOT / "src/aid/merge/arithmetic/modes.c"  # which includes the others
-LIBRARY = SOURCE.with_name("_kernel.so")
+PACKAGE = ROOT / "src/aid"
+KERNELS = {
+    "merging": ("merge/arithmetic/modes.c", "merge/arithmetic/_kernel.so", "-ffp-contract=off"),
+    "attention": ("sd/drawing/attention.c", "sd/drawing/_attention.so", "-ffp-contract=fast"),
+}
 FLAGS = (
     "-O3",
     "-std=c11",
-    "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fPIC",
@@ -30,31 +32,37 @@ FLAGS = (
 )
 
 
-def compile_kernel() -> bool:
-    """Whether it could be built; says why not."""
+def compile_kernels() -> list[Path]:
+    """The libraries that could be built; says why one could not."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not compiler or os.name != "posix":
-        print("aid: no C compiler, so merging will be done by torch", file=sys.stderr)
-        return False
-    part = LIBRARY.with_name(f"{LIBRARY.name}.{os.getpid()}")
-    command = [*compiler.split(), *FLAGS, str(SOURCE), "-o", str(part), "-lm"]
+        print("aid: no C compiler, so merging and attention will be done by torch", file=sys.stderr)
+        return []
+    return [library for work in KERNELS if (library := compile_kernel(work, compiler.split()))]
+
+
+def compile_kernel(work: str, compiler: list[str]) -> Path | None:
+    source, library, contraction = KERNELS[work]
+    path = PACKAGE / library
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    command = [*compiler, *FLAGS, contraction, str(PACKAGE / source), "-o", str(part), "-lm"]
     try:
         subprocess.run(command, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"aid: merging will be done by torch, as the kernel isn't compiled: {error}", file=sys.stderr)
+        print(f"aid: {work} will be done by torch, as its kernel isn't compiled: {error}", file=sys.stderr)
         part.unlink(missing_ok=True)
-        return False
-    os.replace(part, LIBRARY)  # a running process keeps the one it has
-    return True
+        return None
+    os.replace(part, path)  # a running process keeps the one it has
+    return path
 
 
 def platform_tag() -> str:
-    """The kernel needs a machine and a C library, and no particular Python."""
+    """The kernels need a machine and a C library, and no particular Python."""
     return "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
 if __name__ == "__main__":
-    sys.exit(not compile_kernel())
+    sys.exit(len(compile_kernels()) < len(KERNELS))
 else:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -62,7 +70,7 @@ else:
         """hatchling's hook for wheels, editable ones too."""
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-            if self.target_name == "wheel" and compile_kernel():
+            if self.target_name == "wheel" and (built := compile_kernels()):
                 build_data["pure_python"] = False
                 build_data["tag"] = platform_tag()
-                build_data["artifacts"].append(str(LIBRARY.relative_to(ROOT)))
+                build_data["artifacts"] += [str(library.relative_to(ROOT)) for library in built]

@@ -22,6 +22,8 @@ from aid.generate.settings import DrawingSettings, GenerateInputs, GenerateSetti
 from aid.sd.drawing.pipeline import draw_batch, plan_batches, steps_of
 from aid.sd.picture.file import SUFFIX, picture_bytes
 
+WRITERS = 4  # of pictures: nothing is drawn beside the last batch's
+
 
 @verb("generate", resumable=True)
 def generate(settings: GenerateSettings, inputs: GenerateInputs, out: Path, bench: Workbench) -> None:
@@ -129,7 +131,7 @@ def draw_missing(
         missing = [batch for batch in batches if not all(files[index].is_file() for index in batch)]
         done = len(shots) - sum(map(len, missing))
         progress = bench.progress.task("generate", len(shots), "picture", done)
-        with progress as tick, ThreadPoolExecutor(1) as writer:
+        with progress as tick, ThreadPoolExecutor(WRITERS) as writer:
             writing: list[Future[None]] = []
             for batch in missing:
                 together = [shots[index] for index in batch]

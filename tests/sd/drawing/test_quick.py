@@ -89,7 +89,7 @@ def test_every_kind_of_layer_is_quick_inside_and_none_after(model: StableDiffusi
 
     with quick(model):
         own = {
-            Attention: layers.FilledAttention,
+            Attention: layers.TextAttention,
             BasicTransformerBlock: layers.TokenBlock,
             Transformer2DModel: layers.PixelTransformer,
             ResnetBlock2D: layers.ResidualBlock,
@@ -98,18 +98,3 @@ def test_every_kind_of_layer_is_quick_inside_and_none_after(model: StableDiffusi
         assert changed().items() >= own.items()
         assert changed().keys() - own == {nn.Conv2d, nn.Linear, nn.GroupNorm, nn.SiLU}
     assert not changed()
-
-
-@torch.inference_mode()
-def test_padding_has_no_part_in_attention(model: StableDiffusion) -> None:
-    """What the text is padded with weighs nothing, to the bit: other values there change nothing."""
-    block = next(layer for name, layer in model.unet_layers if name.endswith(".attn2"))
-    attention = layers.FilledAttention(block, filled=True)
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn((1, 64, block.to_q.in_features), generator=generator)
-    context = torch.randn((1, 77, block.to_k.in_features), generator=generator)
-    first = attention(x, context)
-    ((_, (key, value, mask)),) = attention.kept
-    assert key.shape[2] == 80 and mask is not None
-    key[:, :, 77:], value[:, :, 77:] = 3.0, -5.0
-    assert torch.equal(attention(x, context), first)

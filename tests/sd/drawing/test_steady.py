@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aid.sd.drawing.steady import attention, steady_forward
+from aid.sd.drawing.steady import steady_forward
 
 LAYERS = {
     "linear, a vector a row": (nn.Linear(96, 160), (96,)),
@@ -18,14 +17,6 @@ LAYERS = {
     "norm of few pixels": (nn.GroupNorm(8, 32), (32, 4, 4)),
     "silu": (nn.SiLU(), (32, 33, 29)),
 }
-
-
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    used = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(used)
 
 
 def random(*shape: int) -> Tensor:
@@ -48,17 +39,6 @@ def test_a_row_is_the_same_to_the_bit_whatever_is_beside_it(name: str) -> None:
     together = forward(x)
     assert all(torch.equal(together, by_rows(forward, x, count)) for count in (1, 2, 3))
     torch.testing.assert_close(together, layer(x))
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("queries", [1, 2, 3, 4])
-@pytest.mark.usefixtures("threads")
-def test_so_is_what_attention_sees(queries: int) -> None:
-    query, key, value = random(6, 8, queries, 16), random(6, 8, 80, 16), random(6, 8, 80, 16).flip(2)
-    together = attention(query, key, value, None, 0.25)
-    parts = zip(query.split(1), key.split(1), value.split(1), strict=True)
-    assert torch.equal(together, torch.cat([attention(*part, None, 0.25) for part in parts]))
-    torch.testing.assert_close(together, F.scaled_dot_product_attention(query, key, value))
 
 
 def test_kinds_that_are_steady_by_themselves_keep_their_own() -> None:

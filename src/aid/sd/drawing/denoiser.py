@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import inf
 
 import torch
@@ -72,7 +73,7 @@ class Denoiser:
 
     def _denoised(self, x: Tensor, sigma: Tensor, with_negative: bool) -> list[Tensor]:
         """The clean latent each side expects: the parts, then the negative prompt."""
-        scaled, t = scaled_input(x, sigma), self.levels.sigma_to_t(sigma, self.stride)
+        scaled, t = scaled_input(x, sigma), _t(self.levels, sigma.item(), self.stride)
         made: list[Tensor] = []
         for conditioning, added in self._conditionings(with_negative):
             times = len(conditioning.context) // len(x)
@@ -88,7 +89,7 @@ class Denoiser:
             x = torch.cat([x, self.shown.expand(len(x), -1, -1, -1)], 1)
         x = x.to(dtype=self.model.dtype, memory_format=torch.channels_last)
         output: Tensor = self.model.unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0]
-        return output.float()
+        return output.float().contiguous()  # laid out as the latents are
 
     def _conditionings(self, with_negative: bool) -> list[tuple[Conditioning, dict[str, Tensor] | None]]:
         """What the U-Net is given at this call, in as few batches as lengths allow: the same tensors as
@@ -117,6 +118,13 @@ class Denoiser:
     def _column(self, values: Sequence[float]) -> Tensor:
         """One number a picture, as latents are multiplied by it."""
         return torch.tensor(values, device=self.model.device).reshape(-1, 1, 1, 1)
+
+
+@lru_cache
+def _t(levels: Levels, sigma: float, stride: int) -> Tensor:
+    """Found once for all pictures of a course."""
+    with torch.inference_mode(False):  # it outlives the first caller's inference mode
+        return levels.sigma_to_t(torch.tensor(sigma), stride)
 
 
 def levels_of(model: StableDiffusion, shot: Shot) -> Levels:

@@ -12,75 +12,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aid.sd.drawing.steady import attention, linear, silu_
+from aid.sd.drawing.attention import attention
+from aid.sd.drawing.steady import linear, silu_
 
 TEXTS_KEPT = 2  # of a batch, what attention made of each
-VECTOR = 16  # float32 of the widest register; what doesn't fill its last takes longer than what does
 LARGEST_PACKED = 1 << 20  # numbers of a convolution's weights; laying out larger ones is little of their work
 HAS_ONEDNN = torch._C._has_mkldnn
 
 
-class FilledAttention:
+class TextAttention:
     """Attention without what diffusers looks up at every call. Keys and values of the text are computed once
-    for all steps: they depend on the text alone. With `filled`, what is narrower than a vector is filled up
-    with zeros: heads by their weights, so that nothing is copied, and the text's last vector by masked keys.
-    """
+    for all steps: they depend on the text alone."""
 
-    def __init__(self, block: Any, filled: bool) -> None:
-        self.heads, self.filled = block.heads, filled
-        width = block.to_q.out_features // block.heads
-        self.scale = width**-0.5
-        missing = max(0, VECTOR - width) if filled else 0
-        self.query, self.key, self.value = (
-            _filled_heads(layer.weight, block.heads, missing)
-            for layer in (block.to_q, block.to_k, block.to_v)
-        )
-        self.out = _filled_heads(block.to_out[0].weight.T, block.heads, missing).T
-        self.bias = block.to_out[0].bias
-        self.kept: list[tuple[Tensor, tuple[Tensor, Tensor, Tensor | None]]] = []
+    def __init__(self, block: Any) -> None:
+        self.block = block
+        self.kept: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
 
     def __call__(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: object, **__: object
     ) -> Tensor:
-        query = self._heads(hidden_states, self.query)
-        if encoder_hidden_states is None:
-            key, value = self._heads(hidden_states, self.key), self._heads(hidden_states, self.value)
-            seen = attention(query, key, value, None, self.scale)
-        else:
-            seen = attention(query, *self._of(encoder_hidden_states), self.scale)
-        return linear(seen.transpose(1, 2).flatten(2), self.out, self.bias)
+        block, text = self.block, encoder_hidden_states
+        key, value = self._sides(hidden_states) if text is None else self._of(text)
+        seen = attention(linear(hidden_states, block.to_q.weight, None), key, value, block.heads)
+        return linear(seen, block.to_out[0].weight, block.to_out[0].bias)
 
-    def _of(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Key, value, and the mask of what they are filled up with."""
+    def _of(self, text: Tensor) -> tuple[Tensor, Tensor]:
         for known, made in self.kept:
-            if known is context:
+            if known is text:
                 return made
-        key, value = self._heads(context, self.key), self._heads(context, self.value)
-        rows = key.shape[2]
-        missing = -rows % VECTOR
-        mask: Tensor | None = None
-        if self.filled and missing:
-            key, value = (F.pad(side, (0, 0, 0, missing)) for side in (key, value))
-            mask = F.pad(key.new_zeros(1, 1, 1, rows), (0, missing), value=-torch.inf)
-        self.kept = [*self.kept[1 - TEXTS_KEPT :], (context, (key, value, mask))]
-        return key, value, mask
+        made = self._sides(text)
+        self.kept = [*self.kept[1 - TEXTS_KEPT :], (text, made)]
+        return made
 
-    def _heads(self, x: Tensor, weight: Tensor) -> Tensor:
-        """[b, n, width] to [b, heads, n, width of a head]."""
-        made = linear(x, weight, None)
-        return made.view(*made.shape[:-1], self.heads, -1).transpose(1, 2)
-
-
-def _filled_heads(weight: Tensor, heads: int, missing: int) -> Tensor:
-    """[heads * width of a head, n], each head with as many rows of zeros more."""
-    if not missing:
-        return weight
-    apart = weight.reshape(heads, -1, weight.shape[1])
-    return F.pad(apart, (0, 0, 0, missing)).flatten(0, 1)
+    def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value, [b, tokens, heads * width of a head]."""
+        return linear(x, self.block.to_k.weight, None), linear(x, self.block.to_v.weight, None)
 
 
 def is_plain_attention(block: Any) -> bool:
-    """Whether `FilledAttention` does all that the block does."""
+    """Whether `TextAttention` does all that the block does."""
     norms = (block.spatial_norm, block.group_norm, block.norm_q, block.norm_k, block.norm_cross)
     projections = (block.to_q, block.to_k, block.to_v)
     scaled = block.rescale_output_factor != 1 or any(layer.bias is not None for layer in projections)

@@ -10,6 +10,7 @@ bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -128,7 +129,7 @@ def steps_of(shot: Shot) -> int:
 
 def _from_noise(model: StableDiffusion, shots: Sequence[Shot], texts: Texts, on_step: OnStep) -> Tensor:
     first = shots[0]
-    course = plan_course(first.sampler, first.schedule, first.steps, levels_of(model, first))
+    course = _course(first.sampler, first.schedule, first.steps, levels_of(model, first))
     noise = _noise(model, shots, (first.width, first.height))
     denoise = _denoiser(model, shots, texts)
     return _sample(model, first, denoise, course.start(noise()), course, noise, on_step)
@@ -163,6 +164,9 @@ def _second_pass(
     noise = _noise(model, shots, shots[0].drawn_size)
     denoise = _denoiser(model, shots, texts, second=True)
     return _sample(model, second, denoise, course.start_from(large, noise()), course, noise, on_step)
+
+
+_course = lru_cache(plan_course)  # found once for all pictures alike
 
 
 def _course_from(shot: Shot, strength: float, model: StableDiffusion, *, fix_steps: bool) -> Course:

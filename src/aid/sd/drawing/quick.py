@@ -60,7 +60,7 @@ def _quick_forward(layer: Any, on_cpu: bool, shares: StepShares | None) -> Forwa
     kind = type(layer)
     if kind is Attention:
         own = _is_own(layer.to_q, layer.to_k, layer.to_v, layer.to_out[0])
-        return layers.FilledAttention(layer, on_cpu) if own and layers.is_plain_attention(layer) else None
+        return layers.TextAttention(layer) if own and layers.is_plain_attention(layer) else None
     if not on_cpu:
         return None
     if kind is Transformer2DModel:

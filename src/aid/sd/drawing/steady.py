@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 FEWEST_ROWS = 16  # of a product; fewer have a kernel of their own
 PAIR_OF_VECTORS = 32  # float32 of the widest registers
-FEW_SCORES = 24 << 10  # of a head, 96 KiB; more don't stay in the nearest memory
 PIXELS_SHARED_OUT = 1024  # of a picture; from here on threads share a norm's sums
 
 
@@ -34,24 +33,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     padded = F.pad(x.reshape(rows, -1), (0, 0, 0, FEWEST_ROWS - rows))
     return F.linear(padded, weight, bias)[:rows].view(*x.shape[:-1], -1)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """[b, heads, n, width of a head]; `mask` [1, 1, 1, keys] is added to the scores. Few scores by plain
-    products: that is sooner done, and threads would share out the keys of one query or three."""
-    few = query.shape[2] * key.shape[2] <= FEW_SCORES and query.dtype == torch.float32
-    seen = _by_products if few else F.scaled_dot_product_attention
-    return seen(query, key, value, mask, scale=scale)
-
-
-def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """All laid out alike, or one row would be multiplied otherwise than many."""
-    batch, heads = query.shape[:2]
-    query, key, value = (side.flatten(0, 1).contiguous() for side in (query, key, value))
-    start = query.new_empty(1) if mask is None else mask.flatten()
-    beta = 0 if mask is None else 1
-    scores = torch.baddbmm(start, query, key.transpose(1, 2), beta=beta, alpha=scale)
-    return torch.bmm(scores.softmax(-1), value).view(batch, heads, *query.shape[1:])
 
 
 def _norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:

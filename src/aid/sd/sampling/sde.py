@@ -27,8 +27,8 @@ def euler_ancestral(
 ) -> Tensor:
     """Euler steps that go further down than asked and add noise back up (k-diffusion; Song et al. 2021).
     The last step, to 0, draws no noise."""
-    for sigma, following in pairwise(sigmas):
-        down, up = ancestral_step(sigma, following, eta)
+    downs, ups = ancestral_step(sigmas[:-1], sigmas[1:], eta)
+    for (sigma, following), down, up in zip(pairwise(sigmas), downs, ups, strict=True):
         x = x + slope(x, denoise(x, sigma), sigma) * (down - sigma)
         if up > 0:
             x = x + noise(sigma, following) * s_noise * up

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Concatenate, Protocol
 
+import torch
 from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -32,11 +33,11 @@ def slope(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
 
 
 def ancestral_step(sigma: Tensor, following: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(σ to step down to, σ of the noise to add), so that their squares sum to `following`².
+    """(σ to step down to, σ of the noise to add), so that their squares sum to `following`²; of any shape.
 
     `eta` 0 is the ODE, 1 as much noise as DDPM adds (Song et al. 2021, DDIM, equation 16).
     """
-    up = min(following, eta * (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5)
+    up = torch.minimum(following, eta * (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5)
     return (following**2 - up**2) ** 0.5, up
 
 

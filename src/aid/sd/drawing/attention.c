@@ -1,0 +1,70 @@
+/* Attention in single precision, softmax(scale Q K^T) V, without its scores in memory (Rabe and Staats 2021,
+   arXiv 2112.05682; Dao et al. 2022, arXiv 2205.14135): for a vector of queries at a time, the keys in parts,
+   the sums so far being scaled as the highest score rises.
+
+   Each query goes through the same operations whatever is beside it and whichever thread takes it, so a row is
+   the same to the bit in any batch. Heads lie beside each other in a token, as linear layers make them. */
+
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#define KEYS 128   /* at a time: their scores stay in the nearest memory */
+#define WIDEST 256 /* of a head */
+#define HIGH 8     /* sums kept in registers: as many as hide how long an addition takes */
+
+/* Of Q, K or V: its first number, and numbers from a row of the batch and from a token to the next. */
+struct side {
+    const float *values;
+    int64_t row, token;
+};
+
+struct attention {
+    struct side query, key, value;
+    float *out; /* [rows, queries, heads, width] */
+    int64_t rows, heads, queries, keys, width;
+    float scale; /* times log2 e */
+};
+
+struct work {
+    const struct attention *all;
+    long next; /* piece that no thread has taken */
+};
+
+/* The Taylor series of 2^f, exact to a rounding for f in [-1/2, 1/2]. */
+static const float SERIES[] = {1.0f,           0.693147181f,   0.240226507f,  0.0555041087f,
+                               0.00961812911f, 0.00133335581f, 0.000154035304f};
+
+#if defined(__x86_64__)
+#define INLINE static inline __attribute__((always_inline))
+
+#define KIND avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#include "attention_both.h"
+#undef KIND
+#undef TARGET
+#undef LANES
+
+#define KIND avx512
+#define TARGET __attribute__((target("avx512f,prefer-vector-width=512")))
+#define LANES 16
+#include "attention_both.h"
+
+/* The threads that torch has at hand: its own library of them. Others would wait for those to stop spinning. */
+__attribute__((weak)) void GOMP_parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
+
+/* Floats of the widest vectors that there is a use for; 0: this machine or this torch has none. */
+int aid_lanes(void) {
+    if (!GOMP_parallel) return 0;
+    if (__builtin_cpu_supports("avx512f")) return 16;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 8 : 0;
+}
+
+void aid_attend(const struct attention *all, int lanes, int threads) {
+    struct work work = {all, 0};
+    GOMP_parallel(lanes == 16 ? attend_avx512 : attend_avx2, &work, threads, 0);
+}
+#else
+int aid_lanes(void) { return 0; }
+#endif

@@ -1,0 +1,113 @@
+"""Attention in the kernel and in torch: what doubles give, and a row the same beside any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from aid.sd.drawing.attention import WIDEST, attention, by_torch, find_kernel
+
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+def kernels() -> dict[str, Attend]:
+    """For every width of vectors that this machine has. Empty where there is no compiler."""
+    kernel = find_kernel()
+    widths = [lanes for lanes in (8, 16) if kernel and lanes <= kernel.lanes]
+    return {f"vectors of {lanes}": kernel._replace(lanes=lanes).attend for lanes in widths if kernel}
+
+
+WAYS: dict[str, Attend] = {"torch": by_torch, **kernels()}
+
+
+def sides(rows: int, queries: int, keys: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(queries)
+    query, key, value = (
+        torch.randn((rows, tokens, width), generator=generator) for tokens in (queries, keys, keys)
+    )
+    return 3 * query, key, value
+
+
+def exact(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """By torch, in doubles."""
+    apart = (side.double().unflatten(2, (heads, -1)).transpose(1, 2) for side in (query, key, value))
+    return F.scaled_dot_product_attention(*apart).transpose(1, 2).flatten(2)
+
+
+def test_the_kernel_was_built_and_is_used() -> None:
+    """As in CI; a machine without a compiler or without AVX2 has torch alone."""
+    assert len(WAYS) > 1
+    given_sides = sides(2, 40, 77, 16)
+    widest = list(WAYS.values())[-1]
+    assert torch.equal(attention(*given_sides, 2), widest(*given_sides, 2))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(
+    rows=st.integers(1, 3), heads=st.integers(1, 3), width=st.integers(1, 80) | st.just(WIDEST),
+    queries=st.integers(1, 70), keys=st.integers(1, 300),
+)  # fmt: skip
+def test_it_is_what_doubles_give(
+    way: str, rows: int, heads: int, width: int, queries: int, keys: int
+) -> None:
+    found = sides(rows, queries, keys, heads * width)
+    seen, expected = WAYS[way](*found, heads), exact(*found, heads)
+    assert (seen - expected).abs().max() < 1e-5 * max(1, width**0.5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("queries", [1, 2, 3, 4, 100])
+@pytest.mark.usefixtures("threads")
+@torch.inference_mode()
+def test_a_row_is_the_same_to_the_bit_whatever_is_beside_it(way: str, queries: int) -> None:
+    query, key, value = sides(6, queries, 77, 8 * 16)
+    together = WAYS[way](query, key, value, 8)
+    apart = zip(query.split(1), key.split(1), value.split(1), strict=True)
+    assert torch.equal(together, torch.cat([WAYS[way](*part, 8) for part in apart]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_sides_may_lie_apart_and_be_shared(way: str) -> None:
+    """As slices of one product, and as one text for all rows."""
+    whole, text = sides(3, 20, 9, 3 * 24)[:2]
+    query, key, _ = whole.chunk(3, 2)
+    text = text[:1, :, :24].expand(3, -1, -1)
+    for given_sides in ((query, key, key), (query, text, text)):
+        plain = [side.contiguous() for side in given_sides]
+        torch.testing.assert_close(WAYS[way](*given_sides, 2), WAYS[way](*plain, 2))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_what_is_broken_stays_visible_and_where_it_is(way: str, broken: float) -> None:
+    query, key, value = sides(2, 20, 77, 32)
+    sound = WAYS[way](query, key, value, 2)
+    query[0, 3, 0] = broken
+    seen = WAYS[way](query, key, value, 2)
+    assert not seen[0, 3, :16].isfinite().any()
+    seen[0, 3, :16] = sound[0, 3, :16]
+    torch.testing.assert_close(seen, sound)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_scores_of_any_size_are_no_trouble(way: str) -> None:
+    """The highest comes last, so all sums so far count for nothing, and first, so the rest does."""
+    query, key, value = sides(1, 20, 300, 8)
+    key[0, 299], query[:, :, :] = 400.0, 4.0
+    torch.testing.assert_close(WAYS[way](query, key, value, 1), value[:, 299:].expand(1, 20, 8))
+    found = query, key.flip(1), value.flip(1)
+    torch.testing.assert_close(WAYS[way](*found, 1), value[:, 299:].expand(1, 20, 8))
+
+
+def test_other_formats_and_wider_heads_go_by_torch() -> None:
+    found = sides(2, 12, 12, 2 * WIDEST + 2)
+    assert torch.equal(attention(*found, 2), by_torch(*found, 2))
+    half: Any = [side.bfloat16() for side in found]
+    assert torch.equal(attention(*half, 2), by_torch(*half, 2))
