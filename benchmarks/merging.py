@@ -167,6 +167,7 @@ CASES = {
     "slerp": Case("sd1", ("F16",) * 2, chain("slerp", NAMES[:2], alpha=0.4)),
     "cosine_b": Case("sd1", ("F16",) * 2, chain("cosine_b", NAMES[:2], alpha=0.2)),
     "train difference": Case("sd1", ("F16",) * 3, chain("train_difference", NAMES[:3], alpha=0.7)),
+    "smooth_add": Case("sd1", ("F16",) * 3, chain("smooth_add", NAMES[:3], alpha=0.7)),
     "five LoRA": Case("sd1", ("F16",), 'primary = "style"\n', loras=5),
     "sdxl, five LoRA": Case("sdxl", ("F16",), 'primary = "style"\n', loras=5),
     "sdxl, two": Case("sdxl", ("F16",) * 2, chain("weighted_sum", NAMES[:2], alpha=0.4), ("loop",)),

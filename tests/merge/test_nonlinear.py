@@ -8,15 +8,17 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from scipy.ndimage import gaussian_filter, median_filter
 from test_chain import Tensors, merged, narrow
 
 from aid.core.workbench import Workbench
@@ -72,8 +74,10 @@ def ours(
     step, result = parts_of(own.grain(shape), values), b""
     for start in range(0, size, step):
         count = min(step, size - start)
-        told = Told(alpha, beta, gamma, 0, "key", shape, start, count, working, measured)
-        result += own.part([read(number, start, count) for number in range(len(models))], told)
+        told = Told(
+            alpha, beta, gamma, 0, "key", shape, start, count, working, measured, around=own.around(shape)
+        )
+        result += own.part([read(number, *told.given) for number in range(len(models))], told)
     return torch.frombuffer(bytearray(result), dtype=models[0].dtype).reshape(shape)
 
 
@@ -211,7 +215,8 @@ def test_dare_draws_one_model_after_another(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 CHAIN = [
-    {"name": "ties", "mode": "ties", "models": ["a", "b", "c"], "beta": 0.3},
+    {"name": "smooth", "mode": "smooth_add", "models": ["a", "b", "c"], "alpha": 0.6},
+    {"name": "ties", "mode": "ties", "models": ["a", "smooth", "c"], "beta": 0.3},
     {"name": "dare", "mode": "dare", "models": ["ties", "b", "c"], "beta": 0.5},
     {"name": "slerp", "mode": "slerp", "models": ["dare", "a"], "alpha": 0.4},
     {"name": "alike", "mode": "cosine_a", "models": ["b", "slerp"], "alpha": 0.2},
@@ -236,7 +241,7 @@ def test_pieces_threads_and_torch_change_no_byte(
     assert written[0] == written[1] == written[2] == written[3]
 
 
-@pytest.mark.parametrize(("mode", "most"), [("ties", 60), ("dare", 68), ("extract", 68)])
+@pytest.mark.parametrize(("mode", "most"), [("ties", 60), ("smooth_add", 60), ("dare", 68), ("extract", 68)])
 def test_memory_does_not_hang_on_a_tensor_s_size(
     models: dict[str, Path], tmp_path: Path, mode: str, most: int
 ) -> None:
@@ -292,12 +297,40 @@ def test_cosine_b_takes_its_range_from_the_whole_model(models: dict[str, Path], 
     assert torch.equal(result[VAE], a[VAE])
 
 
-def test_smooth_add_smooths_the_difference(models: dict[str, Path], tmp_path: Path) -> None:
-    from scipy.ndimage import gaussian_filter, median_filter
+AXES = st.lists(st.sampled_from([1, 2, 3, 4, 5, 7, 11]), max_size=5)
 
+
+@given(
+    shape=AXES.filter(lambda shape: math.prod(shape) < 3000),
+    values=st.sampled_from([1, 7, 64, 1 << 20]),
+    steps=st.sampled_from([0, 2, 50]),
+    seed=st.integers(0, 99),
+)
+@example(shape=[3, 4101], values=1, steps=0, seed=0)  # more columns than go at once
+@example(shape=[2, 457, 3, 3], values=1, steps=2, seed=0)
+def test_smooth_add_is_scipy_s_whatever_the_parts(
+    shape: list[int], values: int, steps: int, seed: int
+) -> None:
+    """The same bytes by the kernel, with and without vector instructions, and by numpy, also of tensors that
+    are smaller than a part's surroundings."""
+    chance = torch.Generator().manual_seed(seed)
+    a, b, c = (torch.randn(shape, generator=chance, dtype=torch.float64) for _ in range(3))
+    if steps:
+        b, c = ((one * steps).round() / steps for one in (b, c))
+    native = kernel()
+    ways = [by_kernel(way, "smooth_add") for way in (native, native and replace(native, plainly=True)) if way]
+    found = [
+        ours("smooth_add", [a, b, c], 0.7, values=values, of=way) for way in (*ways, NONLINEAR["smooth_add"])
+    ]
+    assert len({bytes(raw_bytes(one)) for one in found}) == 1
+    smoothed = gaussian_filter(median_filter((b - c).numpy(), size=3), sigma=1)
+    np.testing.assert_allclose(found[0].numpy(), a.numpy() + 0.7 * smoothed, rtol=1e-13, atol=1e-14)
+
+
+def test_smooth_add_smooths_the_difference(models: dict[str, Path], tmp_path: Path) -> None:
     chain = [{"mode": "smooth_add", "models": ["a", "b", "c"], "alpha": 0.5}]
     result = merged(models, tmp_path / "out", chain=chain)
-    a, b, c = (load_file(models[name])[FIRST_CONV].float().numpy() for name in "abc")
+    a, b, c = (load_file(models[name])[FIRST_CONV].double().numpy() for name in "abc")
     exact = a + 0.5 * gaussian_filter(median_filter(b - c, size=3), sigma=1)
     assert torch.equal(result[FIRST_CONV], torch.from_numpy(exact).half())
 

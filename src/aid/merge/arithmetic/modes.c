@@ -55,6 +55,86 @@ AVX2 static void tile_of_avx2(long rank, const double *high, const double *wide,
 }
 #endif
 
+/* smooth_add goes through some columns at a time, row after row: a row is what is at one place of the first axis, a
+   column of the second, a plane of all others. A row lies plane by plane here, its columns side by side. */
+#define TAPS 4 /* to each side, of the Gaussian */
+#define SPAN 32 /* medians side by side */
+#define LONGEST 81 /* list */
+#define BLOCK_SIZE 4096 /* values of a row, or a few more: the last rows stay in the second-level cache */
+#define MIN(ONE, OTHER) ((ONE) < (OTHER) ? (ONE) : (OTHER))
+#define MAX(ONE, OTHER) ((ONE) > (OTHER) ? (ONE) : (OTHER))
+
+struct smooth {
+    int axes;
+    const long *shape;
+    long rows, wide, planes;
+    long from; /* the first row that is given */
+    long first, end, low, high; /* columns that are wanted, and of which medians are needed */
+    const uint16_t *networks; /* two for each stage: how many pairs and results; pairs to compare, the lesser first;
+                                 where the results are then */
+    const double *weights; /* from the middle on */
+    long room; /* for a row */
+    double *sorted[3]; /* of the last rows the differences, each with its neighbours: `room` apart */
+    double *medians[9], *row, *spare, *padded, *lists[2];
+};
+
+static const uint16_t *next_network(const uint16_t *network) { return network + 2 + 2 * network[0] + network[1]; }
+static const uint16_t *next_stage(const uint16_t *network) { return next_network(next_network(network)); }
+static int is_last(const uint16_t *network, int each) { return network[1] < 2 * each; }
+
+/* The place where an axis that is mirrored at its ends, again and again, has what is `at` a place beyond them. */
+static long mirrored(long at, long size) {
+    long turn = at % (2 * size);
+    if (turn < 0) turn += 2 * size;
+    return turn < size ? turn : 2 * size - 1 - turn;
+}
+
+/* The plane that is so many further along an axis. */
+static long beside(const struct smooth *own, long plane, int axis, int steps) {
+    long each = 1;
+    for (int k = axis + 1; k < own->axes; k++) each *= own->shape[k];
+    const long at = plane / each % own->shape[axis];
+    return plane + (mirrored(at + steps, own->shape[axis]) - at) * each;
+}
+
+/* By masks: of two comparisons GCC makes a branch. */
+INLINE void compare_by_plainly(double *lesser, double *greater) {
+    for (int i = 0; i < SPAN; i += LANES) {
+        longs one, other;
+        memcpy(&one, lesser + i, sizeof one);
+        memcpy(&other, greater + i, sizeof other);
+        longs less = (longs)((doubles)one < (doubles)other), least = (less & one) | (~less & other);
+        other = (less & other) | (~less & one);
+        memcpy(lesser + i, &least, sizeof least);
+        memcpy(greater + i, &other, sizeof other);
+    }
+}
+
+INLINE void decide_by_plainly(const double *one, const double *other, double *least) {
+    double lesser[SPAN], greater[SPAN];
+    memcpy(lesser, one, sizeof lesser);
+    memcpy(greater, other, sizeof greater);
+    compare_by_plainly(lesser, greater);
+    compare_by_plainly(least, greater);
+}
+
+#if defined(__x86_64__)
+AVX2 INLINE void decide_by_avx2(const double *one, const double *other, double *least) {
+    for (int i = 0; i < SPAN; i += 4) {
+        __m256d greater = _mm256_max_pd(_mm256_loadu_pd(other + i), _mm256_loadu_pd(one + i));
+        _mm256_storeu_pd(least + i, _mm256_min_pd(_mm256_loadu_pd(least + i), greater));
+    }
+}
+
+AVX2 INLINE void compare_by_avx2(double *lesser, double *greater) {
+    for (int i = 0; i < SPAN; i += 4) {
+        __m256d one = _mm256_loadu_pd(lesser + i), other = _mm256_loadu_pd(greater + i);
+        _mm256_storeu_pd(lesser + i, _mm256_min_pd(one, other));
+        _mm256_storeu_pd(greater + i, _mm256_max_pd(other, one));
+    }
+}
+#endif
+
 #define KIND plainly
 #define TARGET
 #include "modes_both.h"
@@ -106,3 +186,28 @@ long aid_bin(const uint32_t *counts, long bins, long *place) {
 
 CALLED(F32, float)
 CALLED(F64, double)
+
+/* `count` rows of A + alpha S(B - C) from `first` on; given are all rows that they hang on, TAPS + 1 more to both sides
+   as far as there are any. `shape` has `axes` sizes; from the third on, two at most aren't 1. */
+int aid_smooth(int axes, const long *shape, long first, long count, const struct term *term, const uint16_t *networks,
+               const double *weights, double alpha, double *out, int plainly) {
+    struct smooth own = {axes, shape, axes ? shape[0] : 1, axes > 1 ? shape[1] : 1, 1, MAX(0, first - TAPS - 1)};
+    for (int axis = 2; axis < axes; axis++) own.planes *= shape[axis];
+    own.networks = networks, own.weights = weights;
+    const long columns = MIN(own.wide, MAX(SPAN, BLOCK_SIZE / own.planes));
+    own.room = own.planes * (columns + 2 * TAPS + 2) + SPAN;
+    const long lists = own.planes * LONGEST / 3 * SPAN;
+    double *room = calloc(21 * own.room + 2 * lists, sizeof *room), *at = room;
+    if (!room) return -2;
+    for (int k = 0; k < 3; k++, at += 3 * own.room) own.sorted[k] = at;
+    for (int k = 0; k < 9; k++, at += own.room) own.medians[k] = at;
+    own.row = at, own.spare = at + own.room, own.padded = at + 2 * own.room, at += 3 * own.room;
+    own.lists[0] = at, own.lists[1] = at + lists;
+    for (own.first = 0; own.first < own.wide; own.first = own.end) {
+        own.end = MIN(own.wide, own.first + columns);
+        own.low = MAX(0, own.first - TAPS), own.high = MIN(own.wide, own.end + TAPS);
+        CHOSEN(smooth_by, &own, first, count, term, alpha, out);
+    }
+    free(room);
+    return 0;
+}

@@ -1,4 +1,4 @@
-/* For floats and for doubles. */
+/* For floats and for doubles; what there is for doubles alone. */
 
 #define WORKING F32
 #define REAL float
@@ -23,3 +23,5 @@
 #undef BITS
 #undef SOME
 #undef WIDENED
+
+#include "smooth.h"

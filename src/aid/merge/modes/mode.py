@@ -15,7 +15,8 @@ PART = 1 << 14  # values: a few arrays of as many stay in a processor's cache
 
 class Told(NamedTuple):
     """What a mode is told: a step's numbers; the tensor's name and shape; which of its values are wanted, in
-    float32 or float64; what the first pass found; and for the cosine modes the whole model's range."""
+    float32 or float64; what the first pass found; for the cosine modes the whole model's range; and how many
+    values more it is given to both sides, as far as there are any."""
 
     alpha: float
     beta: float
@@ -28,6 +29,13 @@ class Told(NamedTuple):
     working: str
     measured: Any = None
     bounds: tuple[float, float] = (0.0, 1.0)
+    around: int = 0
+
+    @property
+    def given(self) -> tuple[int, int]:
+        """The first value and how many."""
+        first = max(0, self.start - self.around)
+        return first, min(math.prod(self.shape), self.start + self.length + self.around) - first
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class Mode:
     part: Callable[[Sequence[Operand], Told], memoryview]
     measure: Callable[[Given, float], Any] | None = None
     grain: Callable[[Shape], int] = lambda shape: 1
+    around: Callable[[Shape], int] = lambda shape: 0
+    """How many values more it hangs on to both sides of a part."""
     values: int = PART
     """At a time."""
     exact: bool = False

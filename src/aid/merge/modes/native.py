@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from aid.merge.arithmetic.sums import Kernel, Operand, pointer, terms_of
+from aid.merge.modes import smooth
 from aid.merge.modes.mode import PART, Given, Mode, Told
 from aid.merge.modes.selection import FINE, place_of, ranked
 from aid.merge.modes.slerp import slerp
@@ -30,6 +31,9 @@ def by_kernel(kernel: Kernel, name: str) -> Mode | None:
         "train_difference": Mode(own.train_difference, values=MANY, exact=True),
         "dare": Mode(own.dare, values=MANY),
         "slerp": Mode(slerp, own.products, values=MANY),
+        "smooth_add": Mode(
+            own.smooth_add, grain=smooth.row_of, around=smooth.around, values=smooth.MANY, exact=True
+        ),
     }
     return modes.get(name)
 
@@ -74,6 +78,25 @@ class Native:
 
     def train_difference(self, models: Sequence[Operand], told: Told) -> memoryview:
         return self._made("train", told, terms_of(models), _double(1.8 * told.alpha))
+
+    def smooth_add(self, models: Sequence[Operand], told: Told) -> memoryview:
+        shape, row, stages = told.shape, smooth.row_of(told.shape), smooth.stages(told.shape)
+        if stages > smooth.MOST_STAGES:
+            from aid.merge.modes.nonlinear import NONLINEAR
+
+            return NONLINEAR["smooth_add"].part(models, told)
+        assert told.working == "F64"
+        networks, weights = smooth.networks(stages), smooth.WEIGHTS
+        out = memoryview(bytearray(told.length * ITEM_BYTES["F64"]))
+        fault = self.kernel.library.aid_smooth(
+            len(shape), (ctypes.c_long * len(shape))(*shape),
+            ctypes.c_long(told.start // row), ctypes.c_long(told.length // row), terms_of(models),
+            (ctypes.c_uint16 * len(networks))(*networks), (ctypes.c_double * len(weights))(*weights),
+            _double(told.alpha), pointer(out), self.kernel.plainly,
+        )  # fmt: skip
+        if fault:
+            raise MemoryError
+        return out
 
     def dare(self, models: Sequence[Operand], told: Told) -> memoryview:
         from aid.merge.modes.nonlinear import dare_scale, states  # numpy's generator is what is drawn from

@@ -13,13 +13,14 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aid.errors import SettingsError
 from aid.merge.arithmetic.sums import Operand, arithmetic, in_memory
+from aid.merge.modes import smooth
 from aid.merge.modes.mode import Given, Mode, Shape, Told
 from aid.merge.modes.selection import place_of, ranked
 from aid.merge.modes.slerp import slerp
@@ -33,7 +34,7 @@ Arrays = Sequence[Array]
 
 def _of_arrays(part: Callable[[Arrays, Told], Array]) -> Callable[[Sequence[Operand], Told], memoryview]:
     def of_operands(models: Sequence[Operand], told: Told) -> memoryview:
-        result = part([_array(one, told.length, told.working) for one in models], told)
+        result = part([_array(one, told.given[1], told.working) for one in models], told)
         return _bytes_of(result.astype(DTYPES[told.working], copy=False))
 
     return of_operands
@@ -66,14 +67,48 @@ def train_difference(models: Arrays, told: Told) -> Array:
 
 
 def smooth_add(models: Arrays, told: Told) -> Array:
-    """A + alpha S(B - C): the median over 3 neighbours along each axis, then a Gaussian of sigma 1."""
-    try:
-        from scipy.ndimage import gaussian_filter, median_filter
-    except ImportError as error:
-        raise SettingsError("smooth_add needs scipy", next_step="pip install scipy") from error
-    a, b, c = models
-    smooth = gaussian_filter(median_filter((b - c).reshape(told.shape), size=3), sigma=1)
-    return np.asarray(a + told.alpha * smooth.reshape(-1))
+    """A + alpha S(B - C): the median over 3 neighbours along each axis, then a Gaussian of sigma 1. Beyond an
+    edge the tensor is mirrored."""
+    (count, *rest), row = told.shape or (1,), smooth.row_of(told.shape)
+    given = told.given[0] // row
+    wanted = np.arange(told.start // row, (told.start + told.length) // row)
+    a, b, c = (one.reshape(-1, *rest) for one in models)
+    reach = len(smooth.WEIGHTS) - 1
+    rows = range(max(0, told.start // row - reach), min(count, wanted[-1] + 1 + reach))
+    difference = b - c + 0.0  # two zeros of different signs would have no order
+    medians = np.stack(
+        [_median(difference[_mirrored(np.arange(at - 1, at + 2), count) - given]) for at in rows]
+    )
+    if told.shape:
+        medians = _blurred(lambda shift: medians[_mirrored(wanted + shift, count) - rows[0]])
+    for axis in range(1, len(told.shape)):
+        medians = _blurred(partial(_beside, medians, axis))
+    return np.asarray(a[wanted - given] + told.alpha * medians).reshape(-1)
+
+
+def _median(rows: Array) -> Array:
+    """Of a row, with the one before and the one after, along all axes."""
+    for axis in range(1, rows.ndim):
+        rows = np.concatenate([_beside(rows, axis, shift) for shift in (-1, 0, 1)])
+    return np.asarray(np.partition(rows, len(rows) // 2, axis=0)[len(rows) // 2])
+
+
+def _blurred(beside: Callable[[int], Array]) -> Array:
+    """`beside` gives what is so many places further."""
+    total = beside(0) * smooth.WEIGHTS[0]
+    for shift in range(len(smooth.WEIGHTS) - 1, 0, -1):  # scipy's order
+        total += (beside(-shift) + beside(shift)) * smooth.WEIGHTS[shift]
+    return np.asarray(total)
+
+
+def _beside(values: Array, axis: int, shift: int) -> Array:
+    size = values.shape[axis]
+    return np.asarray(np.take(values, _mirrored(np.arange(size) + shift, size), axis))
+
+
+def _mirrored(places: Array, size: int) -> Array:
+    turn = places % (2 * size)
+    return np.asarray(np.minimum(turn, 2 * size - 1 - turn))
 
 
 def cosine(models: Arrays, told: Told) -> Array:
@@ -273,7 +308,9 @@ def products(given: Given, beta: float) -> list[float]:
 
 NONLINEAR: dict[str, Mode] = {
     "train_difference": Mode(_of_arrays(train_difference), exact=True),
-    "smooth_add": Mode(_of_arrays(smooth_add), grain=math.prod, exact=True),
+    "smooth_add": Mode(
+        _of_arrays(smooth_add), grain=smooth.row_of, around=smooth.around, values=smooth.MANY, exact=True
+    ),
     "cosine_a": Mode(_of_arrays(cosine), alike_a, exact=True),
     "cosine_b": Mode(_of_arrays(cosine), alike_b, exact=True),
     "tensor": Mode(_of_arrays(tensor)),

@@ -5,6 +5,7 @@ What a mode has to know of a whole tensor is found in a first pass, over all ten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -131,14 +132,17 @@ class Evaluation:
         return operand
 
     def _called(self, key: str, call: Call, start: int, count: int, broken: list[Fault] | None) -> memoryview:
+        mode, bounds = self._mode(key, call), self._range(call) if call.mode in RANGED else (0.0, 1.0)
         shape, working = self.formats[key].shape, self._working(key)
-        models = [self._model(key, one, start, count, broken) for one in call.operands]
-        bounds = self._range(call) if call.mode in RANGED else (0.0, 1.0)
+        grain = max(1, mode.grain(shape))
+        first, last = start // grain * grain, min(-(-(start + count) // grain) * grain, math.prod(shape))
         told = Told(
-            call.alpha, call.beta, call.gamma, call.seed, key, shape, start, count, working,
-            self._first_pass(key, call), bounds,
+            call.alpha, call.beta, call.gamma, call.seed, key, shape, first, last - first, working,
+            self._first_pass(key, call), bounds, mode.around(shape),
         )  # fmt: skip
-        return self._mode(key, call).part(models, told)
+        made = mode.part([self._model(key, one, *told.given, broken) for one in call.operands], told)
+        item = ITEM_BYTES[working]
+        return made[(start - first) * item : (start - first + count) * item]
 
     def _model(
         self, key: str, combination: Combination, start: int, count: int, broken: list[Fault] | None
