@@ -108,6 +108,8 @@ class Case:
     formats: tuple[str, ...]
     settings: str
     peers: tuple[str, ...] = ()
+    dora: bool = False
+    """Whether adapters have magnitudes for inputs, and are on convolutions too."""
     loras: int = 0
     """How many of rank 32 are baked."""
     portable: bool = False
@@ -126,7 +128,8 @@ class Case:
         }
 
     def adapters(self, folder: Path) -> dict[str, Path]:
-        return {f"lora{i}": folder / f"{self.family}-lora{i}.safetensors" for i in range(self.loras)}
+        kind = "dora" if self.dora else "lora"
+        return {f"{kind}{i}": folder / f"{self.family}-{kind}{i}.safetensors" for i in range(self.loras)}
 
     def files(self, folder: Path) -> dict[str, Path]:
         return self.models(folder) | self.adapters(folder)
@@ -167,8 +170,11 @@ CASES = {
     "slerp": Case("sd1", ("F16",) * 2, chain("slerp", NAMES[:2], alpha=0.4)),
     "cosine_b": Case("sd1", ("F16",) * 2, chain("cosine_b", NAMES[:2], alpha=0.2)),
     "train difference": Case("sd1", ("F16",) * 3, chain("train_difference", NAMES[:3], alpha=0.7)),
+    "tensor": Case("sd1", ("F16",) * 2, chain("tensor", NAMES[:2], alpha=0.3, beta=0.2)),
+    "extract": Case("sd1", ("F16",) * 3, chain("extract", NAMES[:3], alpha=0.5, beta=0.2)),
     "smooth_add": Case("sd1", ("F16",) * 3, chain("smooth_add", NAMES[:3], alpha=0.7)),
     "five LoRA": Case("sd1", ("F16",), 'primary = "style"\n', loras=5),
+    "DoRA by inputs": Case("sd1", ("F16",), 'primary = "style"\n', loras=1, dora=True),
     "sdxl, five LoRA": Case("sdxl", ("F16",), 'primary = "style"\n', loras=5),
     "sdxl, two": Case("sdxl", ("F16",) * 2, chain("weighted_sum", NAMES[:2], alpha=0.4), ("loop",)),
     "sdxl, slerp": Case("sdxl", ("F16",) * 2, chain("slerp", NAMES[:2], alpha=0.4)),
@@ -184,7 +190,7 @@ CASES = {
 }
 
 
-def make_lora(path: Path, family: str, seed: int) -> None:
+def make_lora(path: Path, family: str, seed: int, dora: bool) -> None:
     """Rank 32 on every layer that kohya's trainer puts one on."""
     import torch
 
@@ -194,11 +200,15 @@ def make_lora(path: Path, family: str, seed: int) -> None:
 
     chance = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, target in kohya_targets(skeleton(REAL[family])).items():
+    for name, target in kohya_targets(skeleton(REAL[family]), convolutions=dora).items():
         narrow = [1] * (len(target.shape) - 2)
         tensors[f"{name}.lora_down.weight"] = 0.02 * torch.randn(32, *target.shape[1:], generator=chance)
         tensors[f"{name}.lora_up.weight"] = 0.02 * torch.randn(target.shape[0], 32, *narrow, generator=chance)
         tensors[f"{name}.alpha"] = torch.tensor(16.0)
+        if dora:
+            tensors[f"{name}.dora_scale"] = 1 + 0.1 * torch.randn(
+                1, target.shape[1], *narrow, generator=chance
+            )
     save_adapter(path, tensors, {})
 
 
@@ -375,7 +385,7 @@ def prepare(case: Case, folder: Path) -> None:
             make_file(path, layout, format, number)
     for number, path in enumerate(case.adapters(folder).values()):
         if not path.exists():
-            make_lora(path, case.family, number)
+            make_lora(path, case.family, number, case.dora)
 
 
 def main() -> None:

@@ -19,13 +19,14 @@ from test_chain import narrow
 
 from aid.core.workbench import Silence, Workbench
 from aid.errors import ModelError
+from aid.merge.arithmetic.magnitude import Rows, add_decomposed, add_squares, no_squares, norms_of
 from aid.merge.arithmetic.product import Matrix, add_product
 from aid.merge.arithmetic.sums import kernel
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.sd.adapter.file import load_adapter
 from aid.sd.adapter.fitting import applied
-from aid.sd.adapter.kind import KINDS
+from aid.sd.adapter.kind import KINDS, decompose
 from aid.sd.adapter.target import skeleton
 from aid.sd.adapter.use import Use
 from aid.sd.model.architecture import TINY, TINY_SD2, TINY_SDXL, Architecture
@@ -58,6 +59,8 @@ def every_kind(architecture: Architecture, path: Path, seed: int) -> Path:
     tensors |= pair(QUERY) | pair(CONV) | pair(TEXT) | pair(FEED) | pair(CP, (1, 1))
     tensors[f"{CP}.lora_mid.weight"] = drawn(2, 2, 3, 3)
     tensors[f"{FEED}.dora_scale"] = 1 + drawn(targets[FEED].shape[0], 1)
+    tensors[f"{TEXT}.dora_scale"] = 1 + drawn(1, targets[TEXT].shape[1])  # one for each input, and so:
+    tensors[f"{CONV}.dora_scale"] = 1 + drawn(1, targets[CONV].shape[1], 1, 1)
     tensors[f"{OUT}.lokr_w1"], tensors[f"{OUT}.lokr_w2"] = (
         drawn(2, 2),
         drawn(*(n // 2 for n in targets[OUT].shape)),
@@ -117,6 +120,7 @@ def test_the_pieces_make_no_difference(
         if name == "plain":
             monkeypatch.setattr("aid.merge.arithmetic.sums.kernel", lambda: None)
             monkeypatch.setattr("aid.merge.arithmetic.product.kernel", lambda: None)
+            monkeypatch.setattr("aid.merge.arithmetic.magnitude.kernel", lambda: None)
         written.add(baked(own, loras, tmp_path / name, threads).read_bytes())
     assert len(written) == 1
 
@@ -143,6 +147,56 @@ def test_products_are_rounded_once(rows: int, rank: int, columns: int, working: 
     spacing = np.spacing(np.abs(exact).astype(before.dtype)).astype(np.float64)
     slack = 1e-12 if working == "F64" else 0.500001 * spacing
     assert (np.abs(out - exact) <= slack).all()
+
+
+@given(
+    outputs=SIZES,
+    inputs=SIZES,
+    each=st.sampled_from([1, 9]),
+    working=st.sampled_from(["F32", "F64"]),
+    by_inputs=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_magnitudes_are_put_on_in_parts(
+    outputs: int, inputs: int, each: int, working: str, by_inputs: bool, seed: int
+) -> None:
+    """By the kernel with and without vector instructions, and by numpy, at once and row by row: the same
+    bytes, and what torch makes of the whole in doubles."""
+    chance, native = np.random.default_rng(seed), kernel()
+    dtype = {"F32": np.float32, "F64": np.float64}[working]
+    before = chance.standard_normal((outputs, inputs, each)).astype(dtype)
+    delta = chance.standard_normal(before.shape, np.float32)
+    magnitude = 1 + chance.standard_normal((1, inputs, 1) if by_inputs else (outputs, 1, 1), np.float32)
+    found = []
+    for way, height in (
+        (native, outputs),
+        (native, 1),
+        (native and replace(native, plainly=True), 3),
+        (None, 2),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("aid.merge.arithmetic.magnitude.kernel", lambda way=way: way)
+            out, squares = before.copy(), no_squares(inputs)
+            parts = [slice(at, at + height) for at in range(0, outputs, height)]
+            rows = [
+                Rows(raw(out[own]), working, len(out[own]), inputs, each, raw(delta[own]), 0.7)
+                for own in parts
+            ]
+            for own in rows:
+                add_squares(own, squares)
+            norms = norms_of(squares) if by_inputs else None
+            for own, part in zip(rows, parts, strict=True):
+                add_decomposed(own, 0.6, raw(magnitude if by_inputs else magnitude[part]), norms)
+        found.append(out.tobytes())
+    assert len(set(found)) == 1
+    whole, change, own = (torch.from_numpy(one).double() for one in (before, delta, magnitude))
+    exact = whole + 0.6 * decompose(whole, 0.7 * change, own)
+    slack = 1e-9 if working == "F64" else 1e-5
+    np.testing.assert_allclose(out, exact.numpy(), rtol=slack, atol=slack)
+
+
+def raw(array: np.ndarray) -> memoryview:
+    return memoryview(array).cast("B")
 
 
 def test_broken_adapters_are_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -227,11 +281,9 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     assert said[1].startswith("x: 1 of 9 parts have no place in this model (lora_unet_elsewhere")
 
 
-def test_pieces_of_large_tensors_are_small(tmp_path: Path) -> None:
-    """Every kind goes by rows, DoRA where a magnitude is an output's."""
+def test_every_kind_goes_by_rows(tmp_path: Path) -> None:
     adapter = load_adapter(every_kind(TINY, tmp_path / "x.safetensors", 0))
-    for name, change in adapter.changes.items():
-        assert change.by_rows(change.shape), name
+    for change in adapter.changes.values():
         if change.kind:
             arrays = {part: tensor.numpy() for part, tensor in change.tensors.items()}
             whole = KINDS[change.kind].delta(arrays)

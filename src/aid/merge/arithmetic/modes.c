@@ -3,6 +3,8 @@
 
 #include "kernel.c"
 
+#include <math.h>
+
 /* numpy's PCG64 (O'Neill 2014), and its two floats a draw. */
 typedef unsigned __int128 state;
 
@@ -174,6 +176,14 @@ long aid_bin(const uint32_t *counts, long bins, long *place) {
     } \
     void aid_products_##WORKING(long count, const struct term *term, double *sums, int plainly) { \
         CHOSEN(products_##WORKING, count, term, sums); \
+    } \
+    void aid_add_squares_##WORKING(long rows, long inputs, long each, const REAL *values, const float *delta, \
+                                   double scale, double *squares, int plainly) { \
+        CHOSEN(add_squares_##WORKING, rows, inputs, each, values, delta, scale, squares); \
+    } \
+    void aid_add_decomposed_##WORKING(long rows, long inputs, long each, REAL *values, const float *delta, double scale, \
+                                      double strength, const float *magnitude, const double *norms, int plainly) { \
+        CHOSEN(add_decomposed_##WORKING, rows, inputs, each, values, delta, scale, strength, magnitude, norms); \
     } \
     int aid_add_product_##WORKING(long rows, long rank, long columns, const float *left, const float *right, \
                                   double scale, REAL *out, int plainly) { \

@@ -187,3 +187,36 @@ TARGET static void OF(add_product)(long rows, long rank, long columns, const flo
         }
     }
 }
+
+/* DoRA: rows of a weight [rows, inputs, each] plus a delta times `scale`, each value squared and added to its input's
+   sum, row by row. */
+TARGET static void OF(add_squares)(long rows, long inputs, long each, const REAL *values, const float *delta,
+                                   double scale, double *squares) {
+    for (long r = 0; r < rows; r++)
+        for (long j = 0; j < inputs; j++)
+            for (long k = 0; k < each; k++, values++, delta++) {
+                double merged = *values + *delta * (REAL)scale;
+                squares[j] += merged * merged;
+            }
+}
+
+/* What magnitudes make of such rows, less these, is added `strength` times. The magnitudes are those of the inputs, whose
+   norms are told; if none are, of the rows. */
+TARGET static void OF(add_decomposed)(long rows, long inputs, long each, REAL *values, const float *delta, double scale,
+                                      double strength, const float *magnitude, const double *norms) {
+    const REAL least = (REAL)0x1p-23, share = (REAL)strength;
+    for (long r = 0; r < rows; r++) {
+        double square = 0;
+        for (long i = 0; !norms && i < inputs * each; i++) {
+            double merged = values[i] + delta[i] * (REAL)scale;
+            square += merged * merged;
+        }
+        for (long j = 0; j < inputs; j++) {
+            REAL length = (REAL)(norms ? norms[j] : sqrt(square)), factor = magnitude[norms ? j : r] / (length + least);
+            for (long k = 0; k < each; k++, values++, delta++) {
+                REAL merged = *values + *delta * (REAL)scale;
+                *values += share * (merged * factor - *values);
+            }
+        }
+    }
+}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
+from threading import local
 from typing import TYPE_CHECKING, Any
 
+from aid.merge.arithmetic.magnitude import Rows, add_decomposed, add_squares, no_squares, norms_of
 from aid.merge.arithmetic.product import Matrix, add_product
 from aid.merge.arithmetic.sums import Operand, arithmetic
 from aid.merge.modes.mode import Shape
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+Norms = dict[tuple[Place, int], memoryview]
+"""Of the inputs at a place, for the step of that number there."""
 ROWS, HEIGHT = 1 << 16, 16  # values baked at once, in that many rows at least, as they share preparations
 UP, DOWN = "lora_up.weight", "lora_down.weight"
 
@@ -44,35 +48,60 @@ class Bake:
 
     @cached_property
     def grain(self) -> int:
-        by_rows = all(
-            not place.transposed and change.by_rows(place.own(self.shape))
-            for (place, _), steps in self.baking.items()
-            for change, _ in steps
-        )
+        by_rows = not any(place.transposed for place, _ in self.baking)
         return self._row * max(HEIGHT, ROWS // self._row) if by_rows else math.prod(self.shape)
 
     @property
     def _row(self) -> int:
         return math.prod(self.shape[1:])
 
-    def __call__(self, values: memoryview, working: str, start: int) -> None:
+    def measure(self, read: Callable[[int, int], memoryview], working: str) -> Norms:
+        """What rows alone don't tell: the inputs' norms, where there are magnitudes for these. `read` gives
+        so many values from one on."""
+        norms: Norms = {}
+        for (place, parameter), steps in self.baking.items():
+            for number, (change, _) in enumerate(steps):
+                if parameter == "weight" and not place.transposed and change.by_inputs(place.own(self.shape)):
+                    norms[place, number] = self._norms(read, working, place, number, norms)
+        return norms
+
+    def _norms(
+        self, read: Callable[[int, int], memoryview], working: str, place: Place, number: int, norms: Norms
+    ) -> memoryview:
+        """Of what a place holds when the steps before have been taken."""
+        squares = no_squares(self.shape[1])
+        for start in range(0, math.prod(self.shape), self.grain):
+            rows = read(start, min(self.grain, math.prod(self.shape) - start))
+            if (own := self._part(rows, working, start // self._row, place)) is not None:
+                steps = DESK.read(self)[place, "weight"]
+                for before, (floats, strength) in enumerate(steps[:number]):
+                    floats.add("weight", strength, own, norms.get((place, before)))
+                add_squares(steps[number][0].on(own), squares)
+        return norms_of(squares)
+
+    def __call__(self, values: memoryview, working: str, start: int, measured: Norms) -> None:
         """Always the same rows together, whatever the pieces."""
         item = ITEM_BYTES[working]
         for at in range(0, len(values) // item, self.grain):
-            self._bake(values[at * item : (at + self.grain) * item], working, (start + at) // self._row)
+            rows = values[at * item : (at + self.grain) * item]
+            self._bake(rows, working, (start + at) // self._row, measured)
 
-    def _bake(self, rows: memoryview, working: str, first: int) -> None:
-        """The file's rows from that one on."""
+    def _bake(self, rows: memoryview, working: str, first: int, norms: Norms) -> None:
+        for (place, parameter), steps in DESK.read(self).items():
+            if (own := self._part(rows, working, first, place)) is not None:
+                for number, (floats, strength) in enumerate(steps):
+                    floats.add(parameter, strength, own, norms.get((place, number)))
+
+    def _part(self, rows: memoryview, working: str, first: int, place: Place) -> Part | None:
+        """What lies at that place of the file's rows from `first` on."""
         size = self._row * ITEM_BYTES[working]
-        for (place, parameter), steps in _read(self).items():
-            height = self.shape[0] // (1 if place.third is None else 3)
-            above = height * (place.third or 0)
-            here, end = max(first, above), min(first + len(rows) // size, above + height)
-            if here < end:
-                part = rows[(here - first) * size : (end - first) * size]
-                own = Part(part, working, (end - here, *self.shape[1:]), place.transposed, here - above)
-                for floats, strength in steps:
-                    floats.add(parameter, strength, own)
+        height = self.shape[0] // (1 if place.third is None else 3)
+        above = height * (place.third or 0)
+        here, end = max(first, above), min(first + len(rows) // size, above + height)
+        if here >= end:
+            return None
+        part = rows[(here - first) * size : (end - first) * size]
+        return Part(part, working, (end - here, *self.shape[1:]), place.transposed, here - above)
 
 
 @dataclass(frozen=True)
@@ -84,6 +113,11 @@ class Part:
     shape: Shape
     transposed: bool
     first: int
+
+    @property
+    def rows(self) -> slice:
+        """Of the module's outputs; in what is transposed they are all there."""
+        return slice(None) if self.transposed else slice(self.first, self.first + self.shape[0])
 
     def array(self) -> Array:
         """As the module has them."""
@@ -98,35 +132,61 @@ class Floats:
     change: Change
     tensors: Mapping[str, memoryview]
 
-    def add(self, parameter: str, strength: float, to: Part) -> None:
-        change, rows = self.change, slice(None) if to.transposed else slice(to.first, to.first + to.shape[0])
-        plain = change.kind == "lora" and change.stored.keys() == {UP, DOWN} and change.magnitude is None
-        if parameter == "weight" and plain and not to.transposed:
-            up, down = self._matrix(UP).cut(rows), self._matrix(DOWN)
-            add_product(up, down, strength * change.scale, to.values, to.working)
+    @property
+    def _plain(self) -> bool:
+        return self.change.kind == "lora" and self.change.stored.keys() == {UP, DOWN}
+
+    def add(self, parameter: str, strength: float, to: Part, norms: memoryview | None = None) -> None:
+        """`norms` are the inputs', of a change that has magnitudes for them."""
+        change = self.change
+        if parameter == "weight" and not to.transposed and change.magnitude is not None:
+            magnitude = self.tensors["magnitude"]
+            if norms is None:
+                magnitude = Matrix(magnitude, len(magnitude) // ITEM_BYTES["F32"], 1).cut(to.rows).values
+            add_decomposed(self.on(to), strength, magnitude, norms)
+            return
+        if parameter == "weight" and not to.transposed and self._plain:
+            add_product(*self._factors(to.rows), strength * change.scale, to.values, to.working)
             return
         import numpy as np  # most adapters do without
 
         with np.errstate(all="ignore"):
             view = to.array()
             if parameter == "bias":
-                view += strength * self._array("bias").reshape(-1)[rows]
+                view += strength * self._array("bias").reshape(-1)[to.rows]
             else:
-                view += strength * self._difference(view, rows)
+                view += strength * self._difference(view, to.rows)
+
+    def on(self, to: Part) -> Rows:
+        """A part, and what is added to it before magnitudes."""
+        outputs, inputs, *edges = to.shape
+        if self._plain:
+            up, down = self._factors(to.rows)
+            delta = memoryview(bytearray(up.rows * down.columns * ITEM_BYTES["F32"]))
+            add_product(up, down, 1.0, delta, "F32")
+        else:
+            delta = memoryview(bytearray(self._delta(to.rows).tobytes()))
+        return Rows(to.values, to.working, outputs, inputs, math.prod(edges), delta, self.change.scale)
+
+    def _factors(self, rows: slice) -> tuple[Matrix, Matrix]:
+        return self._matrix(UP).cut(rows), self._matrix(DOWN)
+
+    def _delta(self, rows: slice) -> Array:
+        """Of some of a module's outputs, before any scale: floats."""
+        import numpy as np
+
+        assert self.change.kind is not None
+        arrays = {name: self._array(name) for name in self.change.stored}
+        with np.errstate(all="ignore"):
+            delta: Array = KINDS[self.change.kind].delta(arrays, _product, rows)
+        return delta
 
     def _difference(self, view: Array, rows: slice) -> Array:
         """What it adds to some of a module's outputs."""
-        change = self.change
-        assert change.kind is not None
-        arrays = {name: self._array(name) for name in change.stored}
-        delta: Array = KINDS[change.kind].delta(arrays, _product, rows).reshape(view.shape)
-        delta = delta.astype(view.dtype, copy=False) * change.scale
-        if change.magnitude is None:
+        delta = self._delta(rows).reshape(view.shape).astype(view.dtype, copy=False) * self.change.scale
+        if self.change.magnitude is None:
             return delta
-        magnitude = self._array("magnitude")
-        if change.by_rows((change.shape[0], *view.shape[1:])):
-            magnitude = magnitude.reshape(-1)[rows]
-        changed: Array = decompose(view, delta, magnitude)
+        changed: Array = decompose(view, delta, self._array("magnitude"))
         return changed
 
     def _matrix(self, name: str) -> Matrix:
@@ -137,9 +197,23 @@ class Floats:
         return _array(self.tensors[name], _parts(self.change)[name].shape, "F32")
 
 
-@lru_cache(maxsize=2)  # threads are at work on tensors side by side
-def _read(bake: Bake) -> dict[tuple[Place, str], list[tuple[Floats, float]]]:
-    return {at: [(_floats(change), own) for change, own in steps] for at, steps in bake.baking.items()}
+class Desk(local):
+    """A thread's own: the adapters' tensors for the file's tensor that it is at work on."""
+
+    bake: Bake | None = None
+    steps: Mapping[tuple[Place, str], list[tuple[Floats, float]]] = {}
+
+    def read(self, bake: Bake) -> Mapping[tuple[Place, str], list[tuple[Floats, float]]]:
+        if self.bake is not bake:
+            self.bake, self.steps = None, {}  # memory doesn't hold both
+            self.steps = {
+                at: [(_floats(change), own) for change, own in steps] for at, steps in bake.baking.items()
+            }
+            self.bake = bake
+        return self.steps
+
+
+DESK = Desk()
 
 
 def _floats(change: Change) -> Floats:
@@ -153,6 +227,8 @@ def _parts(change: Change) -> dict[str, Raw]:
 
 
 def _widened(raw: Raw) -> memoryview:
+    if raw.format.name == "F32":
+        return raw.read()
     count = math.prod(raw.shape)
     room = memoryview(bytearray(count * ITEM_BYTES["F32"]))
     if count:

@@ -6,20 +6,20 @@ What a mode has to know of a whole tensor is found in a first pass, over all ten
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from threading import RLock
 from typing import Any, Protocol
 
 from aid.core.workbench import Ticker
-from aid.merge.arithmetic.sums import CODES, Operand, arithmetic, kernel
+from aid.merge.arithmetic.sums import CODES, Operand, arithmetic, in_memory, kernel
 from aid.merge.modes.mode import Given, Mode, Told, parts_of
 from aid.merge.modes.native import by_kernel
 from aid.merge.recipe.combination import Call, Combination
 from aid.merge.recipe.recipe import RANGED
 from aid.merge.streaming.parent import Parent
+from aid.merge.streaming.relay import Relay
 from aid.merge.streaming.stream import THE_SUM, Fault, Made
 from aid.sd.file.header import ITEM_BYTES, Format
 
@@ -29,12 +29,15 @@ Bounds = tuple[float, float]
 
 class Bake(Protocol):
     """What adapters make of a tensor's values, in place, in the `working` format, F32 or F64: of whole grains
-    from value `start` on, or of what is left."""
+    from value `start` on, or of what is left. `measure` is the first pass; `read` gives it so many values
+    from one on."""
 
     @property
     def grain(self) -> int: ...
 
-    def __call__(self, values: memoryview, working: str, start: int) -> None: ...
+    def measure(self, read: Callable[[int, int], memoryview], working: str) -> Any: ...
+
+    def __call__(self, values: memoryview, working: str, start: int, measured: Any) -> None: ...
 
 
 @dataclass
@@ -54,14 +57,23 @@ class Evaluation:
         return Made(partial(self._fill, key), self._grain(key))
 
     def measure(self, threads: int, tick: Ticker) -> None:
-        """All first passes, a tensor a thread; memory holds a few numbers of each."""
-        with ThreadPoolExecutor(threads, "measure") as pool:
-            for _ in pool.map(self._measure, self.calls):
-                tick()
+        """All first passes, a tensor a thread, of which this is one: its memory will be used again. Of each
+        tensor a few numbers are kept."""
+        relay = Relay(iter(self.calls))
+
+        def work() -> None:
+            for _, key in relay:
+                self._measure(key)
+                with self.lock:
+                    tick()
+
+        relay.run(work, threads)
 
     def _measure(self, key: str) -> None:
         for call in calls_in(self.calls[key]):
             self._first_pass(key, call)
+        if key in self.bakes:
+            self._before_baking(key)
 
     def _working(self, key: str) -> str:
         """What is rounded to fewer bits than floats have is computed with floats, if its modes allow that."""
@@ -107,7 +119,7 @@ class Evaluation:
             values = memoryview(bytearray(count * ITEM_BYTES[working]))
             if not _blend(operands, count, working, values):
                 source = str(bake)
-            bake(values, working, start)
+            bake(values, working, start, self._before_baking(key))
             operands = [Operand(values, working)]
         fault = _blend(operands, count, format, out)
         return broken[0] if broken else source if fault else ""
@@ -164,6 +176,19 @@ class Evaluation:
 
             self.measured[same] = measure(Given(shape, len(call.operands), working, read), call.beta)
         return self.measured.get(same)
+
+    def _before_baking(self, key: str) -> Any:
+        """What adapters measure of a tensor."""
+        working, same = self._working(key), (key, "adapters")
+
+        def read(start: int, count: int) -> memoryview:
+            return in_memory(
+                _blended(self._operands(key, self.calls[key], start, count, None), count, working)
+            )
+
+        if same not in self.measured:
+            self.measured[same] = self.bakes[key].measure(read, working)
+        return self.measured[same]
 
     def _range(self, call: Call) -> Bounds:
         """The range of similarities over all tensors of this mode, without the outermost hundredths."""

@@ -65,9 +65,10 @@ class Change:
             return bias
         return bias.add(_tensor(self.bias).to(bias.device).float().reshape(bias.shape), alpha=strength)
 
-    def by_rows(self, weight: Shape) -> bool:
-        """Whether some of a module's outputs, of that shape all, can be computed without the others."""
-        return self.magnitude is None or magnitude_axis(self.magnitude.shape, weight) == 0
+    def by_inputs(self, weight: Shape) -> bool:
+        """Whether it has a magnitude for each input of a module, of whose weight that is the shape: then what
+        becomes of some outputs hangs on all."""
+        return self.magnitude is not None and magnitude_axis(self.magnitude.shape, weight) == 1
 
 
 def _tensor(raw: Raw) -> Tensor:
