@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import local
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Norms = dict[tuple[Place, int], memoryview]
 """Of the inputs at a place, for the step of that number there."""
-ROWS, HEIGHT = 1 << 16, 16  # values baked at once, in that many rows at least, as they share preparations
+ROWS, HEIGHT = 1 << 18, 16  # values baked at once, in that many rows at least, as they share preparations
 UP, DOWN = "lora_up.weight", "lora_down.weight"
 
 
@@ -127,10 +127,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Floats:
-    """A change, its tensors in memory as floats."""
+    """A change; those of its tensors that were asked for whole stay in memory, as floats."""
 
     change: Change
-    tensors: Mapping[str, memoryview]
+    whole: dict[str, memoryview] = field(default_factory=dict)
 
     @property
     def _plain(self) -> bool:
@@ -140,7 +140,7 @@ class Floats:
         """`norms` are the inputs', of a change that has magnitudes for them."""
         change = self.change
         if parameter == "weight" and not to.transposed and change.magnitude is not None:
-            magnitude = self.tensors["magnitude"]
+            magnitude = self._values("magnitude")
             if norms is None:
                 magnitude = Matrix(magnitude, len(magnitude) // ITEM_BYTES["F32"], 1).cut(to.rows).values
             add_decomposed(self.on(to), strength, magnitude, norms)
@@ -169,7 +169,7 @@ class Floats:
         return Rows(to.values, to.working, outputs, inputs, math.prod(edges), delta, self.change.scale)
 
     def _factors(self, rows: slice) -> tuple[Matrix, Matrix]:
-        return self._matrix(UP).cut(rows), self._matrix(DOWN)
+        return _matrix(self.change.stored[UP].cut(rows)), _matrix(self.change.stored[DOWN])
 
     def _delta(self, rows: slice) -> Array:
         """Of some of a module's outputs, before any scale: floats."""
@@ -189,12 +189,13 @@ class Floats:
         changed: Array = decompose(view, delta, self._array("magnitude"))
         return changed
 
-    def _matrix(self, name: str) -> Matrix:
-        rows, *rest = self.change.stored[name].shape
-        return Matrix(self.tensors[name], rows, math.prod(rest))
-
     def _array(self, name: str) -> Array:
-        return _array(self.tensors[name], _parts(self.change)[name].shape, "F32")
+        return _array(self._values(name), _parts(self.change)[name].shape, "F32")
+
+    def _values(self, name: str) -> memoryview:
+        if name not in self.whole:
+            self.whole[name] = _widened(_parts(self.change)[name])
+        return self.whole[name]
 
 
 class Desk(local):
@@ -207,7 +208,7 @@ class Desk(local):
         if self.bake is not bake:
             self.bake, self.steps = None, {}  # memory doesn't hold both
             self.steps = {
-                at: [(_floats(change), own) for change, own in steps] for at, steps in bake.baking.items()
+                at: [(Floats(change), own) for change, own in steps] for at, steps in bake.baking.items()
             }
             self.bake = bake
         return self.steps
@@ -216,14 +217,15 @@ class Desk(local):
 DESK = Desk()
 
 
-def _floats(change: Change) -> Floats:
-    return Floats(change, {name: _widened(raw) for name, raw in _parts(change).items()})
-
-
 def _parts(change: Change) -> dict[str, Raw]:
     """All that it has."""
     others = {"bias": change.bias, "magnitude": change.magnitude}
     return {**change.stored, **{name: raw for name, raw in others.items() if raw is not None}}
+
+
+def _matrix(raw: Raw) -> Matrix:
+    rows, *rest = raw.shape
+    return Matrix(_widened(raw), rows, math.prod(rest))
 
 
 def _widened(raw: Raw) -> memoryview:

@@ -19,19 +19,30 @@ class Raw:
     """One tensor: its format and shape are known, its bytes are read when asked for."""
 
     format: Format
-    read: Callable[[], memoryview]
+    part: Callable[[int, int], memoryview]
+    """Its bytes from one on, so many."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.format.shape
 
+    def read(self) -> memoryview:
+        return self.part(0, self.format.size)
+
     def kept(self) -> Raw:
         """Read now, to stay in memory."""
         values = self.read()
-        return Raw(self.format, lambda: values)
+        return Raw(self.format, lambda at, size: values[at : at + size])
 
     def reshaped(self, *shape: int) -> Raw:
-        return Raw(Format(self.format.name, shape), self.read)
+        return Raw(Format(self.format.name, shape), self.part)
+
+    def cut(self, rows: slice) -> Raw:
+        """Those along its first axis, one after another."""
+        first, end, _ = rows.indices(self.shape[0])
+        start = first * Format(self.format.name, self.shape[1:]).size
+        format = Format(self.format.name, (end - first, *self.shape[1:]))
+        return Raw(format, lambda at, size: self.part(start + at, size))
 
     def number(self) -> float:
         """The only one that it holds."""
@@ -61,11 +72,11 @@ def open_raw(path: Path) -> tuple[dict[str, Raw], dict[str, str]]:
     return tensors, layout.metadata
 
 
-def _read(path: Path, name: str, entry: Entry) -> memoryview:
-    values = memoryview(bytearray(entry.end - entry.start))
+def _read(path: Path, name: str, entry: Entry, at: int, size: int) -> memoryview:
+    values = memoryview(bytearray(size))
     try:
         with open(path, "rb") as stream:
-            stream.seek(entry.start)
+            stream.seek(entry.start + at)
             done = stream.readinto(values)
     except OSError as error:
         raise FileError(f"{path} could not be read ({error.strerror or error})") from error

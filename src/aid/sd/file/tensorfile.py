@@ -53,7 +53,9 @@ def in_memory(tensor: Tensor) -> Stored:
 
 
 def raw_of(stored: Stored) -> Raw:
-    return Raw(Format(NAMES[stored.dtype], stored.shape), lambda: raw_bytes(stored.read()))
+    return Raw(
+        Format(NAMES[stored.dtype], stored.shape), lambda at, size: raw_bytes(stored.read())[at : at + size]
+    )
 
 
 def tensor_of(raw: Raw) -> Tensor:
