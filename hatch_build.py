@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent
 PACKAGE = ROOT / "src/aid"
 KERNELS = {
     "merging": ("merge/arithmetic/modes.c", "merge/arithmetic/_kernel.so", "-ffp-contract=off"),
-    "attention": ("sd/drawing/attention.c", "sd/drawing/_attention.so", "-ffp-contract=fast"),
+    "attention": ("sd/attention/attention.c", "sd/attention/_kernel.so", "-ffp-contract=fast"),
 }
 FLAGS = (
     "-O3",

@@ -1,7 +1,8 @@
-"""Narrow models of every family, lively in every layer, as single files."""
+"""Narrow models of every family, lively in every layer, as single files; and numbers of threads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,13 @@ def family_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
         save_checkpoint(model, folder / f"{architecture.family}.safetensors", {}, torch.float32)
     return {path.stem: path for path in folder.iterdir()}
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    import torch
+
+    used = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(used)

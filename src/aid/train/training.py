@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aid.errors import ModelError, SettingsError
+from aid.sd.attention.processor import set_attention
 from aid.sd.drawing.recording import forget
 from aid.sd.file.state import laid_like
 from aid.sd.file.tensorfile import Header
@@ -204,6 +205,8 @@ def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = AL
         team.spread(model)  # which wants rows behind one another
     else:
         model.unet.to(memory_format=torch.channels_last)
+    if model.device.type == "cpu":
+        set_attention(model.unet)
     if settings.checkpointing:
         model.unet.train().enable_gradient_checkpointing()
     if settings.compiled:

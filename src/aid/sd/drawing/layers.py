@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aid.sd.drawing.attention import attention
+from aid.sd.attention.attention import attention
+from aid.sd.attention.processor import is_plain
 from aid.sd.drawing.steady import linear, silu_
 
 TEXTS_KEPT = 2  # of a batch, what attention made of each
@@ -51,10 +52,7 @@ class TextAttention:
 
 def is_plain_attention(block: Any) -> bool:
     """Whether `TextAttention` does all that the block does."""
-    norms = (block.spatial_norm, block.group_norm, block.norm_q, block.norm_k, block.norm_cross)
-    projections = (block.to_q, block.to_k, block.to_v)
-    scaled = block.rescale_output_factor != 1 or any(layer.bias is not None for layer in projections)
-    return not any(norms) and not block.residual_connection and not scaled
+    return is_plain(block) and all(layer.bias is None for layer in (block.to_q, block.to_k, block.to_v))
 
 
 class GatedGelu:

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aid.sd.drawing.attention import WIDEST, attention, by_torch, find_kernel
+from aid.sd.attention.attention import attention, by_torch
+from aid.sd.attention.kernel import WIDEST, Kernel, find_kernel
+from aid.sd.attention.processor import LearningAttention, set_attention
+from aid.sd.model.architecture import TINY
+from aid.sd.model.checkpoint import create_checkpoint
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-def kernels() -> dict[str, Attend]:
+def kernels() -> list[Kernel]:
     """For every width of vectors that this machine has. Empty where there is no compiler."""
     kernel = find_kernel()
-    widths = [lanes for lanes in (8, 16) if kernel and lanes <= kernel.lanes]
-    return {f"vectors of {lanes}": kernel._replace(lanes=lanes).attend for lanes in widths if kernel}
+    return [kernel._replace(lanes=lanes) for lanes in (8, 16) if lanes <= kernel.lanes] if kernel else []
 
 
-WAYS: dict[str, Attend] = {"torch": by_torch, **kernels()}
+WAYS: dict[str, Attend] = {
+    "torch": by_torch,
+    **{f"vectors of {kernel.lanes}": kernel.attend for kernel in kernels()},
+}
 
 
 def sides(rows: int, queries: int, keys: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,3 +119,56 @@ def test_other_formats_and_wider_heads_go_by_torch() -> None:
     assert torch.equal(attention(*found, 2), by_torch(*found, 2))
     half: Any = [side.bfloat16() for side in found]
     assert torch.equal(attention(*half, 2), by_torch(*half, 2))
+
+
+def learnt(attend: Attend, given_sides: Sequence[Tensor], heads: int, grad: Tensor) -> list[Tensor]:
+    """What comes out, and the gradients of what went in."""
+    leaves = [side.detach().requires_grad_() for side in given_sides]
+    out = attend(*leaves, heads)  # type: ignore[call-arg]
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+@given(
+    rows=st.integers(1, 2), heads=st.integers(1, 3), width=st.integers(1, 48) | st.just(WIDEST),
+    queries=st.integers(1, 200), keys=st.integers(1, 200),
+)  # fmt: skip
+def test_gradients_are_what_doubles_give(rows: int, heads: int, width: int, queries: int, keys: int) -> None:
+    found = sides(rows, queries, keys, heads * width)
+    grad = torch.randn(found[0].shape, generator=torch.Generator().manual_seed(3))
+    expected = learnt(exact, [side.double() for side in found], heads, grad.double())
+    for kernel in kernels():
+        with patch("aid.sd.attention.attention.find_kernel", lambda kernel=kernel: kernel):
+            for ours, other in zip(learnt(attention, found, heads, grad), expected, strict=True):
+                assert (ours - other).abs().max() < 2e-5 * max(1.0, other.abs().max().item())
+
+
+@pytest.mark.usefixtures("threads")
+def test_gradients_are_the_same_to_the_bit_by_any_number_of_threads() -> None:
+    found = sides(3, 100, 77, 4 * 16)
+    made = learnt(attention, found, 4, found[0])
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, made, learnt(attention, found, 4, found[0])))
+
+
+def test_a_unet_learns_what_it_would_with_diffusers_attention() -> None:
+    """Where a layer that others hang on, as a LoRA does, is heard."""
+    unet = create_checkpoint(TINY, seed=2).unet
+    for parameter in unet.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4))
+    unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.register_forward_hook(
+        lambda layer, told, made: 2 * made
+    )
+    x = torch.randn((2, 4, 16, 16), generator=torch.Generator().manual_seed(1))
+    text = torch.randn((2, 77, unet.config.cross_attention_dim), generator=torch.Generator().manual_seed(5))
+
+    def gradients() -> list[Tensor]:
+        unet.zero_grad()
+        unet(x, torch.tensor(300.0), text).sample.square().sum().backward()
+        return [parameter.grad.clone() for parameter in unet.parameters()]
+
+    expected = gradients()
+    set_attention(unet)
+    kinds = {type(module.processor) for module in unet.modules() if type(module) is Attention}
+    assert kinds == {LearningAttention}
+    for ours, other in zip(gradients(), expected, strict=True):
+        assert (ours - other).abs().max() < 1e-4 * max(other.abs().max().item(), 1e-3)
