@@ -1,12 +1,12 @@
-"""What diffusers computes with AID's files, and AID with diffusers': an SD1.5 of real size and random
-weights, or the starter where there isn't memory for that.
+"""What diffusers computes with AID's files, and AID with diffusers': an SD1.5 or SDXL of real size and random
+weights, or a small one (the starter) where there isn't memory for that.
 
-    python benchmarks/outputs.py [--starter] [--folder FOLDER] [--json FILE]
+    python benchmarks/outputs.py [--family sdxl] [--small] [--folder FOLDER] [--json FILE]
 
 Text, the U-Net's noise, and the VAE both ways, in fp32: of a single file and of a diffusers folder; then with
 an embedding and with a LoRA, in AID's files and in diffusers'. A figure is a difference's norm over that of
 what diffusers gives; beside it, how far the embedding and the LoRA change this. Each side is a process of its
-own. `files.py` runs this at its end.
+own, and no more than one model is in memory. `files.py` runs this at its end for SD1.5.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 LIMIT = 1e-5
 LEAST_EFFECT = 1e-3  # of what is put on: a comparison without effect says nothing
-NEEDED_BYTES = 10 << 30  # about as much as the largest of the processes takes, and a quarter more
+NEEDED_BYTES = {"sd1": 10 << 30, "sdxl": 17 << 30}  # about what the largest of the processes takes, and more
+REAL_NAMES, SMALL_NAMES = {"sd1": "SD1.5", "sdxl": "SDXL"}, {"sd1": "starter", "sdxl": "tiny SDXL"}
 PROMPT = "by a learned cat, red hair"
 WORD, STYLE = "learned", "style"
 EDGE = 32  # of the latents
@@ -48,7 +49,7 @@ def random(*shape: int, seed: int) -> Tensor:
 # The jobs, each in a process of its own
 
 
-def make(folder: Path, architecture_of: str) -> None:
+def make(folder: Path, name: str) -> None:
     """The model, as a file and as a folder, an embedding, and a LoRA of kohya's usual modules."""
     import torch
 
@@ -57,18 +58,21 @@ def make(folder: Path, architecture_of: str) -> None:
     from aid.sd.adapter.target import kohya_targets, targets_of
     from aid.sd.conversion import Conversion, convert
     from aid.sd.embedding.file import Embedding, save_embedding
-    from aid.sd.model.architecture import SD1
+    from aid.sd.model.architecture import SD1, SDXL, TINY_SDXL
     from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
 
-    if architecture_of == "starter":
+    if name == "starter":
         model = load_checkpoint(starter.BASE)
     else:
-        model = create_checkpoint(SD1, seed=1)
+        torch.set_default_dtype(torch.float16)  # of what is made and saved: half the memory
+        model = create_checkpoint({"SD1.5": SD1, "SDXL": SDXL, "tiny SDXL": TINY_SDXL}[name], seed=1)
+        torch.set_default_dtype(torch.float32)
         enliven(model)
     save_checkpoint(model, folder / MADE, {}, torch.float16)
     convert(folder / MADE, folder / FOLDER, Conversion())
-    width = model.architecture.text_width
-    save_embedding(Embedding(WORD, random(3, width, seed=7)), folder, {})
+    width, width_2 = model.architecture.text_width, model.architecture.text_2_width
+    second = random(3, width_2, seed=8) if width_2 else None
+    save_embedding(Embedding(WORD, random(3, width, seed=7), second), folder, {})
     tensors = {}
     for seed, (name, target) in enumerate(kohya_targets(targets_of(model), False).items()):
         out, into, *kernel = target.shape
@@ -103,77 +107,99 @@ def ours(folder: Path, source: str) -> None:
     known = {WORD: replace(word, name=WORD)}
     style = load_adapter(folder / (f"{STYLE}.safetensors" if own else THEIR_LORA))
     with torch.no_grad():
-        found = outputs(model, encode_prompts(model, [PROMPT]).context)
-        found["text with the embedding"] = encode_prompts(model, [PROMPT], embeddings=known).context
+        plain, worded = encode_prompts(model, [PROMPT]), encode_prompts(model, [PROMPT], embeddings=known)
+        found = outputs(model, texts(plain.context, plain.pooled))
+        found |= texts(worded.context, worded.pooled, " with the embedding")
         with applied(model, [Use(style, 1.0, 1.0)]) as matches:
             assert not matches[0].unmatched, matches[0].unmatched[:3]
-            found["text with the LoRA"] = encode_prompts(model, [PROMPT]).context
-            found["noise with the LoRA"] = noise(model, model.architecture.context_width)
+            styled = encode_prompts(model, [PROMPT])
+            found |= texts(styled.context, styled.pooled, " with the LoRA")
+            found["noise with the LoRA"] = noise(model)
     save(found, folder / f"ours-{source}.pt")
 
 
 def theirs(folder: Path, _source: str) -> None:
     """diffusers' outputs with AID's files, which it then writes in its own way."""
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file, save_file
+    from transformers import CLIPTokenizer
 
-    from aid.sd.model.tokenizer import load_tokenizer
+    from aid.sd.embedding.file import ONE, PAIR
 
-    pipe: Any = StableDiffusionPipeline.from_single_file(
-        str(folder / MADE), config=str(folder / FOLDER), local_files_only=True, torch_dtype=torch.float32,
-        tokenizer=load_tokenizer(), safety_checker=None, feature_extractor=None,
+    second = (folder / FOLDER / "text_encoder_2").is_dir()
+    encoders = ["text_encoder", "text_encoder_2"][: 1 + second]
+    tokenizers = [encoder.replace("text_encoder", "tokenizer") for encoder in encoders]
+    read = {name: CLIPTokenizer.from_pretrained(folder / FOLDER / name) for name in tokenizers}
+    others = {} if second else {"safety_checker": None, "feature_extractor": None}
+    pipeline: Any = StableDiffusionXLPipeline if second else StableDiffusionPipeline
+    pipe = pipeline.from_single_file(
+        str(folder / MADE), config=str(folder / FOLDER), local_files_only=True, torch_dtype=torch.float16,
+        **read, **others,
     )  # fmt: skip
     pipe.save_pretrained(folder / THEIR_FOLDER)
+    pipe.to(torch.float32)
 
-    def text() -> Tensor:
-        made = pipe.encode_prompt(PROMPT, "cpu", 1, False)
-        context: Tensor = made[0]
-        return context
+    def text(kind: str = "") -> dict[str, Tensor]:
+        made = pipe.encode_prompt(
+            PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return texts(made[0], made[2] if second else None, kind)
 
     with torch.no_grad():
         found = outputs(pipe, text())
         pipe.load_lora_weights(str(folder), weight_name=f"{STYLE}.safetensors", adapter_name=STYLE)
-        found["text with the LoRA"] = text()
-        found["noise with the LoRA"] = noise(pipe, pipe.unet.config.cross_attention_dim)
-        states = [
-            get_peft_model_state_dict(part, adapter_name=STYLE) for part in (pipe.unet, pipe.text_encoder)
-        ]
-        configs = [dict(part.peft_config[STYLE].to_dict()) for part in (pipe.unet, pipe.text_encoder)]
-        pipe.save_lora_weights(
-            str(folder), *states, unet_lora_adapter_metadata=configs[0],
-            text_encoder_lora_adapter_metadata=configs[1],
-        )  # fmt: skip
+        found |= text(" with the LoRA")
+        found["noise with the LoRA"] = noise(pipe)
+        parts = {name: getattr(pipe, name) for name in ("unet", *encoders)}
+        told: dict[str, Any] = {}
+        for name, part in parts.items():
+            told[f"{name}_lora_layers"] = get_peft_model_state_dict(part, adapter_name=STYLE)
+            told[f"{name}_lora_adapter_metadata"] = dict(part.peft_config[STYLE].to_dict())
+        pipe.save_lora_weights(str(folder), **told)
         pipe.unload_lora_weights()
-        pipe.load_textual_inversion(str(folder / f"{WORD}.safetensors"), WORD)
-        found["text with the embedding"] = text()
-        save_file({WORD: load_file(folder / f"{WORD}.safetensors")["emb_params"]}, folder / THEIR_WORD)
+        vectors = load_file(folder / f"{WORD}.safetensors")
+        keys = PAIR if second else [ONE]
+        for encoder, tokenizer, key in zip(encoders, tokenizers, keys, strict=True):
+            given = {"text_encoder": getattr(pipe, encoder), "tokenizer": getattr(pipe, tokenizer)}
+            pipe.load_textual_inversion(vectors[key], WORD, **given)
+        found |= text(" with the embedding")
+        save_file(vectors if second else {WORD: vectors[ONE]}, folder / THEIR_WORD)
     save(found, folder / "theirs-made.pt")
 
 
 JOBS: dict[str, Callable[[Path, str], None]] = {job.__name__: job for job in (make, ours, theirs)}
 
 
-def outputs(model: Any, text: Tensor) -> dict[str, Tensor]:
+def texts(context: Tensor, pooled: Tensor | None, kind: str = "") -> dict[str, Tensor]:
+    """What a prompt is to the U-Net; SDXL's has a pooled vector too."""
+    return {f"text{kind}": context} | ({} if pooled is None else {f"pooled text{kind}": pooled})
+
+
+def outputs(model: Any, text: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of a model of AID's or a pipeline of diffusers'; only `text` is made by each in its own way."""
     latents = random(1, 4, EDGE, EDGE, seed=2)
     decoded = model.vae.decode(latents).sample
     picture = random(1, 3, 8 * EDGE, 8 * EDGE, seed=3).clamp(-1, 1)
     return {
-        "text": text,
-        "noise": noise(model, text.shape[-1]),
+        **text,
+        "noise": noise(model),
         "decoded": decoded,
         "encoded": model.vae.encode(picture).latent_dist.mean,
     }
 
 
-def noise(model: Any, width: int) -> Tensor:
+def noise(model: Any) -> Tensor:
     """The U-Net's, on a text that no text encoder made."""
     import torch
 
+    second = getattr(model, "text_encoder_2", None)
+    sizes = torch.tensor([[256.0, 256, 0, 0, 256, 256]])
+    added = second and {"text_embeds": random(1, second.config.projection_dim, seed=6), "time_ids": sizes}
+    context = random(1, 77, model.unet.config.cross_attention_dim, seed=5)
     sample: Tensor = model.unet(
-        random(1, 4, EDGE, EDGE, seed=4), torch.tensor([600]), random(1, 77, width, seed=5)
+        random(1, 4, EDGE, EDGE, seed=4), torch.tensor([600]), context, added_cond_kwargs=added
     ).sample
     return sample
 
@@ -200,12 +226,12 @@ def available_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(folder: Path, starter: bool = False) -> list[Row]:
+def measure(folder: Path, family: str = "sd1", small: bool = False) -> list[Row]:
     """The greatest difference of each kind, of AID's files in diffusers and of diffusers' in AID."""
     import torch
 
-    real = not starter and available_bytes() > NEEDED_BYTES
-    name = "SD1.5" if real else "starter"
+    real = not small and available_bytes() > NEEDED_BYTES[family]
+    name = (REAL_NAMES if real else SMALL_NAMES)[family]
     run_job("make", folder, name)
     run_job("theirs", folder, "made")
     run_job("ours", folder, "made")
@@ -236,8 +262,11 @@ def require_close(rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--starter", action="store_true", help="at the starter's size")
-    parser.add_argument("--folder", type=Path, help="where the files go (11 GB), and are removed again")
+    parser.add_argument("--family", choices=list(REAL_NAMES), default="sd1")
+    parser.add_argument("--small", action="store_true", help="the starter, or an SDXL as small")
+    parser.add_argument(
+        "--folder", type=Path, help="where the files go (SDXL's 21 GB), and are removed again"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -246,7 +275,7 @@ def main() -> None:
         JOBS[name](Path(folder), source)
         return
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-        rows = measure(Path(folder), chosen.starter)
+        rows = measure(Path(folder), chosen.family, chosen.small)
     report(rows, chosen.json)
     require_close(rows)
 

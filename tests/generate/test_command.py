@@ -58,6 +58,25 @@ def test_names_that_the_release_almost_knows_are_told(
     assert "did you mean" not in capsys.readouterr().err
 
 
+def test_styles_that_the_model_has_never_heard_of_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = ["--out", str(tmp_path / "drawn"), *SMALL]
+    named = ["--styles", "by nobody", "--styles", "lorelie", "--styles", "by Micah"]
+    main(["generate", "red hair", *named, *drawn])
+    told = capsys.readouterr().err
+    assert "`by nobody` is no style of this model; `aid styles --checkpoint` lists those" in told
+    assert "`lorelie` is no style of this model; did you mean by lorelei?" in told
+    assert "icah" not in told
+    grid = ["grid", "red hair", "--styles", "nobody", "--x", "steps=1", "--out", str(tmp_path / "grid")]
+    main([*grid, *SMALL])
+    assert "`nobody` is no style" in capsys.readouterr().err
+    shots = tmp_path / "shots.jsonl"
+    shots.write_text('{"prompt": "a cat", "width": 16, "height": 16, "steps": 1, "style": "nobody"}\n')
+    main(["generate", "--shots", str(shots), "--out", str(tmp_path / "listed"), "--device", "cpu"])
+    assert "`nobody` is no style" in capsys.readouterr().err
+
+
 def test_another_checkpoint_has_no_recommendation(lively_checkpoint: Path, tmp_path: Path) -> None:
     assert float(drawn(tmp_path, "--checkpoint", lively_checkpoint)) == 7
 

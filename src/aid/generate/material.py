@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aid.core.files import sha256_file
 from aid.core.lineage import content_sha256
-from aid.core.release import MODEL_FILE
+from aid.core.release import MODEL_FILE, Release
 from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
@@ -24,6 +24,7 @@ from aid.sd.model.checkpoint import StableDiffusion, lay_out, load_checkpoint, r
 from aid.sd.model.device import torch_device
 from aid.sd.model.folder import folder_sha256
 from aid.sd.picture.infotext import Weights, write_infotext
+from aid.sd.prompt.explanation import style_notes
 from aid.sd.prompt.sugar import Wildcards, read_wildcards
 
 MODEL_DIGITS, EMBEDDING_DIGITS, ADAPTER_DIGITS = 10, 12, 12  # of a sha256, in A1111's texts
@@ -105,6 +106,13 @@ def load_material(settings: DrawingSettings, inputs: DrawingInputs, bench: Workb
 def load_model(checkpoint: Path, vae: Path | None, precision: str, bench: Workbench) -> StableDiffusion:
     """A checkpoint ready to draw with. Raises FileError or ModelError as `load_checkpoint` does."""
     return lay_out(load_checkpoint(checkpoint, torch_device(bench), PRECISIONS[precision], vae))
+
+
+def tell_styles(names: Iterable[str], checkpoint: Path, bench: Workbench) -> None:
+    """Say which of these the model doesn't know as styles; only a release tells which it knows."""
+    if release := Release.at(checkpoint):
+        for note in style_notes(names, release.catalogue):
+            bench.progress.say(note)
 
 
 def source_of(settings: DrawingSettings, inputs: DrawingInputs) -> Source | None:

@@ -16,7 +16,7 @@ from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
 from aid.errors import FileError, SettingsError
 from aid.generate.gallery import picture_name, write_gallery
-from aid.generate.material import Material, called_files, load_material, source_of
+from aid.generate.material import Material, called_files, load_material, source_of, tell_styles
 from aid.generate.plan import read_shots, shots_of_plan, shots_of_prompt
 from aid.generate.settings import DrawingSettings, GenerateInputs, GenerateSettings
 from aid.sd.drawing.pipeline import draw_batch, plan_batches, steps_of
@@ -33,6 +33,7 @@ def generate(settings: GenerateSettings, inputs: GenerateInputs, out: Path, benc
     """
     material = load_material(settings, inputs, bench)
     shots = choose_shots(settings, inputs, material)
+    tell_styles(_styles(settings, shots), inputs.checkpoint, bench)
     suffix = SUFFIX[settings.format]
     files = [out / picture_name(index, shot, suffix) for index, shot in enumerate(shots)]
     lineage = under_construction(out).embedded(ancestors=False)
@@ -48,6 +49,7 @@ def one_off(
     bench = bench or Workbench()
     material = load_material(settings, inputs, bench)
     shots = choose_shots(settings, inputs, material)
+    tell_styles(_styles(settings, shots), inputs.checkpoint, bench)
     with _folder_made(folder):
         first, suffix = next_number(folder), SUFFIX[settings.format]
         files = [folder / picture_name(first + index, shot, suffix) for index, shot in enumerate(shots)]
@@ -70,6 +72,11 @@ def _folder_made(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # it holds pictures
                 folder.rmdir()
         raise
+
+
+def _styles(settings: GenerateSettings, shots: Sequence[Shot]) -> list[str]:
+    """Those that are asked for by name, by the settings, a plan or a list."""
+    return [*(shot.style for shot in shots), *settings.styles]
 
 
 def _narrowed(inputs: GenerateInputs, shots: Sequence[Shot], material: Material) -> GenerateInputs:

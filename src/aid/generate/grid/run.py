@@ -22,6 +22,7 @@ from aid.generate.grid.layout import Grid, plan_grid
 from aid.generate.grid.page import PAGE_FILE, page, write_small
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.grid.sheet import save_sheets
+from aid.generate.material import tell_styles
 
 GRID_FILE = "grid.json"
 
@@ -30,6 +31,7 @@ GRID_FILE = "grid.json"
 def grid(settings: GridSettings, inputs: GridInputs, out: Path, bench: Workbench) -> None:
     """Plan all cells, draw what isn't drawn yet, then lay it out on sheets and on a page."""
     plan = plan_grid(settings, inputs)
+    tell_styles(settings.styles, inputs.checkpoint, bench)
     draw_grid(plan, settings, inputs, out, under_construction(out).embedded(ancestors=False), bench)
     write_list(plan, out)
     save_sheets(plan, out, settings.sheet_edge_px)

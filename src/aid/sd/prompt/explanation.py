@@ -153,6 +153,17 @@ def find_styles(text: str, catalogue: Catalogue) -> tuple[list[Style], list[Note
     return styles, notes
 
 
+def style_notes(names: Iterable[str], catalogue: Catalogue) -> Iterator[str]:
+    """What there is to say of names given as styles' own: one that the catalogue lacks is drawn as mere words."""
+    for name in {fold(name): name for name in names if fold(name)}.values():
+        best = next(iter(catalogue.search(name)), None)
+        if best is None or best.match in ("part", "near"):
+            hint = f"did you mean {best.entry.trigger}?" if best else "`aid styles --checkpoint` lists those"
+            yield f"{quote(name)} is no style of this model; {hint}"
+        elif best.match == "old name" or not best.entry.trigger.startswith("by "):
+            yield f"{quote(name)} is called by `{best.entry.trigger}`"
+
+
 def _phrases(text: str) -> Iterator[tuple[int, str]]:
     """What stands between commas and brackets, from `by` on if that is in it, without escapes."""
     for match in PHRASE.finditer(text):
