@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from aid.merge.blend import Blend
 from aid.merge.extract import extract
 from aid.merge.run import merge
 from aid.merge.settings import ExtractInputs, ExtractSettings, MergeInputs, MergeSettings
+from aid.sd.conversion import Conversion, convert
 from aid.sd.file.tensorfile import read_header
 from aid.sd.model.architecture import TINY, TINY_SD2, TINY_SDXL, Architecture
 from aid.sd.model.blocks import block_of
 from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint, load_checkpoint, save_checkpoint
 from aid.sd.model.layouts import VAE
+from aid.sd.model.weights import open_weights
 
 PLAIN = MergeSettings(primary="a", weights={"b": {"IN": 0.3, "M00": 1.0}, "c": {"OUT": 0.25, "BASE": 0.1}})
 ONE_BLOCK = PLAIN.model_copy(update={"weights": {**PLAIN.weights, "b": {"IN": 0.3, "M00": 0.5}}})
@@ -83,6 +86,21 @@ def test_a_blend_is_the_merge(
         assert blend.become(then) == 0
 
 
+def test_a_folder_without_vae_takes_the_widths_of_the_one_given(
+    parents: dict[str, Path], tmp_path: Path
+) -> None:
+    convert(parents["a"], tmp_path / "folder", Conversion())
+    shutil.rmtree(tmp_path / "folder" / "vae")
+    merged = []
+    for model in (parents["a"], tmp_path / "folder"):
+        inputs = MergeInputs(models={"a": model, "b": parents["b"]}, vae=parents["c"])
+        settings = MergeSettings(primary="a", weights={"b": {"IN": 0.4}})
+        merged.append(merge(settings, inputs, tmp_path / f"merged{len(merged)}") / "model.safetensors")
+    own, expected = map(load_file, merged)
+    assert own.keys() == expected.keys() and all(torch.equal(own[key], expected[key]) for key in own)
+    assert open_weights(merged[1]).architecture == open_weights(merged[0]).architecture
+
+
 @pytest.mark.parametrize("architecture", [TINY_SD2, TINY_SDXL], ids=lambda one: one.family)
 def test_of_every_family(architecture: Architecture, tmp_path: Path) -> None:
     """OpenCLIP's attention lies in thirds, SDXL's projection across."""
@@ -109,7 +127,8 @@ def test_a_primary_without_vae_takes_the_one_given(parents: dict[str, Path], tmp
         assert own.keys() == expected.keys() and all(torch.equal(own[key], expected[key]) for key in own)
         with Blend(settings, inputs) as blend:
             require_same(blend.model, settings, inputs, tmp_path / f"bare{len(others)}")
-    narrow = {key: one[:1].clone() for key, one in whole.items() if key.startswith(VAE)}
+    own = {key: one for key, one in whole.items() if key.startswith(VAE)}
+    narrow = {key: one[:1].clone() if "decoder" in key else one for key, one in own.items()}
     save_file(narrow, tmp_path / "narrow.safetensors")
     with pytest.raises(ModelError, match=r"narrow\.safetensors: first_stage_model\..* is \[1"):
         merge(settings, inputs.model_copy(update={"vae": tmp_path / "narrow.safetensors"}), tmp_path / "none")

@@ -26,7 +26,8 @@ from aid.sd.inspection import inspect
 from aid.sd.model.architecture import SD1, TINY
 from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint, vae_shapes
 from aid.sd.model.layouts import POSITION_IDS, UNET, VAE, average_key
-from aid.sd.model.weights import open_weights
+from aid.sd.model.weights import describe, open_weights
+from aid.starter import BASE
 
 
 def run(*words: object) -> str:
@@ -150,7 +151,7 @@ def test_a_vae_is_baked_into_a_model_without(
 
 
 def test_a_folder_without_vae_is_drawn_with_one_and_given_one(tmp_path: Path) -> None:
-    """Of the usual widths, which is what no configuration of the folder tells then."""
+    """A VAE that says nothing of itself, of the usual widths, though the model isn't."""
     usual = TINY.model_copy(update={"vae_widths": SD1.vae_widths, "vae_groups": SD1.vae_groups})
     shapes, folder, vae = vae_shapes(usual), tmp_path / "folder", tmp_path / "vae.safetensors"
     made = {key: torch.full(tuple(shape), 0.5, dtype=torch.float16) for key, shape in shapes.items()}
@@ -166,6 +167,27 @@ def test_a_folder_without_vae_is_drawn_with_one_and_given_one(tmp_path: Path) ->
     assert all(map(torch.equal, loaded.unet.state_dict().values(), model.unet.state_dict().values()))
     convert(folder, tmp_path / "whole.safetensors", Conversion(vae=vae))
     assert load_checkpoint(tmp_path / "whole.safetensors").architecture == loaded.architecture
+
+
+def test_a_folder_without_vae_takes_the_widths_of_the_one_given(tmp_path: Path) -> None:
+    """The starter's VAE is narrow: out of its file, its folder, and alone with what it says of itself."""
+    folder, moved, made = tmp_path / "folder", tmp_path / "vae", tmp_path / "made.safetensors"
+    convert(BASE, folder, Conversion())
+    (folder / "vae").rename(moved)
+    whole, alone = load_checkpoint(BASE), tmp_path / "alone.safetensors"
+    own = {key.removeprefix(VAE): one for key, one in read_tensors(BASE).items() if key.startswith(VAE)}
+    write_tensors(alone, own, describe(whole.architecture))
+    for vae in (BASE, moved, alone):
+        loaded = load_checkpoint(folder, vae=vae)
+        assert loaded.architecture == whole.architecture
+        assert all(map(torch.equal, loaded.vae.state_dict().values(), whole.vae.state_dict().values()))
+        convert(folder, made, Conversion(vae=vae))
+        copy, original = read_tensors(made), read_tensors(BASE)
+        assert copy.keys() == original.keys() and all(torch.equal(copy[key], original[key]) for key in copy)
+        assert load_checkpoint(made).architecture == whole.architecture
+    write_tensors(alone, own, {})
+    with pytest.raises(ModelError, match=r"alone\.safetensors is no VAE .*vae_groups is 32, .* the width 16"):
+        load_checkpoint(folder, vae=alone)
 
 
 def test_other_weights_keep_their_names(tmp_path: Path) -> None:

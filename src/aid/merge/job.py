@@ -120,5 +120,5 @@ def open_job(
     plan(settings, parents, architecture.family)  # what can't be meant is told before a VAE is opened
     vae = open_vae_parent(inputs.vae, architecture.family, open_files) if inputs.vae else None
     if vae and primary and not any(key.startswith(VAE) for key in primary.formats):
-        parents[primary.name] = with_vae(primary, vae, architecture)
+        parents[primary.name], architecture = with_vae(primary, vae, architecture)
     return Job(inputs, parents, architecture, vae)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +16,12 @@ from aid.sd.embedding.file import Embedding, embedding_tensors, load_embedding, 
 from aid.sd.embedding.picture import read_embedded_picture
 from aid.sd.file.tensorfile import Stored, in_memory, is_pickle, open_tensors, write_stored
 from aid.sd.model.architecture import METADATA_KEY, Prediction
-from aid.sd.model.detection import CONV_IN, VAE_IN
+from aid.sd.model.detection import CONV_IN
 from aid.sd.model.folder import MODEL_INDEX
 from aid.sd.model.layouts import VAE
 from aid.sd.model.metadata import MODELSPEC, STALE
-from aid.sd.model.vae_file import open_vae
-from aid.sd.model.weights import Weights, cast, describe, open_weights, resolve_checkpoint
+from aid.sd.model.vae_file import open_vae, with_vae_of
+from aid.sd.model.weights import Weights, cast, describe, open_weights, resolve_checkpoint, shapes_of
 from aid.sd.picture.text import is_picture
 
 Layout = Literal["ldm", "diffusers"]
@@ -82,8 +82,8 @@ def convert(source: Path, target: Path, wanted: Conversion) -> Converted:
     )
     tensors = weights.whole()
     if wanted.vae is not None:
-        tensors = {key: one for key, one in tensors.items() if not key.startswith(VAE)}
-        tensors |= _fitting_vae(wanted.vae, weights)
+        weights, given = _with_vae(weights, wanted.vae)
+        tensors = {key: one for key, one in tensors.items() if not key.startswith(VAE)} | given
     ready = {key: cast(one, wanted.dtype, key, weights.path) for key, one in tensors.items()}
     metadata = _metadata(weights, wanted)
     if layout == "ldm":
@@ -146,19 +146,23 @@ def _convert_plain(source: Path, target: Path, wanted: Conversion) -> Converted:
     return Converted(target, len(ready), {})
 
 
-def _fitting_vae(path: Path, weights: Weights) -> dict[str, Stored]:
-    """Raises ModelError naming the first tensor that doesn't fit the model."""
-    given, _ = open_vae(path, weights.architecture.family)
-    for key, shape in _own_vae_shapes(weights).items():
+def _with_vae(weights: Weights, path: Path) -> tuple[Weights, dict[str, Stored]]:
+    """The weights, of that VAE's widths if they have no VAE of their own, and its tensors. Raises ModelError
+    naming the first that doesn't fit."""
+    given, metadata = open_vae(path, weights.architecture.family)
+    if not weights.has_vae:
+        fitted = with_vae_of(weights.architecture, path, shapes_of(given), metadata)
+        weights = replace(weights, architecture=fitted)
+    for key, shape in _vae_shapes(weights).items():
         if key not in given or given[key].shape != shape:
             found = f"has shape {list(given[key].shape)}" if key in given else "is missing"
             raise ModelError(f"{path}: {key} {found}", f"{list(shape)}, as {weights.path} needs it")
-    return given
+    return weights, given
 
 
-def _own_vae_shapes(weights: Weights) -> Mapping[str, Sequence[int]]:
-    """Of the source's own VAE, or of the one that its family has."""
-    if VAE_IN in weights.tensors:
+def _vae_shapes(weights: Weights) -> Mapping[str, Sequence[int]]:
+    """Of the source's own VAE, or of the one that its architecture has."""
+    if weights.has_vae:
         return {key: one.shape for key, one in weights.model().items() if key.startswith(VAE)}
     from aid.sd.model.checkpoint import vae_shapes  # diffusers takes seconds to import
 

@@ -156,10 +156,13 @@ def _unpacked_vae(path: Path, family: Family) -> Parent:
     return _of_stored("the VAE", path, *open_vae(path, family))
 
 
-def with_vae(parent: Parent, vae: Parent, architecture: Architecture) -> Parent:
-    """A parent without a VAE, with that one. Raises ModelError for one that doesn't fit the architecture."""
+def with_vae(parent: Parent, vae: Parent, architecture: Architecture) -> tuple[Parent, Architecture]:
+    """A parent without a VAE, with that one and of its widths. Raises ModelError for one that isn't whole."""
     from aid.sd.model.checkpoint import vae_shapes  # takes seconds to import
+    from aid.sd.model.vae_file import with_vae_of
+    from aid.sd.model.weights import describe
 
+    architecture = with_vae_of(architecture, vae.path, vae.shapes(), vae.metadata)
     for key, shape in vae_shapes(architecture).items():
         given = vae.formats.get(key)
         if given is None or given.shape != tuple(shape):
@@ -170,7 +173,9 @@ def with_vae(parent: Parent, vae: Parent, architecture: Architecture) -> Parent:
     def source(key: str) -> Source:
         return vae.source(key) if key in own else parent.source(key)
 
-    return replace(parent, formats={**parent.formats, **own}, source=source)
+    metadata = {**parent.metadata, **describe(architecture)}
+    with_it = replace(parent, formats={**parent.formats, **own}, metadata=metadata, source=source)
+    return with_it, architecture
 
 
 def require_one_architecture(primary: Parent, others: Sequence[Parent]) -> None:

@@ -20,7 +20,7 @@ from aid.sd.model.detection import check_widths, declared
 from aid.sd.model.folder_output import write_folder
 from aid.sd.model.layouts import PLACES, POSITIONS, TEXT_ROOT, VAE, Place, join
 from aid.sd.model.tokenizer import CHUNK, load_tokenizer
-from aid.sd.model.vae_file import open_vae, read_vae, resolve_vae
+from aid.sd.model.vae_file import open_vae, read_vae, resolve_vae, with_vae_of
 from aid.sd.model.weights import (
     Weights,
     describe,
@@ -28,6 +28,7 @@ from aid.sd.model.weights import (
     open_weights,
     require_finite,
     resolve_checkpoint,
+    shapes_of,
     unheld,
 )
 
@@ -138,11 +139,13 @@ def fill_checkpoint(
 ) -> StableDiffusion:
     """A model of these weights, each read when its turn comes. Raises as `load_checkpoint` does."""
     path, architecture, tensors = weights.path, weights.architecture, weights.whole()
+    if vae is not None:
+        given, metadata = open_vae(vae, architecture.family)
+        if not weights.has_vae:
+            architecture = with_vae_of(architecture, vae, shapes_of(given), metadata)
+        tensors = {key: one for key, one in tensors.items() if not key.startswith(VAE)} | given
     with torch.device("meta"):
         model = _assemble(architecture)
-    if vae is not None:
-        tensors = {key: one for key, one in tensors.items() if not key.startswith(VAE)}
-        tensors |= open_vae(vae, architecture.family)[0]
     for part, module in model.parts().items():
         source = vae if vae is not None and part == "vae" else path
         own = part_tensors(part, module, tensors, architecture, source)
@@ -247,7 +250,7 @@ def load_vae(
     tensors, metadata = open_vae(path)
     if architecture is None:
         architecture = declared(metadata, str(path))
-        check_widths(architecture, {key: one.shape for key, one in tensors.items()}, str(path))
+        check_widths(architecture, shapes_of(tensors), str(path))
     with torch.device("meta"):
         vae = AutoencoderKL(**architecture.vae_config()).eval()
     own = part_tensors("vae", vae, tensors, architecture, path)

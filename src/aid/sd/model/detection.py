@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
 VAE_IN = f"{VAE}encoder.conv_in.weight"
+VAE_LEVEL = f"{VAE}encoder.down.{{}}.block.0.conv1.weight"
 TOKENS: dict[Family, str] = {
     "sd1": f"{TEXT_PREFIX['sd1']}embeddings.token_embedding.weight",
     "sd2": f"{TEXT_PREFIX['sd2']}token_embedding.weight",
@@ -142,7 +143,7 @@ def _width_places(architecture: Architecture) -> Iterator[tuple[str, int, int]]:
     for level, width in enumerate(architecture.unet_widths):
         yield f"{UNET}input_blocks.{1 + 3 * level}.0.in_layers.2.weight", 0, width
     for level, width in enumerate(architecture.vae_widths):
-        yield f"{VAE}encoder.down.{level}.block.0.conv1.weight", 0, width
+        yield VAE_LEVEL.format(level), 0, width
 
 
 def _beyond_last_layer(architecture: Architecture) -> Iterator[tuple[int, str]]:

@@ -44,8 +44,8 @@ def open_folder(
     path: Path, vae_given: bool = False
 ) -> tuple[Architecture, dict[str, Stored], dict[str, str]]:
     """The architecture that the configurations describe, every tensor under its LDM name, and the metadata
-    of the U-Net's file. `vae_given`: another VAE takes the place of the folder's, which may have none; it is
-    then one of the usual widths.
+    of the U-Net's file. `vae_given`: another VAE takes the place of the folder's, which may have none; the
+    usual widths then stand for that one's.
 
     Raises FileError for a part that is missing or unreadable, ModelError for another family's pipeline.
     """

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from aid.errors import ModelError
 from aid.sd.file.tensorfile import Stored, open_tensors
-from aid.sd.model.architecture import FAMILY_NAMES, METADATA_KEY, Family
-from aid.sd.model.detection import CONV_IN, declared, family_of
-from aid.sd.model.folder import MODEL_INDEX, is_part, open_part, under_ldm_names
+from aid.sd.model.architecture import FAMILY_NAMES, METADATA_KEY, SD1, Architecture, Family
+from aid.sd.model.detection import CONV_IN, VAE_LEVEL, Shapes, declared, family_of, first_fault
+from aid.sd.model.folder import MODEL_INDEX, is_part, open_part, read_json, under_ldm_names
 from aid.sd.model.layouts import VAE
 from aid.sd.model.weights import require_floating, resolve_checkpoint
 
@@ -48,6 +49,28 @@ def open_vae(path: Path, family: Family | None = None) -> tuple[dict[str, Stored
         raise ModelError(f"{path} holds no VAE", "an AutoencoderKL in LDM or diffusers layout")
     require_floating(kept, path)
     return kept, metadata
+
+
+def with_vae_of(
+    architecture: Architecture, path: Path, shapes: Shapes, metadata: Mapping[str, str]
+) -> Architecture:
+    """The architecture of a model without a VAE, once `path` gives it one: widths are those of the tensors,
+    norm groups what its folder's configuration or its file's metadata says, or else the model's own.
+
+    Raises ModelError for a VAE that can't be built so.
+    """
+    places = [VAE_LEVEL.format(level) for level in range(len(architecture.vae_widths))]
+    widths = [shapes[place][0] for place in places if shapes.get(place)]
+    path = resolve_vae(path)
+    config = (path / "vae" if (path / MODEL_INDEX).is_file() else path) / "config.json"
+    if config.is_file():
+        groups = read_json(config).get("norm_num_groups", SD1.vae_groups)
+    else:
+        groups = (declared(metadata, str(path)) if METADATA_KEY in metadata else architecture).vae_groups
+    try:
+        return Architecture.model_validate({**dict(architecture), "vae_widths": widths, "vae_groups": groups})
+    except ValidationError as error:
+        raise ModelError(f"{path} is no VAE that AID knows ({first_fault(error)})") from error
 
 
 def read_vae(path: Path, family: Family = "sd1") -> dict[str, Tensor]:

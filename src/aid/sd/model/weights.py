@@ -12,7 +12,7 @@ from torch import Tensor
 from aid.errors import ModelError
 from aid.sd.file.tensorfile import Stored, in_memory, is_finite, open_tensors
 from aid.sd.model.architecture import METADATA_KEY, SD1, SDXL, Architecture, Prediction
-from aid.sd.model.detection import V_MARKER, ZERO_MARKER, detect
+from aid.sd.model.detection import V_MARKER, VAE_IN, ZERO_MARKER, Shapes, detect
 from aid.sd.model.folder import open_folder
 from aid.sd.model.layouts import (
     POSITIONS,
@@ -40,6 +40,10 @@ class Weights:
     architecture: Architecture
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str]
+
+    @property
+    def has_vae(self) -> bool:
+        return VAE_IN in self.tensors
 
     def model(self) -> dict[str, Stored]:
         """Only what the model is made of: no averages, no state of a training, no schedule."""
@@ -86,7 +90,7 @@ def open_weights(
     else:
         stored, metadata = open_tensors(path)
         tensors = modern_keys(stored)
-        shapes = {key: one.shape for key, one in tensors.items()}
+        shapes = shapes_of(tensors)
         told = prediction or sibling_prediction(path)
         architecture = detect(shapes, metadata, str(path), lambda key: tensors[key].read(), told, vae_given)
     if ema:
@@ -96,6 +100,10 @@ def open_weights(
     weights = Weights(path, architecture, tensors, metadata)
     require_floating(weights.model(), path)
     return weights
+
+
+def shapes_of(tensors: Mapping[str, Stored]) -> Shapes:
+    return {key: one.shape for key, one in tensors.items()}
 
 
 def require_floating(tensors: Mapping[str, Stored], path: Path) -> None:
