@@ -11,6 +11,7 @@ from aid import starter
 from aid.cli import main
 from aid.cli.verb_command import verb_values
 from aid.core.release import Release
+from aid.sd.conversion import Conversion, convert
 from aid.sd.picture.infotext import parse_infotext
 
 SMALL = ["--steps", "1", "--width", "16", "--height", "16", "--device", "cpu"]
@@ -56,6 +57,61 @@ def test_names_that_the_release_almost_knows_are_told(
     assert "did you mean by lorelei?" in told and "did you mean starterneg?" in told
     main(["generate", "by lorelei, red hair", "--out", str(tmp_path), *SMALL])
     assert "did you mean" not in capsys.readouterr().err
+
+
+def test_a_folder_without_vae_draws_with_the_starters(tmp_path: Path) -> None:
+    """As with it, though that VAE is narrower than any other."""
+    folder, moved = tmp_path / "folder", tmp_path / "vae"
+    convert(starter.BASE, folder, Conversion())
+
+    def pixels(name: str, *words: str | Path) -> bytes:
+        drawn(tmp_path / name, "--checkpoint", folder, *words)
+        with Image.open(next((tmp_path / name).glob("*.png"))) as picture:
+            return picture.tobytes()
+
+    whole = pixels("whole")
+    (folder / "vae").rename(moved)
+    assert pixels("file", "--vae", starter.BASE) == pixels("part", "--vae", moved) == whole
+
+
+def test_samplers_are_named_in_any_case(tmp_path: Path) -> None:
+    main(["generate", "red hair", "--sampler", "dpm++ 2m KARRAS", "--out", str(tmp_path), *SMALL])
+    main(
+        [
+            "generate",
+            "red hair",
+            "--sampler",
+            "DPM++ 2M",
+            "--schedule",
+            "karras",
+            "--out",
+            str(tmp_path),
+            *SMALL,
+        ]
+    )
+    first, second = sorted(tmp_path.glob("*.png"))
+    with Image.open(first) as one, Image.open(second) as other:
+        assert one.text["parameters"] == other.text["parameters"]  # type: ignore[attr-defined]
+        fields = parse_infotext(one.text["parameters"]).fields  # type: ignore[attr-defined]
+        assert one.tobytes() == other.tobytes()
+    assert (fields["Sampler"], fields["Schedule type"]) == ("DPM++ 2M", "Karras")
+
+
+def test_a_random_seed_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = ["--seed", "-1", "--variation-seed", "-1", "--variation-strength", "0.5"]
+    for name in ("one", "other"):
+        main(["generate", "red hair", "--out", str(tmp_path / name), *random, *SMALL])
+    files = [next((tmp_path / name).glob("*.png")) for name in ("one", "other")]
+    with Image.open(files[0]) as picture:
+        fields = parse_infotext(picture.text["parameters"]).fields  # type: ignore[attr-defined]
+    seeds = {int(file.stem.partition("-")[2]) for file in files}
+    assert len(seeds) == 2 and int(fields["Seed"]) in seeds and min(seeds) >= 0
+    assert 0 <= int(fields["Variation seed"]) != int(fields["Seed"])
+    main(["again", str(files[0]), "--out", str(tmp_path / "again"), "--device", "cpu"])
+    assert "The same, to the last bit." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["generate", "--seed", "-1", "--out", str(tmp_path / "gallery"), *SMALL])
+    assert "a random seed can't be drawn again" in capsys.readouterr().err
 
 
 def test_styles_that_the_model_has_never_heard_of_are_told(

@@ -148,12 +148,15 @@ def test_lists_of_shots(tmp_path: Path) -> None:
     lines = [json.dumps({"file": "a.png", "shot": shots[0].model_dump()}), shots[1].model_dump_json(), ""]
     (tmp_path / "shots.jsonl").write_text("\n".join(lines), "utf-8")
     assert read_shots(tmp_path) == read_shots(tmp_path / "shots.jsonl") == shots
+    (tmp_path / "shots.jsonl").write_text('{"prompt": "cat", "sampler": "lms karras"}', "utf-8")
+    assert read_shots(tmp_path) == [Shot(prompt="cat", sampler="LMS", schedule="Karras")]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ('{"prompt": "a"}\n{"prompt": "a", "steps": 0}', "line 2: steps is 0"),
+        ('{"prompt": "a", "seed": -1}', "line 1: seed is -1: .*a random seed can't be drawn again"),
         ('{"prompt": "a", "colour": 1}', "line 1: colour is 1"),
         ("[1]", "line 1: the line is"),
         ("nonsense", "line 1 is not JSON"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import click
 from aid import starter
 from aid.cli.verb_command import bench, verb_command, verb_values
 from aid.core.release import Release
+from aid.core.shot import RANDOM
 
 PROMPT = click.Argument(["words_of_prompt"], metavar="[PROMPT]", default="")
 HELP = """Draw PROMPT into the folder --out (default `pictures`), or, without PROMPT, a whole gallery as an
 artifact. Without --checkpoint, the starter that ships with AID draws. A release draws with its own
-embeddings and as its card recommends; what you give goes first."""
+embeddings and as its card recommends; what you give goes first. For a PROMPT, --seed -1 chooses a
+random one."""
 
 
 def command() -> click.Command:
@@ -32,6 +35,7 @@ def _run(words_of_prompt: str, out: Path | None, device: str, threads: int, **gi
         raise click.UsageError("Give a PROMPT, or --out for a gallery.")
     if words_of_prompt:
         given["prompt"] = words_of_prompt
+        given |= _by_chance(given)
     checkpoint = given.get("checkpoint") or starter.shipped("release")
     settings, inputs = verb_values("generate", given, {"checkpoint": checkpoint, **_recommended(checkpoint)})
 
@@ -46,6 +50,12 @@ def _run(words_of_prompt: str, out: Path | None, device: str, threads: int, **gi
     else:
         assert out is not None
         click.echo(generate(settings, inputs, out, bench(device, threads)))
+
+
+def _by_chance(given: Mapping[str, Any]) -> dict[str, int]:
+    """The seeds that are to be random. Their pictures tell them, and so can be drawn again."""
+    asked = [name for name in ("seed", "variation_seed") if given.get(name) == RANDOM]
+    return {name: secrets.randbelow(2**32) for name in asked}
 
 
 def _recommended(checkpoint: Path) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 NoiseSource = Literal["CPU", "GPU", "NV"]
 Emphasis = Literal["Original", "No norm", "Ignore", "None", "ComfyUI"]
@@ -23,6 +24,23 @@ Upscaler = Literal[
     "Lanczos",
     "Nearest",
 ]
+
+
+RANDOM = -1
+"""A1111's seed that stands for a random one."""
+
+
+def _told(seed: object) -> object:
+    if seed in (RANDOM, str(RANDOM)):
+        raise PydanticCustomError(
+            "random_seed",
+            "Input should be 0 or more, as a random seed can't be drawn again; "
+            "`aid generate PROMPT --seed -1` chooses and notes one",
+        )
+    return seed
+
+
+Seed = Annotated[int, BeforeValidator(_told)]
 
 
 class _Part(BaseModel):
@@ -99,7 +117,7 @@ class Shot(_Part):
     """A1111 syntax."""
     negative_prompt: str = ""
     """A1111 syntax; an embedding is named by its file's stem."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = Field(default=0, ge=0, lt=2**63)
     """One generator a picture."""
     steps: int = Field(default=32, ge=1, le=1000)
     """Sampler steps."""
@@ -126,7 +144,7 @@ class Shot(_Part):
     noise_source: NoiseSource = "CPU"
     """torch's generator on the CPU; on the CUDA device, A1111's default; or the same noise as that,
     computed on the CPU (NV)."""
-    variation_seed: int = Field(default=0, ge=0, lt=2**63)
+    variation_seed: Seed = Field(default=0, ge=0, lt=2**63)
     """The seed towards whose noise the first noise is turned."""
     variation_strength: float = Field(default=0.0, ge=0, le=1)
     """How far; 0 not at all, 1 is the other seed's noise."""

@@ -15,9 +15,10 @@ def fold(text: str) -> str:
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """What to say of a misspelt name; nothing if none of the known ones is like it."""
-    near = difflib.get_close_matches(name, sorted(known), 1)
-    return f"Did you mean {near[0]}?" if near else ""
+    """What to say of a misspelt name, whatever its case; nothing if none of the known ones is like it."""
+    spelt = {one.casefold(): one for one in sorted(known)}
+    near = difflib.get_close_matches(name.casefold(), spelt, 1)
+    return f"Did you mean {spelt[near[0]]}?" if near else ""
 
 
 def distance(a: str, b: str) -> int:

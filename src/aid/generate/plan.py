@@ -18,6 +18,7 @@ from aid.errors import FileError, SettingsError
 from aid.generate.settings import DrawingSettings, GenerateSettings, Plan
 from aid.sd.prompt.prompt import escape
 from aid.sd.prompt.sugar import strip_comments
+from aid.sd.sampling.course import well_named
 
 TOLD = {"prompt", "negative_prompt", "width", "height", "source", "style", "tags"}  # decided one by one
 SAME = [name for name in Shot.model_fields if name not in TOLD]
@@ -155,7 +156,8 @@ def read_shots(path: Path) -> list[Shot]:
 def _read_shot(line: str, where: str) -> Shot:
     try:
         entry = json.loads(line)
-        return Shot.model_validate(entry.get("shot", entry) if isinstance(entry, dict) else entry)
+        told = entry.get("shot", entry) if isinstance(entry, dict) else entry
+        return well_named(Shot.model_validate(told))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the line"
@@ -169,7 +171,7 @@ def _unprompted(settings: DrawingSettings, edge_px: int) -> Shot:
     told = {name: getattr(settings, name) for name in SAME if name in type(settings).model_fields}
     size = {"width": settings.width or edge_px, "height": settings.height or edge_px}
     try:
-        return Shot.model_validate({**told, **size, "prompt": ""})
+        return well_named(Shot.model_validate({**told, **size, "prompt": ""}))
     except ValidationError as error:
         first = error.errors()[0]
         raise SettingsError(

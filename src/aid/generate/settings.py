@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aid.core.artifact import Inputs, Settings
-from aid.core.shot import Emphasis, Hires, MaskArea, MaskedContent, MaskMode, NoiseSource, ResizeMode
+from aid.core.shot import Emphasis, Hires, MaskArea, MaskedContent, MaskMode, NoiseSource, ResizeMode, Seed
 
 
 class Plan(BaseModel):
@@ -51,7 +51,7 @@ class DrawingSettings(Settings):
     """`{trigger}` stands for the styles, `{tags}` for the prompt; empty is AID's card's."""
     negative_template: str = ""
     """`{embedding}` stands for all embeddings given, `{tags}` for the negative prompt; empty: the card's."""
-    seed: int = Field(default=0, ge=0, lt=2**62)
+    seed: Seed = Field(default=0, ge=0, lt=2**62)
     """Of the first picture; the next ones count up."""
     steps: int = Field(default=32, ge=1, le=1000)
     """Sampler steps; the card's 32 (its other language says 40, which also works)."""
@@ -78,7 +78,7 @@ class DrawingSettings(Settings):
     """Whether `[a:b:x]` is read as before A1111 1.6."""
     noise_source: NoiseSource = "CPU"
     """CPU draws the same picture everywhere. GPU is A1111's default; NV is its noise without that GPU."""
-    variation_seed: int = Field(default=0, ge=0, lt=2**62)
+    variation_seed: Seed = Field(default=0, ge=0, lt=2**62)
     """The seed of the first picture's variation; the next ones count up, and all share `seed`."""
     variation_strength: float = Field(default=0.0, ge=0, le=1)
     """How far the first noise is turned towards the variation's; 0 draws no variations."""

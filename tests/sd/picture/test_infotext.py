@@ -81,6 +81,7 @@ def test_a_picture_from_a_picture_names_it_but_not_where_it_lay() -> None:
     ("fields", "expected"),
     [
         ("Sampler: DPM++ 2M Karras", {"sampler": "DPM++ 2M", "schedule": "Karras"}),
+        ("Sampler: dpm++ sde, Schedule type: karras", {"sampler": "DPM++ SDE", "schedule": "Karras"}),
         ("Sampler: Euler a, RNG: NV", {"noise_source": "NV"}),
         ("Sampler: Euler a", {"noise_source": "GPU"}),
         ("Sampler: Euler a, Version: v1.5.1", {"old_editing": True, "downcast_alphas": True}),
@@ -167,9 +168,16 @@ def test_a_bare_prompt_is_a_prompt() -> None:
     assert shot_of(infotext) == Shot(prompt="cat, note: this, that")
 
 
-@pytest.mark.parametrize("wrong", ["Steps: many", "Seed: -1", "Clip skip: 40"])
-def test_values_that_no_picture_can_have(wrong: str) -> None:
-    with pytest.raises(SettingsError, match="the picture's text says"):
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("Steps: many", "steps = 'many'"),
+        ("Seed: -1", "seed = '-1'.* a random seed can't be drawn again"),
+        ("Clip skip: 40", "clip_skip = '40'"),
+    ],
+)
+def test_values_that_no_picture_can_have(wrong: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=f"the picture's text says {told}"):
         shot_of(parse_infotext(f"cat\nSampler: Euler a, CFG scale: 7, Model: x, {wrong}"))
 
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aid.core.shot import Hires, Shot
 from aid.errors import SettingsError
-from aid.sd.sampling.course import plan_course, plan_course_from_picture, plan_tail, split_name
+from aid.sd.sampling.course import plan_course, plan_course_from_picture, plan_tail, split_name, well_named
 from aid.sd.sampling.noise import levels
 from aid.sd.sampling.samplers import SAMPLERS, TRAITS
 from aid.sd.sampling.schedules import SCHEDULES, exponential, karras, uniform
@@ -100,15 +101,46 @@ def test_ddim_starts_a_level_below_its_noise_as_a1111_does() -> None:
         ("Euler SGMUniform", ("Euler", "SGM Uniform")),
         ("DPM++ 2M SDE Heun", ("DPM++ 2M SDE Heun", "Automatic")),
         ("Euler a", ("Euler a", "Automatic")),
+        ("euler A", ("Euler a", "Automatic")),
+        ("dpm++ 2m sde karras", ("DPM++ 2M SDE", "Karras")),
+        ("DPM++_2M sgm uniform", ("DPM++ 2M", "SGM Uniform")),
+        ("ddim", ("DDIM", "Automatic")),
         ("Nonsense Karras", ("Nonsense Karras", "Automatic")),
     ],
 )
-def test_names_from_before_1_9(written: str, read: tuple[str, str]) -> None:
+def test_names_in_any_case_and_from_before_1_9(written: str, read: tuple[str, str]) -> None:
     assert split_name(written) == read
 
 
-def test_unknown_names() -> None:
-    with pytest.raises(SettingsError, match="Eular"):
-        plan_course("Eular", "Automatic", 9, levels())
-    with pytest.raises(SettingsError, match="Caras"):
-        plan_course("Euler", "Caras", 9, levels())
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("schedule", ["Automatic", *SCHEDULES])
+def test_every_name_is_known_in_any_case(sampler: str, schedule: str) -> None:
+    right = Shot(
+        prompt="", sampler=sampler, schedule=schedule, hires=Hires(sampler=sampler, schedule=schedule)
+    )
+    assert well_named(right) == right
+    hires = Hires(sampler=sampler.lower(), schedule=schedule.upper())
+    assert (
+        well_named(Shot(prompt="", sampler=sampler.upper(), schedule=schedule.lower(), hires=hires)) == right
+    )
+    both = f"{sampler} {schedule}".lower()
+    first_pass = Hires(sampler=sampler, schedule="" if schedule == "Automatic" else schedule)
+    assert well_named(Shot(prompt="", sampler=both, hires=Hires(sampler=both))) == right.model_copy(
+        update={"hires": first_pass}
+    )
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "message"),
+    [
+        ("Eular", "Automatic", r"'Eular' is not a sampler.*Did you mean Euler\?"),
+        ("euler b", "Automatic", r"'euler b' is not a sampler.*Did you mean Euler a\?"),
+        ("dpm++ 2m karas", "Automatic", r"Did you mean DPM\+\+ 2M Karras\?"),
+        ("DPM++ 2M Karras", "Beta", r"'DPM\+\+ 2M Karras' is not a sampler.*Did you mean DPM\+\+ 2M\?"),
+        ("Euler", "caras", r"'caras' is not a schedule.*Did you mean Karras\?"),
+    ],
+)
+def test_unknown_names(sampler: str, schedule: str, message: str) -> None:
+    shot = well_named(Shot(prompt="", sampler=sampler, schedule=schedule))
+    with pytest.raises(SettingsError, match=message):
+        plan_course(shot.sampler, shot.schedule, 9, levels())

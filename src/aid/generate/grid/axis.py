@@ -43,6 +43,7 @@ from aid.sd.sampling.schedules import SCHEDULES
 
 SIZE = re.compile(r"\s*(\d{1,6})\s*[x×]\s*(\d{1,6})\s*")
 GRAMMAR = re.compile(r"[{}|<>]")  # of a mix or choice of styles, which no catalogue lists
+NAMES = "names"  # what the kinds of axis take that have a list of them
 SHOWN = 40  # names listed in an error
 CHOICES: dict[str, tuple[str, ...]] = {
     "sampler": tuple(SAMPLERS),
@@ -66,6 +67,8 @@ class Kind:
     read: Callable[[str], Sequence[Any]]
     """Values from text."""
     change: Change
+    takes: str
+    """What its values are, in a word or two."""
     about: str
     shown: Callable[[Any], str] = str
     changes: tuple[str, ...] = ()
@@ -104,22 +107,26 @@ class Axis:
 def kinds(known: Known) -> dict[str, Kind]:
     """Every kind of axis by its name."""
     own = {
-        "size": Kind(_sizes, set_size, "512x768, width first", _size, ("width", "height")),
+        "size": Kind(_sizes, set_size, "sizes", "512x768, width first", _size, ("width", "height")),
         "replace": Kind(
-            _replacements, search_and_replace, "words, then others in their place", _second, rank=2
+            _replacements, search_and_replace, "words", "words, then others in their place", _second, rank=2
         ),
-        "style": Kind(_styles(known.catalogue), set_style, "names; all of the model if none", _first, rank=1),
-        "checkpoint": Kind(_names("checkpoint", known.checkpoints), set_checkpoint, "names"),
-        "vae": Kind(_names("VAE", known.vaes), set_vae, "names; `own` is the checkpoint's"),
+        "style": Kind(
+            _styles(known.catalogue), set_style, NAMES, "names; all of the model if none", _first, rank=1
+        ),
+        "checkpoint": Kind(_names("checkpoint", known.checkpoints), set_checkpoint, NAMES, "names"),
+        "vae": Kind(_names("VAE", known.vaes), set_vae, NAMES, "names; `own` is the checkpoint's"),
         "embedding": Kind(
-            _embeddings(known.embeddings), keep_embeddings(known.embeddings),
+            _embeddings(known.embeddings), keep_embeddings(known.embeddings), NAMES,
             "on, off, or names (a+b for both)", _joined, rank=4,
         ),
         "lora": Kind(
-            _calls(known.adapters), call_adapters,
+            _calls(known.adapters), call_adapters, NAMES,
             "NAME:WEIGHT (a:0.5+b:1 for both) or off", _call_label, ("lora",), 3,
         ),
-        "lora_weight": Kind(numbers, weigh_adapters, "of every LoRA in the prompts", _number, ("lora",), 3),
+        "lora_weight": Kind(
+            numbers, weigh_adapters, "numbers", "of every LoRA in the prompts", _number, ("lora",), 3
+        ),
     }  # fmt: skip
     return dict(sorted({**_fields(), **own}.items()))
 
@@ -170,7 +177,15 @@ def _kind_name(name: str, every: Mapping[str, Kind]) -> str:
         return folded if folded in every else inner[0]
     near = _near(folded, list(every))
     hint = f"Did you mean {near}?" if near else "Write NAME=VALUES."
-    raise SettingsError(f"{name.strip()[:80]!r} is no axis", ", ".join(every), hint)
+    raise SettingsError(f"{name.strip()[:80]!r} is no axis", listed(every), hint)
+
+
+def listed(every: Mapping[str, Kind]) -> str:
+    """The kinds by what they take."""
+    by_takes: dict[str, list[str]] = {}
+    for name, kind in every.items():
+        by_takes.setdefault(kind.takes, []).append(name)
+    return "; ".join(f"{takes} for {', '.join(names)}" for takes, names in by_takes.items())
 
 
 def _near(name: str, names: Sequence[str]) -> str:
@@ -203,14 +218,14 @@ def _field(name: str, info: FieldInfo, change: Change) -> Kind | None:
         map(str, typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ())
     )
     if options:
-        return Kind(_names(name, options), change, about)
+        return Kind(_names(name, options), change, NAMES, f"{', '.join(options)}. {about}")
     if annotation is bool:
-        return Kind(_switches, change, f"on, off. {about}", _switch)
+        return Kind(_switches, change, "on, off", f"on, off. {about}", _switch)
     if annotation is int:
-        return Kind(whole_numbers, change, about)
+        return Kind(whole_numbers, change, "whole numbers", about)
     if annotation is float:
-        return Kind(numbers, change, about, _number)
-    return Kind(words, change, about) if annotation is str else None
+        return Kind(numbers, change, "numbers", about, _number)
+    return Kind(words, change, "words", about) if annotation is str else None
 
 
 def _plain(annotation: Any) -> Any:

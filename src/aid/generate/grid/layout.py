@@ -13,7 +13,7 @@ from aid.core.release import MODEL_FILE, Release
 from aid.core.shot import Shot
 from aid.errors import SettingsError
 from aid.generate.gallery import picture_name
-from aid.generate.grid.axis import Axis, Known, kinds, read_axis, require_apart
+from aid.generate.grid.axis import Axis, Known, kinds, listed, read_axis, require_apart
 from aid.generate.grid.cell import PLACE, Cell
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.grid.value import MOST
@@ -100,7 +100,7 @@ def plan_grid(settings: GridSettings, inputs: GridInputs) -> Grid:
     )
     texts = (settings.x, settings.y, settings.z)
     if not any(text.strip() for text in texts):
-        raise SettingsError("a grid without an axis", ", ".join(kinds(known)), "Give --x NAME=VALUES.")
+        raise SettingsError("a grid without an axis", listed(kinds(known)), "Give --x NAME=VALUES.")
     x, y, z = (read_axis(text, known) for text in texts)
     require_apart((x, y, z))
     if (count := math.prod(len(axis.labels) for axis in (x, y, z))) > MOST:

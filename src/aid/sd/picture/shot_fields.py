@@ -126,12 +126,15 @@ def read_fields(prompt: str, negative_prompt: str, fields: Mapping[str, str]) ->
     elif "Denoising strength" in fields:
         given["source"] = _read_source(fields)
     try:
-        return Shot.model_validate({"prompt": prompt, "negative_prompt": negative_prompt, **given})
+        shot = Shot.model_validate({"prompt": prompt, "negative_prompt": negative_prompt, **given})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "something"
         told = f" = {first['input']!r}" if first["loc"] else " else"
         raise SettingsError(f"the picture's text says {name}{told}", first["msg"]) from error
+    from aid.sd.sampling.course import well_named
+
+    return well_named(shot)
 
 
 def _named(part: Shot | Source | Hires, *names: str) -> Fields:
@@ -186,15 +189,11 @@ def _read_hires(fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _implied(fields: Mapping[str, str], prompts: str) -> dict[str, Any]:
-    """What A1111 means by the fields that are not there: noise of the GPU; a schedule in the sampler's name;
-    by its version, old rules. Nothing for a text without fields."""
+    """What A1111 means by the fields that are not there: noise of the GPU; by its version, old rules. Nothing
+    for a text without fields."""
     if "Steps" not in fields:
         return {}
     implied: dict[str, Any] = {} if "RNG" in fields else {"noise_source": "GPU"}
-    if "Sampler" in fields and "Schedule type" not in fields:
-        from aid.sd.sampling.course import split_name
-
-        implied["sampler"], implied["schedule"] = split_name(fields["Sampler"])
     if made := _version(fields):
         implied |= {"old_editing": True} if made < EDITING_CHANGED and "[" in prompts else {}
         implied |= {"downcast_alphas": True} if made < ALPHAS_CHANGED else {}

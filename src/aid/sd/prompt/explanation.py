@@ -154,7 +154,7 @@ def find_styles(text: str, catalogue: Catalogue) -> tuple[list[Style], list[Note
 
 
 def style_notes(names: Iterable[str], catalogue: Catalogue) -> Iterator[str]:
-    """What there is to say of names given as styles' own: one that the catalogue lacks is drawn as mere words."""
+    """What there is to say of names given as styles': one that the catalogue lacks is drawn as mere words."""
     for name in {fold(name): name for name in names if fold(name)}.values():
         best = next(iter(catalogue.search(name)), None)
         if best is None or best.match in ("part", "near"):

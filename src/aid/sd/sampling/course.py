@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from aid.core.shot import Shot
+from aid.core.spelling import did_you_mean, fold
 from aid.errors import SettingsError
 from aid.sd.sampling.noise import Levels
 from aid.sd.sampling.random import PictureNoise
@@ -16,7 +18,10 @@ from aid.sd.sampling.samplers import SAMPLERS, TRAITS, Noise
 from aid.sd.sampling.schedules import SCHEDULES, Schedule, ddim_levels, unipc_levels
 
 AUTOMATIC = "Automatic"
-ALIASES = {"SGMUniform": "SGM Uniform"}
+SPELT_SAMPLERS = {fold(name): name for name in SAMPLERS}
+SPELT_SCHEDULES = {
+    **{fold(name): name for name in (*SCHEDULES, AUTOMATIC)}, "sgmuniform": "SGM Uniform",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,26 +118,55 @@ def noise_for(sampler: str, course: Course, noise: PictureNoise) -> Noise:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A sampler's name as A1111 wrote it before v1.9 ("DPM++ 2M Karras") to (sampler, schedule)."""
-    for schedule in [*SCHEDULES, *ALIASES, AUTOMATIC]:
-        sampler = name.removesuffix(f" {schedule}")
-        if sampler != name and sampler in SAMPLERS:
-            return sampler, ALIASES.get(schedule, schedule)
+    """A sampler's name in any case, or as A1111 wrote it before v1.9 ("DPM++ 2M Karras"), to (sampler,
+    schedule)."""
+    folded = fold(name)
+    if folded in SPELT_SAMPLERS:
+        return SPELT_SAMPLERS[folded], AUTOMATIC
+    for schedule, spelt in SPELT_SCHEDULES.items():
+        sampler = folded.removesuffix(f" {schedule}")
+        if sampler != folded and sampler in SPELT_SAMPLERS:
+            return SPELT_SAMPLERS[sampler], spelt
     return name, AUTOMATIC
+
+
+def well_named(shot: Shot) -> Shot:
+    """The shot with its samplers and schedules spelt as A1111 spells them: in any case, or a schedule behind
+    its sampler. What is unknown stays as it is, for `check_sampler` and `find_schedule` to refuse."""
+    sampler, schedule = _well_named(shot.sampler, shot.schedule, AUTOMATIC)
+    hires = shot.hires
+    if hires:
+        second = _well_named(hires.sampler, hires.schedule, "")
+        hires = hires.model_copy(update=dict(zip(("sampler", "schedule"), second, strict=True)))
+    return shot.model_copy(update={"sampler": sampler, "schedule": schedule, "hires": hires})
+
+
+def _well_named(sampler: str, schedule: str, unnamed: str) -> tuple[str, str]:
+    """`unnamed` is the schedule where none is named."""
+    found, own = split_name(sampler)
+    named = SPELT_SCHEDULES.get(fold(schedule), schedule)
+    if own == AUTOMATIC or named == own:
+        return found, named
+    return (found, own) if named == unnamed else (sampler, named)
 
 
 def check_sampler(name: str) -> str:
     """The name, if it is a sampler's. Raises SettingsError."""
-    if name not in SAMPLERS:
-        raise SettingsError(f"{name!r} is not a sampler", " or ".join(SAMPLERS))
-    return name
+    if name in SAMPLERS:
+        return name
+    found, schedule = split_name(name)
+    long = [f"{sampler} {one}" for sampler in SAMPLERS for one in SCHEDULES]
+    hint = did_you_mean(name, [*SAMPLERS, *long]) if schedule == AUTOMATIC else f"Did you mean {found}?"
+    raise SettingsError(f"{name!r} is not a sampler", " or ".join(SAMPLERS), hint)
 
 
 def find_schedule(sampler: str, schedule: str) -> Schedule:
     """The schedule of that name, "Automatic" being the sampler's own. Raises SettingsError."""
-    name = TRAITS[sampler].automatic if schedule == AUTOMATIC else ALIASES.get(schedule, schedule)
+    name = TRAITS[sampler].automatic if schedule == AUTOMATIC else schedule
     if name not in SCHEDULES:
-        raise SettingsError(f"{schedule!r} is not a schedule", " or ".join([AUTOMATIC, *SCHEDULES]))
+        known = [AUTOMATIC, *SCHEDULES]
+        hint = did_you_mean(schedule, known)
+        raise SettingsError(f"{schedule!r} is not a schedule", " or ".join(known), hint)
     return SCHEDULES[name]
 
 
