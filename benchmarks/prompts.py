@@ -50,6 +50,7 @@ SHAPES: dict[str, Callable[[int], str]] = {
     "bars": lambda n: "[" + "|" * n + "]",
     "calls": lambda n: "<lora:style:1>" * (n // 14),
     "open calls": lambda n: "<a:" * (n // 3),
+    "calls among oddities": lambda n: "<lora:style:1>[a:b:c]" * (n // 21),
     "parts": lambda n: "a AND " * (n // 6),
     "breaks": lambda n: "a BREAK " * (n // 8),
     "embeddings": lambda n: "aid210 " * (n // 7),

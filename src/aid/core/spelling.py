@@ -6,8 +6,10 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Collection
+from functools import lru_cache
 
 
+@lru_cache(maxsize=1024)
 def fold(text: str) -> str:
     """The form in which names are compared: no case, no leading `by`, one space for `-`, `_` and spaces."""
     words = re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()

@@ -9,6 +9,7 @@ import math
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 
 from aid.sd.prompt.note import Note, quote
 
@@ -37,8 +38,11 @@ class Extracted:
 
     def origin(self, at: int) -> int:
         """Where in the original prompt the character `at` of `text` stands."""
-        starts = [start for start, _ in self.shifts]
-        return at + self.shifts[bisect_right(starts, at) - 1][1]
+        return at + self.shifts[bisect_right(self._starts, at) - 1][1]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [start for start, _ in self.shifts]
 
 
 def extract_loras(text: str) -> tuple[str, list[LoraCall]]:

@@ -21,7 +21,7 @@ BREAK = ("BREAK", -1.0)
 """What parse_attention returns for a BREAK. Only this pair is one: inside `(...:w)` it is plain text."""
 
 ROUND, SQUARE = 1.1, 1 / 1.1
-LONGEST_KEPT = 10_000  # characters of a text whose weights are remembered
+LONG = 10_000  # characters; of texts as long only the last one's weights are remembered
 DEEPEST_EXACT = 64  # mean nesting up to which weights are multiplied in A1111's own order
 
 TOKEN = re.compile(r"\\[()\[\]\\]?|[(\[\])]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|:")
@@ -48,13 +48,8 @@ def parse_attention(text: str) -> list[tuple[str, float]]:
 
 def weigh(text: str) -> tuple[list[tuple[str, float]], list[Note]]:
     """The same, and what is odd about it."""
-    segments, notes = _remembered(text) if len(text) < LONGEST_KEPT else _weighed(text)
+    segments, notes = _remembered(text) if len(text) < LONG else _remembered_long(text)
     return list(segments), list(notes)
-
-
-@lru_cache(maxsize=16)  # a prompt is asked for its oddities first, and then for its tokens
-def _remembered(text: str) -> tuple[Sequence[tuple[str, float]], Sequence[Note]]:
-    return _weighed(text)
 
 
 def _weighed(text: str) -> tuple[Sequence[tuple[str, float]], Sequence[Note]]:
@@ -67,6 +62,10 @@ def _weighed(text: str) -> tuple[Sequence[tuple[str, float]], Sequence[Note]]:
         if weights[index] != BREAK[1]:
             scan.notes.append(Note(at, "BREAK inside weighted brackets is plain text"))
     return merged or [("", 1.0)], sorted(scan.notes)
+
+
+# A prompt is asked for its oddities first, and then for its tokens.
+_remembered, _remembered_long = lru_cache(maxsize=16)(_weighed), lru_cache(maxsize=1)(_weighed)
 
 
 def escape(text: str) -> str:
@@ -125,6 +124,9 @@ def _number(text: str | None) -> float | None:
 
 def _add_words(scan: _Scan, text: str, at: int) -> None:
     """The parts around each BREAK, without the space beside it; a BREAK stands between two parts."""
+    if BREAK[0] not in text:
+        scan.segments.append((text, 1.0))
+        return
     end = 0
     for word in BREAK_WORD.finditer(text):
         before = text[end : word.start()].rstrip()

@@ -140,9 +140,10 @@ class _Reader:
                 self.give_up(at, "nothing follows this backslash", "[" in text)
             else:
                 self.innermost().append(token)
-        for frame in self.frames:
-            if frame.separators and frame.opener == "[":
-                self.notes.append(Note(frame.at, "this [ is never closed, so it edits nothing: it is text"))
+        if places := [frame.at for frame in self.frames if frame.separators and frame.opener == "["]:
+            one = "this [ is never closed, so it edits nothing: it is text"
+            many = f"{len(places)} [ from here on are never closed, so they edit nothing: they are text"
+            self.notes.append(Note(places[0], one if len(places) == 1 else many))
         self.spill()
         return self.top
 
@@ -212,7 +213,9 @@ class _Reader:
             at = next(frame.at for frame in self.frames if frame.separators[:1] == "|")
             self.give_up(at, "this [one|other] is not well formed")
         for frame in self.frames:
-            self.top.extend(frame.nodes())
+            for before, part in zip((frame.opener, *frame.separators), frame.parts, strict=True):
+                self.top.append(before)
+                self.top += part
         self.frames.clear()
 
     def ends_known(self) -> bool:
@@ -229,15 +232,18 @@ def _render(tree: list[Node], step: int) -> str:
     words: list[str] = []
     stack: list[Iterator[Node]] = [iter(tree)]
     while stack:
-        node = next(stack[-1], None)
-        if node is None:
-            stack.pop()
-        elif isinstance(node, str):
-            words.append(node)
-        elif isinstance(node, Edit):
-            stack.append(iter(node.before if step <= node.when else node.after))
-        elif isinstance(node, Alternation):
-            stack.append(iter(node.options[(step - 1) % len(node.options)]))
+        for node in stack[-1]:
+            if isinstance(node, str):
+                words.append(node)
+            else:
+                stack.append(iter(_chosen(node, step)))
+                break
         else:
-            stack.append(iter(node))
+            stack.pop()
     return "".join(words)
+
+
+def _chosen(node: list[Node] | Edit | Alternation, step: int) -> list[Node]:
+    if isinstance(node, Edit):
+        return node.before if step <= node.when else node.after
+    return node.options[(step - 1) % len(node.options)] if isinstance(node, Alternation) else node

@@ -19,6 +19,7 @@ from aid.sd.prompt.sugar import Wildcards, expand, strip_comments
 
 PHRASE = re.compile(r"(?:\\.|[^,()\[\]{}|:<>\\\n])+")
 BY = re.compile(r"\bby\s", re.IGNORECASE)
+ESCAPED = re.compile(r"\\(.)")
 WORD = re.compile(r"[^\s,()\[\]{}|:<>\\]+")
 SHORTEST_NAME = 4  # letters; shorter names are like too many words
 MOST_LOOKED_UP = 64  # different words or phrases compared with every name
@@ -169,7 +170,8 @@ def _phrases(text: str) -> Iterator[tuple[int, str]]:
     for match in PHRASE.finditer(text):
         by = BY.search(match[0])
         start = by.start() if by else len(match[0]) - len(match[0].lstrip())
-        phrase = re.sub(r"\\(.)", r"\1", match[0][start:]).strip()
+        piece = match[0][start:]
+        phrase = (ESCAPED.sub(r"\1", piece) if "\\" in piece else piece).strip()
         if phrase:
             yield match.start() + start, phrase
 
