@@ -50,7 +50,8 @@ def compile_kernel(work: str, compiler: list[str]) -> Path | None:
         subprocess.run(command, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"aid: {work} will be done by torch, as its kernel isn't compiled: {error}", file=sys.stderr)
-        part.unlink(missing_ok=True)
+        for stale in (part, path):
+            stale.unlink(missing_ok=True)
         return None
     os.replace(part, path)  # a running process keeps the one it has
     return path

@@ -93,15 +93,27 @@ def test_sides_may_lie_apart_and_be_shared(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_what_is_broken_stays_visible_and_where_it_is(way: str, broken: float) -> None:
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0x7FFFFFFF, 0x7F800000])
+def test_what_is_broken_stays_visible_and_where_it_is(way: str, bits: int) -> None:
+    """NaN of any kind, and infinity."""
     query, key, value = sides(2, 20, 77, 32)
     sound = WAYS[way](query, key, value, 2)
-    query[0, 3, 0] = broken
+    query[0, 3, 0] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
     seen = WAYS[way](query, key, value, 2)
     assert not seen[0, 3, :16].isfinite().any()
     seen[0, 3, :16] = sound[0, 3, :16]
     torch.testing.assert_close(seen, sound)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_keys_infinitely_far_weigh_nothing_unless_all_are(way: str) -> None:
+    query, key, value = (side.abs() for side in sides(1, 20, 300, 8))
+    key[0, :200] = -torch.inf
+    torch.testing.assert_close(
+        WAYS[way](query, key, value, 1), WAYS[way](query, key[:, 200:], value[:, 200:], 1)
+    )
+    key[:] = -torch.inf
+    assert WAYS[way](query, key, value, 1).isnan().all()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -112,6 +124,21 @@ def test_scores_of_any_size_are_no_trouble(way: str) -> None:
     torch.testing.assert_close(WAYS[way](query, key, value, 1), value[:, 299:].expand(1, 20, 8))
     found = query, key.flip(1), value.flip(1)
     torch.testing.assert_close(WAYS[way](*found, 1), value[:, 299:].expand(1, 20, 8))
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 3, 8), (1, 9, 8), (1, 9, 8)),
+        ((2, 3, 8), (2, 9, 4), (2, 9, 4)),
+        ((2, 3, 8), (2, 9, 8), (2, 1, 8)),
+        ((2, 3, 8), (3, 9, 8), (3, 9, 8)),
+        ((1, 3, 10), (1, 9, 10), (1, 9, 10)),
+    ],
+)
+def test_what_does_not_fit_together_is_an_error(shapes: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(RuntimeError):
+        attention(*(torch.ones(shape) for shape in shapes), heads=4)  # type: ignore[misc]
 
 
 def test_other_formats_and_wider_heads_go_by_torch() -> None:
@@ -140,6 +167,18 @@ def test_gradients_are_what_doubles_give(rows: int, heads: int, width: int, quer
         with patch("aid.sd.attention.attention.find_kernel", lambda kernel=kernel: kernel):
             for ours, other in zip(learnt(attention, found, heads, grad), expected, strict=True):
                 assert (ours - other).abs().max() < 2e-5 * max(1.0, other.abs().max().item())
+
+
+def test_gradients_of_huge_scores_stay_within_bounds_and_second_ones_are_refused() -> None:
+    query, key, value = sides(1, 200, 77, 64)
+    for kernel in kernels():
+        with patch("aid.sd.attention.attention.find_kernel", lambda kernel=kernel: kernel):
+            *_, of_value = learnt(attention, (1e8 * query, key, value), 1, torch.ones_like(query))
+            assert of_value.max() <= 200
+            leaf = query.clone().requires_grad_()
+            (first,) = torch.autograd.grad(attention(leaf, key, value, 1).sum(), leaf, create_graph=True)
+            with pytest.raises(RuntimeError):
+                torch.autograd.grad(first.sum(), leaf)
 
 
 @pytest.mark.usefixtures("threads")

@@ -53,17 +53,23 @@ static const float SERIES[] = {1.0f,           0.693147181f,   0.240226507f,  0.
 #undef TARGET
 #undef LANES
 
+#if defined(__clang__)
+#define WIDE "avx512f"
+#else
+#define WIDE "avx512f,prefer-vector-width=512"
+#endif
 #define KIND avx512
-#define TARGET __attribute__((target("avx512f,prefer-vector-width=512")))
+#define TARGET __attribute__((target(WIDE)))
 #define LANES 16
 #include "attention_both.h"
 
 /* The threads that torch has at hand: its own library of them. Others would wait for those to stop spinning. */
 __attribute__((weak)) void GOMP_parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
 
-/* Floats of the widest vectors that there is a use for; 0: this machine or this torch has none. */
-int aid_lanes(void) {
-    if (!GOMP_parallel) return 0;
+/* Floats of the widest vectors that there is a use for; 0: this machine or this torch has none, or who asks
+   knows another `struct attention`. */
+int aid_lanes(int size) {
+    if (!GOMP_parallel || size != sizeof(struct attention)) return 0;
     if (__builtin_cpu_supports("avx512f")) return 16;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 8 : 0;
 }
@@ -85,5 +91,5 @@ void aid_attend_back(const struct attention *all, int lanes, int threads) {
     share_out(all, threads, lanes == 16 ? key_back_avx512 : key_back_avx2);
 }
 #else
-int aid_lanes(void) { return 0; }
+int aid_lanes(int size) { return 0 * size; }
 #endif

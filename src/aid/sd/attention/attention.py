@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from aid.sd.attention.kernel import WIDEST, Kernel, find_kernel
 
@@ -22,7 +23,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """softmax(Q K^T / √width of a head) V, all [b, tokens, heads * width of a head]."""
     sides = query, key, value
     kernel = find_kernel()
-    if kernel is None or query.shape[2] > heads * WIDEST or not all(map(_is_plain, sides)):
+    if kernel is None or not _is_taken(*sides, heads):
         return by_torch(*sides, heads)
     if torch.is_grad_enabled() and any(side.requires_grad for side in sides):
         made: Tensor = _Learning.apply(*sides, heads, kernel)  # type: ignore[no-untyped-call]
@@ -30,8 +31,17 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return kernel.attend(*sides, heads)
 
 
+def _is_taken(query: Tensor, key: Tensor, value: Tensor, heads: int) -> bool:
+    """Whether it is for the kernel; torch does the rest, or tells what is wrong with it."""
+    rows, _, whole = query.shape
+    alike = key.shape == value.shape and (rows, whole) == (len(key), key.shape[2])
+    fits = whole % heads == 0 and whole <= heads * WIDEST and key.numel() > 0
+    return alike and fits and all(map(_is_plain, (query, key, value)))
+
+
 def _is_plain(side: Tensor) -> bool:
-    return side.is_cpu and side.dtype == torch.float32 and side.stride(2) == 1
+    plain = side.is_cpu and side.dtype == torch.float32 and side.stride(2) == 1
+    return plain and type(side) in (Tensor, nn.Parameter)
 
 
 class _Learning(torch.autograd.Function):
@@ -48,6 +58,7 @@ class _Learning(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads = context.kernel.attend_back(*context.saved_tensors, grad.contiguous(), context.heads)
         return *grads, None, None

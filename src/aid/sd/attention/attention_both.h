@@ -13,13 +13,14 @@ TARGET INLINE floats OF(choose)(words mask, floats one, floats other) {
     return (floats)((mask & (words)one) | (~mask & (words)other));
 }
 
-/* 2^x for x <= 0, NaN for NaN: the whole part goes into the exponent. */
+/* 2^x for x <= 0, NaN for NaN: the whole part goes into the exponent. What rounding left above 0 is 0. */
 TARGET INLINE floats OF(power_of_two)(floats x) {
-    const floats lowest = (floats){0} - 126.0f;
-    x = OF(choose)((words)(x < lowest), lowest, x);
-    floats shifted = x + 0x1.8p23f, part = x - (shifted - 0x1.8p23f), power = (floats){0} + SERIES[6];
+    const floats lowest = (floats){0} - 126.0f, bounded = OF(choose)((words)(x < lowest), lowest, x);
+    const floats exponent = OF(choose)((words)(bounded > 0.0f), (floats){0}, bounded);
+    const floats shifted = exponent + 0x1.8p23f, part = exponent - (shifted - 0x1.8p23f);
+    floats power = (floats){0} + SERIES[6];
     for (int i = 5; i >= 0; i--) power = power * part + SERIES[i];
-    return (floats)((words)power + ((words)shifted << 23));
+    return OF(choose)((words)(x == x), (floats)((words)power + ((words)shifted << 23)), x);
 }
 
 /* sums[i] += sum over j of left[j] right[i, j], of `high` i. */
@@ -85,6 +86,7 @@ TARGET static void OF(attend_piece)(const struct attention *all, long row, long 
         for (long j = 0; j < keys; j++) sum += scores[j] = OF(power_of_two)(scores[j] - highest);
         OF(add_products)(width, keys, scores, OF(at)(all->value, row, start, channel), 1, all->value.token, out);
     }
+    sum = OF(choose)((words)(highest > -FLT_MAX), sum, (floats){0} + NAN); /* no score is a number */
     OF(store)(out, count, width, beside, 1.0f / sum, all->to[0] + OF(place)(all, row, all->queries, first, head));
     if (all->ends)
         for (long i = 0; i < count; i++)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 LIBRARY = Path(__file__).with_name("_kernel.so")
 WIDEST = 256  # of a head
-ATTENTION = struct.Struct("@ 15q 5q 5q f")  # as the kernel's `struct attention`
+ATTENTION = struct.Struct("@ 15q 5q 5q f 4x")  # as the kernel's `struct attention`
 NOWHERE = (0, 0, 0)
 
 
@@ -71,5 +71,5 @@ def find_kernel() -> Kernel | None:
         library = ctypes.CDLL(str(LIBRARY))
     except OSError:
         return None
-    lanes = library.aid_lanes()
+    lanes = library.aid_lanes(ATTENTION.size)
     return Kernel(library, lanes) if lanes else None

@@ -36,11 +36,12 @@ def set_attention(unet: nn.Module) -> None:
     """In every plain block; nowhere if there is no kernel, and torch's is as quick as it gets."""
     blocks: list[Any] = [*unet.modules()] if find_kernel() else []
     for block in blocks:
-        if type(block) is Attention and is_plain(block):
+        if type(block) is Attention and type(block.processor) is AttnProcessor2_0 and is_plain(block):
             block.set_processor(LearningAttention())
 
 
 def is_plain(block: Any) -> bool:
     """Whether it is projections, attention and a projection, and nothing else."""
     norms = (block.spatial_norm, block.group_norm, block.norm_q, block.norm_k, block.norm_cross)
-    return not any(norms) and not block.residual_connection and block.rescale_output_factor == 1
+    usual = block.scale_qk and block.inner_kv_dim == block.inner_dim and block.to_out is not None
+    return usual and not any(norms) and not block.residual_connection and block.rescale_output_factor == 1
