@@ -73,9 +73,7 @@ def _embedding_sizes(path: Path) -> dict[str, int]:
         one = load_embedding(path)
         return {one.name: len(one.vectors)}
     found = load_embeddings(embedding_files(path))
-    known = {
-        path.with_suffix("") for path in found.paths.values()
-    }  # the same in another format needs no word
+    known = {file.with_suffix("") for file in found.paths.values()}  # in another format: needs no word
     _tell_skipped({file: why for file, why in found.skipped.items() if file.with_suffix("") not in known})
     return {name: len(embedding.vectors) for name, embedding in sorted(found.embeddings.items())}
 
