@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import resource
 import shutil
@@ -22,8 +23,8 @@ from pydantic import Field
 
 from aid.core import known_hash, lineage
 from aid.core.artifact import SCRATCH, Inputs, Settings, is_current, sweep, under_construction, verb
-from aid.core.files import write_text
-from aid.core.lineage import LINEAGE_FILE, METADATA_KEY, describe, lineage_of
+from aid.core.files import sha256_of, write_text
+from aid.core.lineage import LINEAGE_FILE, METADATA_KEY, describe, lineage_of, read_lineage
 from aid.core.workbench import Workbench
 from aid.errors import AidError, ArtifactError, FileError
 
@@ -47,6 +48,13 @@ def copy(settings: CopySettings, inputs: CopyInputs, out: Path, bench: Workbench
     (out / "inner" / "copy.txt").write_text(text.upper() if settings.shout else text)
     if "broken" in text:
         raise AidError("the text is broken")
+
+
+@verb("swift", unhashed=("large.txt",))
+def swift(settings: CopySettings, inputs: CopyInputs, out: Path, bench: Workbench) -> None:
+    calls.append("swift")
+    (out / "large.txt").write_text(inputs.text.read_text())
+    (out / "small.txt").write_text("small")
 
 
 @verb("slow", resumable=True)
@@ -419,6 +427,28 @@ def test_an_input_that_was_changed_by_hand_is_named(text: Path, tmp_path: Path) 
     with pytest.raises(ArtifactError, match=r"first/inner/copy\.txt was changed or removed"):
         copy(CopySettings(), CopyInputs(text=text, others={"a": first}), tmp_path / "third")
     assert not (tmp_path / "third").exists()
+
+
+def test_what_a_verb_leaves_unhashed_is_hashed_by_who_uses_it(text: Path, tmp_path: Path) -> None:
+    first = swift(CopySettings(), CopyInputs(text=text), tmp_path / "first")
+    told = read_lineage(first).files
+    assert told["large.txt"] == f"{len(text.read_text())} bytes"
+    assert told["small.txt"] == hashlib.sha256(b"small").hexdigest()
+    hashed = {**told, "large.txt": hashlib.sha256(text.read_bytes()).hexdigest()}
+    assert lineage_of(first).files == hashed
+    second = copy(CopySettings(), CopyInputs(text=text, others={"a": first}), tmp_path / "second")
+    assert read_lineage(second).node.inputs["others.a"].sha256 == sha256_of(hashed)
+    swift(CopySettings(), CopyInputs(text=text), tmp_path / "first")
+    assert calls == ["swift", "copy"]
+
+
+@pytest.mark.parametrize("after", ["", "hello, hello"])
+def test_an_unhashed_file_that_was_cut_short_or_grew_is_named(after: str, text: Path, tmp_path: Path) -> None:
+    first = swift(CopySettings(), CopyInputs(text=text), tmp_path / "first")
+    (first / "large.txt").write_text(after)
+    assert not is_current(first, describe("swift", CopySettings().model_dump(), {"text": text}))
+    with pytest.raises(ArtifactError, match=r"first/large\.txt was changed or removed"):
+        copy(CopySettings(), CopyInputs(text=text, others={"a": first}), tmp_path / "second")
 
 
 def test_a_settled_file_is_read_once_and_again_when_it_changes(

@@ -13,7 +13,7 @@ import fcntl
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -21,7 +21,15 @@ from typing import Any, Protocol, TypeVar, cast
 from pydantic import BaseModel, ConfigDict
 
 from aid.core.files import sha256_file, sync_folder, write_text
-from aid.core.lineage import LINEAGE_FILE, Lineage, changed_files, describe, printable, read_lineage
+from aid.core.lineage import (
+    LINEAGE_FILE,
+    Lineage,
+    changed_files,
+    describe,
+    printable,
+    read_lineage,
+    size_told,
+)
 from aid.core.workbench import Workbench
 from aid.errors import ArtifactError, FileError, SettingsError
 
@@ -59,9 +67,6 @@ S = TypeVar("S", bound=Settings, contravariant=True)
 I = TypeVar("I", bound=Inputs, contravariant=True)  # noqa: E741
 
 
-Hashes = Mapping[str, str] | None
-
-
 class Verb(Protocol[S, I]):
     """A stage: makes (or finds already made) the artifact `out` and returns its folder."""
 
@@ -72,20 +77,20 @@ class Verb(Protocol[S, I]):
 
 
 def verb(
-    name: str, *, resumable: bool = False, together: bool = False
-) -> Callable[[Callable[[S, I, Path, Workbench], Hashes]], Verb[S, I]]:
+    name: str, *, resumable: bool = False, together: bool = False, unhashed: Collection[str] = ()
+) -> Callable[[Callable[[S, I, Path, Workbench], None]], Verb[S, I]]:
     """Turn a story `(settings, inputs, folder, bench)` that fills `folder` into a verb.
 
     The verb makes nothing if `out` is already what settings and inputs ask for; otherwise it builds
     beside `out` and renames. With `resumable`, the folder of an interrupted run with the same
-    settings and inputs is handed back as it was left; `folder / SCRATCH` is removed at the end. A story
-    that hashed large files while it wrote them returns their sha256 by name, and they aren't read again.
+    settings and inputs is handed back as it was left; `folder / SCRATCH` is removed at the end.
+    `unhashed` are large files that are made faster than hashed: whoever uses the artifact first hashes them.
 
     With `together`, several processes may run the story at once: the first of them as ever, the others in
     the folder that it is building, where they only read.
     """
 
-    def decorate(story: Callable[[S, I, Path, Workbench], Hashes]) -> Verb[S, I]:
+    def decorate(story: Callable[[S, I, Path, Workbench], None]) -> Verb[S, I]:
         @functools.wraps(story)
         def run(settings: S, inputs: I, out: Path, bench: Workbench | None = None) -> Path:
             lineage = asked(name, settings, inputs)
@@ -105,8 +110,8 @@ def verb(
                 if not _is_whole(folder, lineage):
                     with _tidied(folder, resumable):
                         _begin(folder, lineage, resumable)
-                        known = story(settings, inputs, folder, bench or Workbench())
-                        _seal(folder, lineage, known or {})
+                        story(settings, inputs, folder, bench or Workbench())
+                        _seal(folder, lineage, unhashed)
                 _release(folder, out)
             return out
 
@@ -259,9 +264,11 @@ def _begin(folder: Path, lineage: Lineage, resumable: bool) -> None:
     write_text(folder / LINEAGE_FILE, lineage.model_dump_json())
 
 
-def _seal(folder: Path, lineage: Lineage, known: Mapping[str, str]) -> None:
+def _seal(folder: Path, lineage: Lineage, unhashed: Collection[str]) -> None:
     """Write down the files' hashes: from here on the folder is whole."""
-    files = {name: known.get(name) or sha256_file(folder / name) for name in _made_files(folder)}
+    files = {
+        name: (size_told if name in unhashed else sha256_file)(folder / name) for name in _made_files(folder)
+    }
     whole = lineage.model_copy(update={"files": files})
     write_text(folder / LINEAGE_FILE, whole.model_dump_json(indent=1))
 

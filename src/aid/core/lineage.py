@@ -33,6 +33,7 @@ MAX_HEADER_BYTES = 100_000_000
 MANY_FILES = 10_000
 SETTLED_NS = 2_000_000_000  # clocks of file systems are this coarse: a younger file may yet change unseen
 FILE = "file"  # a file is known by its content, not by its name
+BYTES = " bytes"
 
 
 class Source(BaseModel):
@@ -58,7 +59,8 @@ class Node(BaseModel):
 
 
 class Lineage(BaseModel):
-    """An artifact's node and all its ancestors; `files` (path -> sha256) once the artifact is whole."""
+    """An artifact's node and all its ancestors; `files`, by path, once the artifact is whole: the sha256 of
+    each, or its size (`7 bytes`) if its verb left hashing it to whoever uses it first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     key: str
@@ -114,18 +116,18 @@ def describe(verb: str, settings: dict[str, Any], inputs: Mapping[str, Path]) ->
     nodes: dict[str, Node] = {}
     sources: dict[str, Source] = {}
     for name, path in sorted(inputs.items()):
+        _require_unchanged(path)
         ancestry = lineage_of(path)
-        _require_unchanged(path, ancestry)
         nodes.update(ancestry.nodes)
         sources[name] = Source(sha256=ancestry.sha256, key=ancestry.key)
     node = Node(verb=verb, settings=settings, inputs=sources)
     return Lineage(key=node.key(), nodes={**nodes, node.key(): node})
 
 
-def _require_unchanged(path: Path, made: Lineage) -> None:
+def _require_unchanged(path: Path) -> None:
     if not (path / LINEAGE_FILE).is_file():
         return
-    if changed := changed_files(path, made):
+    if changed := changed_files(path, read_lineage(path)):
         raise ArtifactError(
             f"{path / changed} was changed or removed since AID made {path}",
             "the files that its lineage.json lists",
@@ -135,10 +137,16 @@ def _require_unchanged(path: Path, made: Lineage) -> None:
 
 def changed_files(folder: Path, made: Lineage) -> str:
     """The first file of an artifact that is not as it was made; "" if all are."""
-    for name, sha256 in made.files.items():
-        if not (folder / name).is_file() or content_sha256(folder / name) != sha256:
+    for name, told in made.files.items():
+        file = folder / name
+        if not file.is_file() or told != (size_told(file) if told.endswith(BYTES) else content_sha256(file)):
             return name
     return ""
+
+
+def size_told(file: Path) -> str:
+    """What a lineage says of a file that isn't hashed yet."""
+    return f"{file.stat().st_size}{BYTES}"
 
 
 def content_sha256(path: Path) -> str:
@@ -163,7 +171,7 @@ def lineage_of(path: Path) -> Lineage:
     Raises FileError if nothing is there.
     """
     if path.is_dir():
-        return read_lineage(path) if (path / LINEAGE_FILE).is_file() else _of_folder(path)
+        return _hashed(path) if (path / LINEAGE_FILE).is_file() else _of_folder(path)
     if not path.is_file():
         raise FileError(f"{path} does not exist", "a file or folder", "Check the path.")
     own, home = embedded_lineage(path), _of_member(path)
@@ -175,6 +183,17 @@ def lineage_of(path: Path) -> Lineage:
         return Lineage(key=made.key, nodes=made.nodes, files=content)
     node = Node(verb="file", settings={}, inputs={printable(path.name): Source(sha256=content[FILE])})
     return Lineage(key=node.key(), nodes={node.key(): node}, files=content)
+
+
+def _hashed(folder: Path) -> Lineage:
+    """An artifact's lineage, with the hashes that its verb left out."""
+    made = read_lineage(folder)
+    found = {
+        name: content_sha256(folder / name)
+        for name, told in made.files.items()
+        if told.endswith(BYTES) and (folder / name).is_file()
+    }
+    return made.model_copy(update={"files": made.files | found})
 
 
 def read_lineage(folder: Path, next_step: str = "Restore that file, or move it elsewhere.") -> Lineage:

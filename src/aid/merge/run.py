@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from aid.core.artifact import Hashes, under_construction, verb
+from aid.core.artifact import under_construction, verb
 from aid.core.files import write_json
 from aid.core.lineage import METADATA_KEY
 from aid.core.workbench import Workbench
@@ -24,8 +24,8 @@ FILE = "model.safetensors"
 STILL_TRUE = ("sai_model_spec", "architecture", "implementation", "prediction_type", "resolution")
 
 
-@verb("merge")
-def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbench) -> Hashes:
+@verb("merge", unhashed=(FILE,))
+def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbench) -> None:
     """Put the models together block by block into `model.safetensors`, in one pass, whatever the recipe.
 
     Whose blocks they are is `settings.convention`'s matter. `blocks.json` tells each block's shares; a
@@ -45,11 +45,10 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
         metadata = _metadata(plan.recipe, job.parents, inputs, out)
         with bench.progress.task("merge", total=len(outputs), unit="tensor") as tick:
             notes = Notes(settings.broken == "keep", tick)
-            sha256 = write_stream(out / FILE, outputs, metadata, threads, notes)
+            write_stream(out / FILE, outputs, metadata, threads, notes)
     write_json(out / "blocks.json", _blocks(plan.recipe))
     if notes.broken:
         write_json(out / "broken.json", notes.broken)
-    return {FILE: sha256}
 
 
 def _metadata(

@@ -1,12 +1,11 @@
 """A safetensors file written while its parents are read, bit by bit: memory doesn't grow with the models.
 
-Threads compute stretches of it, each in a room of its own, and hash them in the file's order. So the bytes
-and the hash are the same for any number of threads.
+Threads compute stretches of it, each in a room of its own. Every stretch has its place in the file, so the
+bytes are the same for any number of threads.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -81,14 +80,13 @@ def threads_of(bench: Workbench) -> int:
 
 def write_stream(
     path: Path, outputs: Mapping[str, Output], metadata: Mapping[str, str], threads: int, seen: Seen
-) -> str:
-    """Write the file atomically, its room reserved beforehand; returns its sha256.
+) -> None:
+    """Write the file atomically, its room reserved beforehand.
 
     `seen` may raise, which ends the work and leaves no file. Raises FileError if the disk is full.
     """
     head = layout_bytes({key: one.format for key, one in outputs.items()}, metadata)
     size = len(head) + sum(one.format.size for one in outputs.values())
-    digest = hashlib.sha256(head)
     with replacing(path, size) as stream:
         stream.write(head)
         stream.flush()
@@ -102,7 +100,6 @@ def write_stream(
             values, faults = room[:size], _made(stretch, room)
             _write(stream.fileno(), stretch[0].at, values)
             with relay.turn(number):
-                digest.update(values)
                 for piece, fault in zip(stretch, faults, strict=True):
                     seen(piece, fault)
 
@@ -112,7 +109,6 @@ def write_stream(
                 make(number, stretch, room)
 
         relay.run(work, threads)
-    return digest.hexdigest()
 
 
 def fill(key: str, output: Output, into: memoryview) -> Iterator[tuple[Piece, Fault]]:
