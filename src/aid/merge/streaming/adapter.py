@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +30,26 @@ if TYPE_CHECKING:
 
 Norms = dict[tuple[Place, int], memoryview]
 """Of the inputs at a place, for the step of that number there."""
+Steps = Mapping[tuple[Place, str], Sequence[tuple["Floats", float]]]
 ROWS, HEIGHT = 1 << 18, 16  # values baked at once, in that many rows at least, as they share preparations
 UP, DOWN = "lora_up.weight", "lora_down.weight"
+
+
+class Desk(local):
+    """A thread's own: the adapters' tensors for the file's tensor that it is at work on."""
+
+    def __init__(self) -> None:
+        self.baking: Baking | None = None
+        self.steps: Steps = {}
+
+    def read(self, baking: Baking) -> Steps:
+        if self.baking is not baking:
+            self.baking, self.steps = None, {}  # memory doesn't hold both
+            self.steps = {
+                at: [(Floats(change), own) for change, own in steps] for at, steps in baking.items()
+            }
+            self.baking = baking
+        return self.steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +60,8 @@ class Bake:
     shape: Shape
     baking: Baking
     names: tuple[str, ...]
+    desk: Desk
+    """Shared by all bakes of a merge."""
 
     def __str__(self) -> str:
         return " and ".join(self.names)
@@ -73,7 +93,7 @@ class Bake:
         for start in range(0, math.prod(self.shape), self.grain):
             rows = read(start, min(self.grain, math.prod(self.shape) - start))
             if (own := self._part(rows, working, start // self._row, place)) is not None:
-                steps = DESK.read(self)[place, "weight"]
+                steps = self.desk.read(self.baking)[place, "weight"]
                 for before, (floats, strength) in enumerate(steps[:number]):
                     floats.add("weight", strength, own, norms.get((place, before)))
                 add_squares(steps[number][0].on(own), squares)
@@ -87,7 +107,7 @@ class Bake:
             self._bake(rows, working, (start + at) // self._row, measured)
 
     def _bake(self, rows: memoryview, working: str, first: int, norms: Norms) -> None:
-        for (place, parameter), steps in DESK.read(self).items():
+        for (place, parameter), steps in self.desk.read(self.baking).items():
             if (own := self._part(rows, working, first, place)) is not None:
                 for number, (floats, strength) in enumerate(steps):
                     floats.add(parameter, strength, own, norms.get((place, number)))
@@ -198,25 +218,6 @@ class Floats:
         return self.whole[name]
 
 
-class Desk(local):
-    """A thread's own: the adapters' tensors for the file's tensor that it is at work on."""
-
-    bake: Bake | None = None
-    steps: Mapping[tuple[Place, str], list[tuple[Floats, float]]] = {}
-
-    def read(self, bake: Bake) -> Mapping[tuple[Place, str], list[tuple[Floats, float]]]:
-        if self.bake is not bake:
-            self.bake, self.steps = None, {}  # memory doesn't hold both
-            self.steps = {
-                at: [(Floats(change), own) for change, own in steps] for at, steps in bake.baking.items()
-            }
-            self.bake = bake
-        return self.steps
-
-
-DESK = Desk()
-
-
 def _parts(change: Change) -> dict[str, Raw]:
     """All that it has."""
     others = {"bias": change.bias, "magnitude": change.magnitude}
@@ -294,4 +295,5 @@ def plan_adapters(
                 weighed = [(change, strength * weight) for change, strength in steps]
                 found.setdefault(key, {}).setdefault(at, []).extend(weighed)
     shapes = {key: formats[key].shape if key in formats else () for key in found}
-    return {key: Bake(shapes[key], baking, tuple(names[key])) for key, baking in found.items()}
+    desk = Desk()
+    return {key: Bake(shapes[key], baking, tuple(names[key]), desk) for key, baking in found.items()}
