@@ -33,7 +33,8 @@ def inputs(pictures: Path, tiny_checkpoint: Path, tmp_path: Path) -> PrepareInpu
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install ray[data]")
+    import ray
+
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=80 << 20)
     yield ray
     ray.shutdown()
@@ -51,7 +52,6 @@ def test_a_cluster_gives_the_same_bytes_and_goes_on_with_them(
 
 
 def test_a_cluster_that_is_not_there_is_named(inputs: PrepareInputs, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     with pytest.raises(SettingsError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         prepare(SETTINGS, inputs, tmp_path / "out", replace(BENCH, ray="127.0.0.1:1"))
     assert not (tmp_path / "out").exists()

@@ -15,20 +15,20 @@ from aid.train.optimiser.group import Group
 from aid.train.optimiser.optimiser import OPTIMISERS, at_rest, create_optimiser, restore_state, state_tensors
 from aid.train.settings import FinetuneSettings
 
-SHIPPED = [name for name in OPTIMISERS if name != "adamw_8bit"]  # which needs a GPU
-
 
 def weights() -> list[torch.Tensor]:
     chance = torch.Generator().manual_seed(3)
     conv = torch.randn(4, 3, 3, 3, generator=chance).to(memory_format=torch.channels_last)
     return [
         conv.requires_grad_(),
-        torch.randn(5, 6, generator=chance).requires_grad_(),
+        torch.randn(72, 64, generator=chance).requires_grad_(),  # smaller ones have no moments of 8 bits
         torch.ones(2).requires_grad_(),
     ]
 
 
 def made(name: Any, parameters: list[torch.Tensor], **given: Any) -> torch.optim.Optimizer:
+    if name == "adamw_8bit":
+        pytest.importorskip("bitsandbytes", "0.50", reason="the first that works without a GPU")
     settings = FinetuneSettings(
         steps=1, optimiser=name, precision="bf16", ema=0.0, weight_decay=0.01, **given
     )
@@ -51,7 +51,7 @@ def test_adamw_is_that_of_torch_to_the_bit() -> None:
     assert all(map(torch.equal, ours, theirs))
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", OPTIMISERS)
 @pytest.mark.parametrize("stop", [1, 4])
 def test_it_learns_and_continues_to_the_bit(name: str, stop: int, tmp_path: Path) -> None:
     straight = weights()
@@ -85,9 +85,9 @@ def test_schedule_free_weights_at_rest_are_others_and_leave_no_trace() -> None:
 
 
 def test_a_missing_library_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(SettingsError, match="pip install bitsandbytes"):
-        made("adamw_8bit", weights())
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(SettingsError, match="pip install pytorch-optimizer"):
+        made("lion", weights())
 
 
 def test_options_reach_the_optimiser_and_wrong_ones_are_refused() -> None:

@@ -120,11 +120,11 @@ def state_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
     in their groups."""
     if _is_torchs(optimiser):
         return optimiser_tensors(optimiser)
-    state = optimiser.state_dict()
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
-    tables = {f"state.{index}": values for index, values in state["state"].items()}
-    tables |= {f"group.{index}": values for index, values in enumerate(state["param_groups"])}
+    held = {f"state.{index}": optimiser.state.get(one) for index, one in enumerate(_parameters(optimiser))}
+    tables = {table: values for table, values in held.items() if values}
+    tables |= {f"group.{index}": values for index, values in enumerate(optimiser.param_groups)}
     for table, values in tables.items():
         for name, value in values.items():
             if isinstance(value, Tensor):
@@ -140,7 +140,7 @@ def restore_state(optimiser: Optimizer, saved: Header) -> None:
     if _is_torchs(optimiser):
         restore_optimiser(optimiser, saved)
         return
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    parameters = _parameters(optimiser)
     optimiser.state.clear()
     plain = json.loads(bytes(saved.read(PLAIN).tolist()))
     for table, values in plain.items():
@@ -160,6 +160,10 @@ def restore_state(optimiser: Optimizer, saved: Header) -> None:
             else:
                 group = optimiser.param_groups[int(index)]
                 group[name] = value.to(group["params"][0].device)
+
+
+def _parameters(optimiser: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
 def _update_group(group: Words, values: Words) -> None:
