@@ -49,7 +49,8 @@ MOMENT_BYTES = {
 STATE_BYTES = 16  # a trained parameter in a saved state: weight, two moments, average
 AUTOCAST_BYTES = 2.5  # an activation under bf16: some stay in 32 bits
 ROUNDED_BYTES = 35  # of a number while `adamw_bf16` changes it: its parts side by side, and in float32
-BETWEEN = 1.04  # of training's memory, with what lies free between tensors and is too small for others
+BETWEEN = 1.04  # of training's memory, with what lies free between tensors and is too small for others; a
+# LoRA's outputs, which come and go beside the layers', leave as much again
 COPY_BYTES = 2  # a trained parameter's copy under bf16
 DECODED_AT_ONCE = 1 << 20  # pixels
 CROP_SECONDS = 0.7e-6  # a pixel: decode, resize, write lossless WebP
@@ -136,7 +137,7 @@ def _lora(settings: LoraSettings, inputs: LoraInputs, scene: Scene) -> Work:
         rate = settings.unet_rate if target.part == "unet" else settings.text_rate
         trained += rank * (target.shape[0] + math.prod(target.shape[1:])) * (rate > 0)
     work = _style(settings, inputs, scene, cost, trained, trained)
-    return replace(work, made=None, memory=work.memory + 4 * trained)
+    return replace(work, made=None, memory=BETWEEN * work.memory + 4 * trained)
 
 
 def _style(
@@ -222,7 +223,7 @@ def _embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, scene: Scen
         f"{_many(draws, 'draw')}, {settings.vectors} vectors trained",
         flops=settings.steps * settings.batch_size * each,
         number_bytes=2 if half else 4,
-        memory=4 * cost.parameters + settings.batch_size * kept * (AUTOCAST_BYTES if half else 4),
+        memory=BETWEEN * (4 * cost.parameters + settings.batch_size * kept * (AUTOCAST_BYTES if half else 4)),
         disk=2 * 4 * settings.vectors * cost.architecture.text_width,
         notes=(cost.note, pictures.note),
     )
