@@ -24,7 +24,7 @@ from reporting import Row, report
 
 from aid.core.dataset import Dataset, Record, latent_file
 from aid.core.workbench import Silence, Ticker, Workbench
-from aid.dataset.bucket import Size, crop_box, rules
+from aid.dataset.cutting.bucket import Size, crop_box, rules
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 
@@ -102,7 +102,7 @@ def measure_caching(folder: Path, edge_px: int, count: int) -> list[Row]:
     import torch
     from diffusers import AutoencoderKL
 
-    from aid.dataset.latent import encode
+    from aid.dataset.latents.latent import encode
     from aid.sd.file.tensorfile import write_tensors
     from aid.sd.model.architecture import SD1
     from aid.sd.model.device import torch_device

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from aid.dataset.bucket import Rule, Size, bucket_sizes, crop_box, ladder, rules
-from aid.dataset.fitting import aspect, candidates, fit_sizes, lost
+from aid.dataset.cutting.bucket import Rule, Size, bucket_sizes, crop_box, ladder, rules
+from aid.dataset.cutting.fitting import aspect, candidates, fit_sizes, lost
 from aid.dataset.settings import PrepareSettings
 
 edges = st.integers(8, 9000)

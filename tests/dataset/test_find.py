@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from aid.dataset.find import Candidate, Found, find, read_folder_name
-from aid.dataset.manifest import Entry, read_entry
+from aid.dataset.finding.find import Candidate, Found, find, read_folder_name
+from aid.dataset.finding.manifest import Entry, read_entry
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import FileError
 

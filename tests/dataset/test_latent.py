@@ -17,7 +17,7 @@ from aid.core.artifact import SCRATCH
 from aid.core.dataset import Dataset
 from aid.core.files import sha256_file
 from aid.core.workbench import Silence, Ticker, Workbench
-from aid.dataset.latent import REUSED
+from aid.dataset.latents.latent import REUSED
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import ArtifactError, FileError

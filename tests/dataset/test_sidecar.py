@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aid.dataset.sidecar import Text, decode, read_sidecar
+from aid.dataset.finding.sidecar import Text, decode, read_sidecar
 from aid.errors import PictureError
 
 FALLBACKS = ("cp932", "gb18030")

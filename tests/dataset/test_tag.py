@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from aid.dataset.finding.tag import TagRules, normalise, normalise_style, parse_tags
 from aid.dataset.settings import PrepareSettings
-from aid.dataset.tag import TagRules, normalise, normalise_style, parse_tags
 
 
 def test_danbooru_spelling() -> None:

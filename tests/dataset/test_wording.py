@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aid.core.dataset import Dataset, Record, count_tags, drop_chance, exchange_sides
-from aid.dataset.find import find
-from aid.dataset.run import prepare
-from aid.dataset.settings import PrepareInputs, PrepareSettings
-from aid.dataset.tag import Patterns, TagRules, Tags, read_tags
-from aid.dataset.wording import (
+from aid.dataset.finding.find import find
+from aid.dataset.finding.tag import Patterns, TagRules, Tags, read_tags
+from aid.dataset.finding.wording import (
     added_words,
     character_features,
     quality_word,
@@ -23,6 +21,8 @@ from aid.dataset.wording import (
     size_word,
     without_features,
 )
+from aid.dataset.run import prepare
+from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import FileError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from damage import BYTES, LINES, TOML
 from fuzzing import Target, fuzz
 
-from aid.dataset.find import find
-from aid.dataset.manifest import read_manifest
+from aid.dataset.finding.find import find
+from aid.dataset.finding.manifest import read_manifest
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 
 MANIFEST = b"""{"file": "a/0.png", "style": "x", "tags": "1girl, smile", "licence": "CC0-1.0", "credit": "A"}

@@ -9,7 +9,7 @@ from fuzzing import Target, each, fuzz
 
 from aid.cli.options import settings_file
 from aid.core.catalogue import Catalogue, Style, Version
-from aid.dataset.credit import read_credit
+from aid.dataset.finding.credit import read_credit
 from aid.make import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

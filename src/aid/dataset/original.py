@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from aid.core.files import sha256_file
 from aid.core.picture import picture_size
 from aid.core.workbench import Workbench
-from aid.dataset.cut import in_order
+from aid.dataset.cutting.cut import in_order
+from aid.dataset.cutting.fitting import Size
 from aid.dataset.duplicate import first_copies
-from aid.dataset.find import Candidate
-from aid.dataset.fitting import Size
+from aid.dataset.finding.find import Candidate
 from aid.errors import PictureError
 
 

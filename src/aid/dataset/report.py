@@ -8,9 +8,9 @@ from statistics import fmean
 from typing import Any
 
 from aid.core.dataset import REPORT_FILE, Record
-from aid.dataset.find import Found
+from aid.dataset.finding.find import Found
+from aid.dataset.finding.tag import normalise
 from aid.dataset.settings import PrepareSettings
-from aid.dataset.tag import normalise
 
 MANY_TOLD = 10  # files named to a person; the report has all
 

@@ -16,18 +16,18 @@ from aid.core.artifact import SCRATCH, verb
 from aid.core.dataset import PICTURE_FOLDER, RECORDS_FILE, REPORT_FILE, Record, Split
 from aid.core.files import write_json, write_lines
 from aid.core.workbench import Ticker, Workbench
-from aid.dataset.bucket import Rule, Size, rules
-from aid.dataset.cut import Cut, View, cut_picture, in_order, picture_files
+from aid.dataset.cutting.bucket import Rule, Size, rules
+from aid.dataset.cutting.cut import Cut, View, cut_picture, in_order, picture_files
+from aid.dataset.cutting.mask import MaskSheet
 from aid.dataset.duplicate import Fingerprint, near_duplicates
-from aid.dataset.find import Aside, Found, find, printable, require_styles
-from aid.dataset.mask import MaskSheet
+from aid.dataset.finding.find import Aside, Found, find, printable, require_styles
+from aid.dataset.finding.tag import Tags
+from aid.dataset.finding.wording import added_words, character_features, without_features
 from aid.dataset.original import Copy, Original, originals_of
 from aid.dataset.report import in_words, summarise
 from aid.dataset.room import require_room
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.dataset.split import split
-from aid.dataset.tag import Tags
-from aid.dataset.wording import added_words, character_features, without_features
 from aid.errors import PictureError
 
 
@@ -57,8 +57,8 @@ def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: 
         if inputs.vae is None:
             prepare_pictures(settings, inputs, out, bench)
             return
-        from aid.dataset.latent import Encoder  # torch is only needed here
-        from aid.dataset.vault import PART_BATCHES, Vault
+        from aid.dataset.latents.latent import Encoder  # torch is only needed here
+        from aid.dataset.latents.vault import PART_BATCHES, Vault
         from aid.sd.model.checkpoint import load_vae
         from aid.sd.model.device import torch_device
 
@@ -67,7 +67,7 @@ def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: 
         batch, mirrored = settings.latent_batch, settings.mirrored
         encoder: Callable[..., Sink] = partial(Encoder, vae)
         if bench.ray:
-            from aid.dataset.cluster_latent import ClusterEncoder
+            from aid.dataset.latents.cluster import ClusterEncoder
 
             encoder = partial(ClusterEncoder, vae, inputs.vae, bench.ray)
         prepare_pictures(settings, inputs, out, bench, lambda tick: encoder(vault, batch, mirrored, tick))

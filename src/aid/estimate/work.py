@@ -16,7 +16,7 @@ from typing import Any
 from aid.core.blocks import SD1_BLOCKS
 from aid.core.gallery import SHOTS_FILE
 from aid.core.shot import Shot
-from aid.dataset.find import find
+from aid.dataset.finding.find import find
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import AidError
 from aid.estimate.merging import distance_work, extract_work, merge_work

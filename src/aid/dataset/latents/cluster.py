@@ -12,9 +12,9 @@ from PIL import Image
 
 from aid.core.dataset import Latents
 from aid.dataset.cluster import Worked, connected, opened
-from aid.dataset.cut import View
-from aid.dataset.fitting import Size
-from aid.dataset.latent import Encoder, encode
+from aid.dataset.cutting.cut import View
+from aid.dataset.cutting.fitting import Size
+from aid.dataset.latents.latent import Encoder, encode
 from aid.sd.model.checkpoint import load_vae
 
 Job = tuple[str, bool]  # a cut picture's path, and whether it is mirrored

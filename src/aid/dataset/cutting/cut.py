@@ -19,9 +19,9 @@ from aid.core.dataset import PICTURE_FOLDER
 from aid.core.file_name import file_name
 from aid.core.picture import read_layers
 from aid.core.workbench import Workbench
-from aid.dataset.bucket import Rule, Size, aspect, crop_box
+from aid.dataset.cutting.bucket import Rule, Size, aspect, crop_box
 from aid.dataset.duplicate import Fingerprint, fingerprint
-from aid.dataset.find import Candidate
+from aid.dataset.finding.find import Candidate
 from aid.dataset.settings import PrepareSettings
 from aid.errors import FileError, PictureError
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import from_json
 
-from aid.dataset.kohya import METADATA_FILES, metadata_entries, translated
+from aid.dataset.finding.kohya import METADATA_FILES, metadata_entries, translated
 from aid.errors import FileError
 
 MANIFEST_FILE = "manifest.jsonl"

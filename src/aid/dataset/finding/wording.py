@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from aid.dataset.finding.tag import Patterns, Tags
 from aid.dataset.settings import PrepareSettings
-from aid.dataset.tag import Patterns, Tags
 
 QUALITIES = ((9.0, "amazing"), (7.5, "best"), (6.0, "high"), (4.0, "normal"), (2.5, "low"), (1.0, "worst"))
 LEAST_QUALITY = "horrible"

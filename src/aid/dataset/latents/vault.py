@@ -20,7 +20,7 @@ from aid.core.artifact import SCRATCH, replaced
 from aid.core.dataset import Latents, latent_file
 from aid.core.files import replacing, sha256_file, write_text
 from aid.core.lineage import read_lineage
-from aid.dataset.fitting import Size
+from aid.dataset.cutting.fitting import Size
 from aid.errors import AidError
 
 PART_BATCHES = 8  # batches of a part: the most that an interruption costs

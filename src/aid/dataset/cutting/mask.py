@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from aid.core.dataset import mask_file
 from aid.core.files import replacing
-from aid.dataset.cut import SHRINK
-from aid.dataset.fitting import Size
+from aid.dataset.cutting.cut import SHRINK
+from aid.dataset.cutting.fitting import Size
 
 WHOLE = 255
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from aid.core.dataset import Latents
 from aid.core.files import sha256_of
 from aid.core.workbench import Ticker
-from aid.dataset.cut import SHRINK, View
-from aid.dataset.fitting import Size
-from aid.dataset.vault import Vault
+from aid.dataset.cutting.cut import SHRINK, View
+from aid.dataset.cutting.fitting import Size
+from aid.dataset.latents.vault import Vault
 from aid.errors import ModelError
 from aid.sd.file.tensorfile import hash_tensors
 

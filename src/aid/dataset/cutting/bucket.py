@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from aid.dataset.fitting import Size, aspect, fit_sizes, lost
+from aid.dataset.cutting.fitting import Size, aspect, fit_sizes, lost
 from aid.dataset.settings import PrepareSettings
 
 __all__ = ["Rule", "Size", "aspect", "bucket_sizes", "crop_box", "ladder", "rules"]
