@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from aid.core.artifact import verb
-from aid.core.blocks import BLOCKS, block_range
+from aid.core.blocks import BLOCKS
 from aid.core.files import replacing, write_json
 from aid.core.workbench import Workbench
 from aid.generate.grid.lettering import Lettering
@@ -18,7 +18,6 @@ from aid.generate.plan import shot_of_prompt
 from aid.merge.blend import Blend
 from aid.merge.settings import MergeInputs
 from aid.sd.drawing.pipeline import draw
-from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import extra_blocks
 from aid.sd.model.checkpoint import lay_out
 from aid.search.knob import Space, space_of
@@ -39,8 +38,9 @@ def block_sheet(settings: SheetSettings, inputs: SheetInputs, out: Path, bench: 
     with Blend(settings.merge, merging, bench, settings.drawing.precision) as blend:
         lay_out(blend.model)
         family = blend.model.architecture.family
-        blocks = _blocks(settings, family)
-        space = space_of([Knob(model=settings.model, blocks=blocks)], settings.merge, family)
+        names = settings.blocks or (*BLOCKS[family], *extra_blocks(family, settings.merge.convention))
+        space = space_of([Knob(model=settings.model, blocks=names)], settings.merge, family)
+        blocks = [one.blocks[0] for one in space.variables]
         embeddings, _ = named_embeddings(inputs.embeddings, blend.model)
         edge_px = blend.model.architecture.native_edge_px
         shot = shot_of_prompt(settings.drawing, list(embeddings), edge_px)
@@ -59,13 +59,6 @@ def block_sheet(settings: SheetSettings, inputs: SheetInputs, out: Path, bench: 
     write_json(out / "change.json", changes)
     with replacing(out / "sheet.png") as stream:
         page(rows, settings.weights).save(stream, "png")
-
-
-def _blocks(settings: SheetSettings, family: Family) -> tuple[str, ...]:
-    extra = extra_blocks(family, settings.merge.convention)
-    if not settings.blocks:
-        return (*BLOCKS[family], *extra)
-    return tuple(dict.fromkeys(b for name in settings.blocks for b in block_range(name, family, extra)))
 
 
 def _turned(space: Space, block: str, weight: float) -> dict[str, float]:
