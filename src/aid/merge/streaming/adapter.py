@@ -16,7 +16,7 @@ from aid.merge.arithmetic.sums import Operand, arithmetic
 from aid.merge.modes.mode import Shape
 from aid.sd.adapter.bake import Baking, plan_bake
 from aid.sd.adapter.file import Adapter, Change, load_adapter
-from aid.sd.adapter.kind import KINDS, decompose
+from aid.sd.adapter.kind import ALL, KINDS, decompose
 from aid.sd.adapter.use import Use
 from aid.sd.file.header import FLOATING, ITEM_BYTES, Format
 from aid.sd.file.raw import Raw
@@ -32,6 +32,7 @@ Norms = dict[tuple[Place, int], memoryview]
 """Of the inputs at a place, for the step of that number there."""
 Steps = Mapping[tuple[Place, str], Sequence[tuple["Floats", float]]]
 ROWS, HEIGHT = 1 << 18, 16  # values baked at once, in that many rows at least, as they share preparations
+LOOKED_AT = 1 << 20  # values at once
 UP, DOWN = "lora_up.weight", "lora_down.weight"
 
 
@@ -175,7 +176,9 @@ class Floats:
             if parameter == "bias":
                 view += strength * self._array("bias").reshape(-1)[to.rows]
             else:
-                view += strength * self._difference(view, to.rows)
+                difference = self._difference(view, to.rows)
+                difference *= strength
+                view += difference
 
     def on(self, to: Part) -> Rows:
         """A part, and what is added to it before magnitudes."""
@@ -196,14 +199,20 @@ class Floats:
         import numpy as np
 
         assert self.change.kind is not None
-        arrays = {name: self._array(name) for name in self.change.stored}
+        kind, stored = KINDS[self.change.kind], self.change.stored
+        if kind.rowwise:
+            cut = {name: raw.cut(rows) for name, raw in stored.items()}
+            arrays, rows = {name: _array(_widened(raw), raw.shape, "F32") for name, raw in cut.items()}, ALL
+        else:
+            arrays = {name: self._array(name) for name in stored}
         with np.errstate(all="ignore"):
-            delta: Array = KINDS[self.change.kind].delta(arrays, _product, rows)
+            delta: Array = kind.delta(arrays, _product, rows)
         return delta
 
     def _difference(self, view: Array, rows: slice) -> Array:
         """What it adds to some of a module's outputs."""
-        delta = self._delta(rows).reshape(view.shape).astype(view.dtype, copy=False) * self.change.scale
+        delta = self._delta(rows).reshape(view.shape).astype(view.dtype, copy=False)
+        delta *= self.change.scale
         if self.change.magnitude is None:
             return delta
         changed: Array = decompose(view, delta, self._array("magnitude"))
@@ -256,8 +265,9 @@ def _product(left: Array, right: Array) -> Array:
 
 
 def _matrix_of(array: Array) -> Matrix:
-    values = memoryview(bytearray(array.tobytes()))
-    return Matrix(values, *array.shape)
+    import numpy as np
+
+    return Matrix(np.ascontiguousarray(array).data.cast("B"), *array.shape)
 
 
 def open_adapter(path: Path) -> Adapter:
@@ -268,9 +278,14 @@ def open_adapter(path: Path) -> Adapter:
 def is_finite(raw: Raw) -> bool:
     """By the kernel, where there is one."""
     count, format = math.prod(raw.shape), raw.format.name
-    if format not in FLOATING or not count:
+    if format not in FLOATING:
         return True
-    return arithmetic([format]).is_finite(Operand(raw.read(), format), count)
+    item = ITEM_BYTES[format]
+    parts = ((at, min(LOOKED_AT, count - at)) for at in range(0, count, LOOKED_AT))
+    return all(
+        arithmetic([format]).is_finite(Operand(raw.part(at * item, own * item), format), own)
+        for at, own in parts
+    )
 
 
 def plan_adapters(

@@ -229,14 +229,14 @@ def _shape(raw: str, kind: str, shapes: Mapping[str, Shape], path: Path) -> Shap
 
 
 def _checked(raw: Raw, key: str, path: Path, kept: bool, finite: Callable[[Raw], bool]) -> Raw:
-    now, format = raw.kept(), raw.format
+    now, format = raw.kept() if kept else raw, raw.format
     if format.name not in FLOATING and math.prod(format.shape) != 1:
         raise ModelError(f"{path}: {key} holds {format.name}", "floating point")
     if not finite(now):
         raise ModelError(
             f"{path}: {key} holds NaN or infinity", "finite weights", "Use an earlier save of it."
         )
-    return now if kept else raw
+    return now
 
 
 def _number(alpha: Raw, raw: str, path: Path) -> float:

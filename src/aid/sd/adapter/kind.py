@@ -41,7 +41,9 @@ def lora_shape(shapes: Shapes) -> Shape:
 
 def loha(tensors: Arrays, product: Product = matmul, rows: slice = ALL) -> Array:
     """The elementwise product of two LoRAs. [out, in * kh * kw], or in the CP form [out, in, kh, kw]"""
-    return _half_of_loha(tensors, "1", product, rows) * _half_of_loha(tensors, "2", product, rows)
+    delta = _half_of_loha(tensors, "1", product, rows)
+    delta *= _half_of_loha(tensors, "2", product, rows)
+    return delta
 
 
 def loha_shape(shapes: Shapes) -> Shape:
@@ -85,13 +87,15 @@ def norm(tensors: Arrays, product: Product = matmul, rows: slice = ALL) -> Array
 class Kind:
     """`shape` raises ValueError, KeyError or IndexError for tensors that don't fit each other. `needs` lists
     alternatives: of each row, all of at least one tuple. `ranks` names the tensors whose first size is the
-    rank that alpha is divided by; where none is there, the scale is 1."""
+    rank that alpha is divided by; where none is there, the scale is 1. `rowwise`: of each output it takes the
+    tensors' row of the same number, so that cut tensors do for some outputs."""
 
     formula: Callable[[Arrays, Product, slice], Array]
     shape: Callable[[Shapes], Shape]
     needs: tuple[tuple[tuple[str, ...], ...], ...]
     ranks: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    rowwise: bool = False
 
     def delta(self, tensors: Arrays, product: Product = matmul, rows: slice = ALL) -> Array:
         return self.formula(tensors, product, rows)
@@ -120,8 +124,8 @@ KINDS: dict[str, Kind] = {
         optional=("hada_t1", "hada_t2"),
     ),
     "lokr": Kind(lokr, lokr_shape, (LOKR_1, LOKR_2), ranks=("lokr_w2_b", "lokr_w1_b"), optional=("lokr_t2",)),
-    "full": Kind(full, lambda shapes: tuple(shapes["diff"]), ((("diff",),),)),
-    "norm": Kind(norm, lambda shapes: tuple(shapes["w_norm"]), ((("w_norm",),),)),
+    "full": Kind(full, lambda shapes: tuple(shapes["diff"]), ((("diff",),),), rowwise=True),
+    "norm": Kind(norm, lambda shapes: tuple(shapes["w_norm"]), ((("w_norm",),),), rowwise=True),
 }
 BIASES = ("diff_b", "b_norm")  # added to the module's bias, whatever the kind
 
