@@ -52,7 +52,7 @@ format: $(VENV)/ready
 clean:
 	rm -rf runs build dist
 
-$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/aid/merge/arithmetic/*.[ch])
+$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/aid/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

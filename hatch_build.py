@@ -18,6 +18,7 @@ PACKAGE = ROOT / "src/aid"
 KERNELS = {
     "merging": ("merge/arithmetic/modes.c", "merge/arithmetic/_kernel.so", "-ffp-contract=off"),
     "attention": ("sd/attention/attention.c", "sd/attention/_kernel.so", "-ffp-contract=fast"),
+    "AdamW": ("train/optimiser/adamw.c", "train/optimiser/_kernel.so", "-ffp-contract=off"),
 }
 FLAGS = (
     "-O3",
@@ -36,7 +37,7 @@ def compile_kernels() -> list[Path]:
     """The libraries that could be built; says why one could not."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not compiler or os.name != "posix":
-        print("aid: no C compiler, so merging and attention will be done by torch", file=sys.stderr)
+        print("aid: no C compiler, so torch will do the kernels' work", file=sys.stderr)
         return []
     return [library for work in KERNELS if (library := compile_kernel(work, compiler.split()))]
 

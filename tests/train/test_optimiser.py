@@ -43,14 +43,6 @@ def learn(optimiser: torch.optim.Optimizer, parameters: list[torch.Tensor], step
         optimiser.zero_grad(set_to_none=True)
 
 
-def test_adamw_is_that_of_torch_to_the_bit() -> None:
-    ours, theirs = weights(), weights()
-    groups = [{"params": theirs[:2], "lr": 0.1}, {"params": theirs[2:], "lr": 0.05}]
-    learn(made("adamw", ours), ours, range(6))
-    learn(torch.optim.AdamW(groups, weight_decay=0.01, fused=True), theirs, range(6))
-    assert all(map(torch.equal, ours, theirs))
-
-
 @pytest.mark.parametrize("name", OPTIMISERS)
 @pytest.mark.parametrize("stop", [1, 4])
 def test_it_learns_and_continues_to_the_bit(name: str, stop: int, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from aid.sd.model.architecture import SD1
 from aid.sd.model.tokenizer import load_tokenizer
 from aid.train.log import running_mean
 from aid.train.optimiser.average import Average
+from aid.train.optimiser.fused import clip_factor, norm_of
 from aid.train.settings import LossSettings
 from aid.train.step.batch import step_generator, token_windows
 from aid.train.step.loss import WEIGHTINGS, Diffusion
 from aid.train.step.noising import draw_noise
 from aid.train.step.order import Order, Replay
-from aid.train.team import ALONE
 
 
 def record(index: int, width: int = 64) -> Record:
@@ -120,14 +120,13 @@ def test_an_average_is_as_if_brought_up_to_date_at_every_step() -> None:
 
 @given(st.floats(2**-10, 2**10, width=32), st.floats(0.5, 1.5, width=32))
 def test_gradients_are_clipped_as_torch_does_it(limit: float, times: float) -> None:
-    """Also close to the limit: where they are left alone, torch would have multiplied by 1."""
-    ours, theirs = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
-    ours.grad = torch.tensor([0.0, -limit * times, 0.0])
-    theirs.grad = ours.grad.clone()
-    norm = ALONE.norm([ours])
-    ALONE.clip([ours], limit, norm, float(norm))
-    assert norm == torch.nn.utils.clip_grad_norm_([theirs], limit)
-    assert torch.equal(ours.grad, theirs.grad)
+    """Also close to the limit."""
+    ours, theirs = torch.tensor([0.0, -limit * times, 0.0]), torch.zeros(3, requires_grad=True)
+    theirs.grad = ours.clone()
+    factor = clip_factor(float(norm_of([ours])), limit)
+    torch.nn.utils.clip_grad_norm_([theirs], limit)
+    torch.testing.assert_close(factor * ours, theirs.grad)
+    assert clip_factor(1e9, 0) == 1
 
 
 def test_rates_rise_then_follow_the_schedule() -> None:

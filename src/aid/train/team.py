@@ -19,12 +19,11 @@ from torch import Tensor
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.sd.model.checkpoint import StableDiffusion, with_unet
+from aid.train.optimiser.fused import norm_of
 from aid.train.step.plan import Step
 
 T = TypeVar("T")
 BUCKET_NUMBERS = 1 << 24  # gradients summed in one message: 64 MiB of float32
-
-CLOSE = 1e-5  # to the limit of the norm: below, clipping would multiply by 1
 
 
 @dataclass(frozen=True)
@@ -96,23 +95,16 @@ class Team:
         """Of all gradients."""
         gradients = [one.grad for one in parameters if one.grad is not None]
         if not self.sharded:
-            return torch.nn.utils.get_total_norm(gradients)
+            return norm_of(gradients)
         spread, whole = (
             [local(one) for one in gradients if is_sharded(one) is side] for side in (True, False)
         )
         square = self.sum(torch.nn.utils.get_total_norm(spread).square())
         return (square + torch.nn.utils.get_total_norm(whole).square()).sqrt()
 
-    def clip(self, parameters: Sequence[Tensor], limit: float, norm: Tensor, length: float) -> None:
-        """Bring gradients to a norm of `limit` at most. Their `norm` is known, also as the number `length`:
-        where it is well within the limit they are left alone."""
-        if length <= limit - CLOSE:
-            return
-        if not self.sharded:
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-            return
-        gradients = [local(one.grad) for one in parameters if one.grad is not None]
-        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    def scale(self, parameters: Iterable[Tensor], factor: float) -> None:
+        """Multiply all gradients."""
+        torch._foreach_mul_([local(one.grad) for one in parameters if one.grad is not None], factor)
 
     def spread(self, model: StableDiffusion) -> None:
         """Share out the U-Net, block by block."""

@@ -20,6 +20,7 @@ from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.model.compilation import compile_blocks
 from aid.sd.prompt.text import Conditioning
 from aid.train.optimiser.average import Average
+from aid.train.optimiser.fused import FusedAdamW, clip_factor
 from aid.train.optimiser.group import Group
 from aid.train.optimiser.optimiser import at_rest, restore_state, state_tensors, step_alone
 from aid.train.settings import CommonSettings
@@ -78,10 +79,18 @@ class Training:
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self.team.sum_gradients(self.parameters)
-        norm, limit = self.team.norm(self.parameters), self.settings.gradient_norm or math.inf
+        norm = self.team.norm(self.parameters)
         loss_value, norm_value = torch.stack([self.team.sum(total), norm.to(total)]).tolist()
-        self.team.clip(self.parameters, limit, norm, norm_value)
+        self._clip(norm_value)
         return loss_value * whole / len(step.records), norm_value
+
+    def _clip(self, norm: float) -> None:
+        """Bring gradients to the limit of their norm, at the latest when they are used."""
+        factor = clip_factor(norm, self.settings.gradient_norm)
+        if isinstance(self.optimiser, FusedAdamW) and self.optimiser.plain:
+            self.optimiser.scale = factor
+        elif factor < 1:
+            self.team.scale(self.parameters, factor)
 
     def _fused(self, step: Step, filled: float) -> tuple[float, float]:
         self._set_rates(step.index)
