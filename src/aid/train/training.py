@@ -18,6 +18,7 @@ from aid.sd.file.state import laid_like
 from aid.sd.file.tensorfile import Header
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.model.compilation import compile_blocks
+from aid.sd.model.products import Products
 from aid.sd.prompt.text import Conditioning
 from aid.train.optimiser.average import Average
 from aid.train.optimiser.fused import FusedAdamW, clip_factor
@@ -54,6 +55,7 @@ class Training:
         self.model, self.groups, self.optimiser, self.settings = model, list(groups), optimiser, settings
         self.encode, self.factor, self.after = encode, factor, after
         self.device, self.team = model.device, team
+        self.products = Products(*(part for name, part in model.parts().items() if name != "vae"))
         self.diffusion = Diffusion(self.device, model.architecture, settings)
         self.parameters = [parameter for group in groups for parameter in group.parameters]
         self.average = Average(self.parameters if ema else [], ema, settings.seed)
@@ -72,12 +74,14 @@ class Training:
         whole = max(len(step.records), self.settings.batch_size)
         self._thaw(step.index)
         if self.norms is not None:
-            return self._fused(step, len(step.records) / whole)
+            with self.products:
+                return self._fused(step, len(step.records) / whole)
         total = torch.zeros((), device=self.device)
-        for part in self.team.share(step).parts(self.settings.part_size):
-            loss = self.loss(part) * (len(part.records) / whole)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+        with self.products:
+            for part in self.team.share(step).parts(self.settings.part_size):
+                loss = self.loss(part) * (len(part.records) / whole)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
         self.team.sum_gradients(self.parameters)
         norm = self.team.norm(self.parameters)
         loss_value, norm_value = torch.stack([self.team.sum(total), norm.to(total)]).tolist()

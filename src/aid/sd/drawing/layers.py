@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from aid.sd.attention.attention import attention
 from aid.sd.attention.processor import is_plain
 from aid.sd.drawing.steady import linear, silu_
+from aid.sd.model.products import HAS_ONEDNN
 
 TEXTS_KEPT = 2  # of a batch, what attention made of each
 LARGEST_PACKED = 1 << 20  # numbers of a convolution's weights; laying out larger ones is little of their work
-HAS_ONEDNN = torch._C._has_mkldnn
 
 
 class TextAttention:
