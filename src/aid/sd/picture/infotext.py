@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -118,13 +119,16 @@ def shot_of(infotext: Infotext) -> Shot:
 
 
 def png_bytes(picture: Image.Image, parameters: str, lineage: str = "") -> bytes:
-    """A PNG with its text chunks: Latin-1 where that suffices, else international text, as Pillow does."""
+    """A PNG with its text chunks: Latin-1 where that suffices, else international text, as Pillow does.
+
+    Pixels are packed by runs alone: drawn pictures repeat little else, and the search takes thrice as long.
+    """
     text = PngInfo()
     text.add_text(KEY, parameters)
     if lineage:
         text.add_text(METADATA_KEY, lineage)
     stream = io.BytesIO()
-    picture.save(stream, "png", pnginfo=text)
+    picture.save(stream, "png", pnginfo=text, compress_type=zlib.Z_RLE)
     return stream.getvalue()
 
 
