@@ -25,7 +25,7 @@ from reporting import Row, report
 from torch import Tensor
 
 from aid.sd.sampling.course import Course, noise_for, plan_course
-from aid.sd.sampling.noise import levels, scaled_input, to_denoised
+from aid.sd.sampling.noise import input_scale, levels, to_denoised
 from aid.sd.sampling.random import PictureNoise
 from aid.sd.sampling.samplers import SAMPLERS, TRAITS, Denoise
 
@@ -126,7 +126,7 @@ def starter_denoiser() -> Denoise:
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         level = sigma.reshape(-1)[0]
         t = levels().sigma_to_t(level)
-        noise = model.unet(scaled_input(x, level), t, context.expand(len(x), -1, -1), return_dict=False)[0]
+        noise = model.unet(x * input_scale(level), t, context.expand(len(x), -1, -1), return_dict=False)[0]
         return to_denoised("epsilon", x, noise, level)
 
     return denoise

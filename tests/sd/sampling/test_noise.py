@@ -9,7 +9,7 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aid.sd.sampling.noise import BETA_END, BETA_START, alphas_cumprod, levels, scaled_input, to_denoised
+from aid.sd.sampling.noise import BETA_END, BETA_START, alphas_cumprod, input_scale, levels, to_denoised
 
 SD1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -73,4 +73,4 @@ def test_both_predictions_name_the_clean_latent(sigma: float, seed: int) -> None
     v = alpha * noise - alpha * level * clean
     assert torch.allclose(to_denoised("epsilon", x, noise, level), clean, atol=1e-9)
     assert torch.allclose(to_denoised("v", x, v, level), clean, atol=1e-9)
-    assert torch.allclose(scaled_input(x, level), alpha * clean + alpha * level * noise)
+    assert torch.allclose(x * input_scale(level), alpha * clean + alpha * level * noise)

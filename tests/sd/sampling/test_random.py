@@ -22,9 +22,9 @@ RECORDED = json.loads((Path(__file__).parent / "k_diffusion.json").read_text())
 SHAPE = (4, 8, 8)
 
 
-def fresh(seed: int, draws: int) -> list[Tensor]:
+def fresh(seed: int, draws: int, shape: tuple[int, ...] = SHAPE) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(SHAPE, generator=generator) for _ in range(draws)]
+    return [torch.randn(shape, generator=generator) for _ in range(draws)]
 
 
 def test_philox_draws_what_cuda_does() -> None:
@@ -48,9 +48,11 @@ def test_philox_is_normal_and_takes_long_seeds() -> None:
     assert not torch.equal(drawn, Philox(5)((1 << 16,)))
 
 
-def test_draws_are_the_generators_own_in_order() -> None:
-    noise, expected = PictureNoise([1, 2], SHAPE), zip(fresh(1, 3), fresh(2, 3), strict=True)
-    for one, two in expected:
+@pytest.mark.parametrize("shape", [SHAPE, (4, 9, 9), (4, 64, 64), (4, 128, 136), (3,), (1,)])
+def test_draws_are_the_generators_own_in_order(shape: tuple[int, ...]) -> None:
+    """Also those that are drawn ahead of the steps that ask for them."""
+    noise, draws = PictureNoise([1, 2], shape), 80 if shape == SHAPE else 8
+    for one, two in zip(fresh(1, draws, shape), fresh(2, draws, shape), strict=True):
         assert torch.equal(noise(), torch.stack([one, two]))
 
 

@@ -5,19 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import inf
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from aid.core.shot import Shot
+from aid.sd.drawing.decoding import FACTOR
 from aid.sd.drawing.shot_text import Guide, stack
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.prompt.text import Conditioning, size_ids
 from aid.sd.sampling.guidance import guide, guide_rescaled, is_guided
-from aid.sd.sampling.noise import Levels, levels, scaled_input, to_denoised
+from aid.sd.sampling.noise import Levels, input_scale, levels, to_denoised
 from aid.sd.sampling.samplers import TRAITS, Denoise
 
 INPUTS_KEPT = 4  # conditionings of a batch
+LEVELS_KEPT = 1024
+LATENT_CHANNELS = 4
+
+
+class Inputs(NamedTuple):
+    """What the U-Net is given at a call, for one or several sides."""
+
+    x: Tensor
+    """[sides * b, 4 or 9, h/8, w/8], of the model's type, the channels last."""
+    latents: Tensor
+    """Where in `x` the scaled latents go at each call, [sides, b, 4, h/8, w/8]."""
+    context: Tensor
+    added: dict[str, Tensor] | None
 
 
 class Denoiser:
@@ -49,7 +64,9 @@ class Denoiser:
         self.scale = self._column([shot.cfg_scale for shot in shots])
         self.weights = [part.weight for part in guides[0].words.parts]
         self.calls = 0
-        self._inputs: dict[tuple[object, ...], list[tuple[Conditioning, dict[str, Tensor] | None]]] = {}
+        self.texts = tuple(one.at(0) for one in guides)
+        self.edited = any(len(part.schedule) > 1 for one in guides for part, _ in one.sides)
+        self._inputs: dict[tuple[object, ...], list[Inputs]] = {}
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         guided = self.guided and is_guided(sigma, self.low, self.high)
@@ -73,28 +90,22 @@ class Denoiser:
 
     def _denoised(self, x: Tensor, sigma: Tensor, with_negative: bool) -> list[Tensor]:
         """The clean latent each side expects: the parts, then the negative prompt."""
-        scaled, t = scaled_input(x, sigma), _t(self.levels, sigma.item(), self.stride)
-        made: list[Tensor] = []
-        for conditioning, added in self._conditionings(with_negative):
-            times = len(conditioning.context) // len(x)
-            repeated = torch.cat([scaled] * times) if times > 1 else scaled
-            output = self._predict(repeated, t, conditioning.context, added)
-            made += output.chunk(times)
+        t, scale = _at(self.levels, sigma.item(), self.stride)
         prediction = self.model.architecture.prediction
-        return [to_denoised(prediction, x, output, sigma) for output in made]
+        made: list[Tensor] = []
+        for one in self._inputs_of(with_negative):
+            torch.mul(x.expand_as(one.latents), scale, out=one.latents)
+            output: Tensor = self.model.unet(
+                one.x, t, one.context, added_cond_kwargs=one.added, return_dict=False
+            )[0]
+            output = output.float().contiguous()  # laid out as the latents are
+            made += to_denoised(prediction, x, output.view(one.latents.shape), sigma).unbind()
+        return made
 
-    def _predict(self, x: Tensor, t: Tensor, context: Tensor, added: dict[str, Tensor] | None) -> Tensor:
-        """The U-Net's output, float32."""
-        if self.shown is not None:
-            x = torch.cat([x, self.shown.expand(len(x), -1, -1, -1)], 1)
-        x = x.to(dtype=self.model.dtype, memory_format=torch.channels_last)
-        output: Tensor = self.model.unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0]
-        return output.float().contiguous()  # laid out as the latents are
-
-    def _conditionings(self, with_negative: bool) -> list[tuple[Conditioning, dict[str, Tensor] | None]]:
+    def _inputs_of(self, with_negative: bool) -> list[Inputs]:
         """What the U-Net is given at this call, in as few batches as lengths allow: the same tensors as
         long as the texts are the same, so that attention knows them again."""
-        texts = tuple(one.at(self.calls) for one in self.guides)
+        texts = tuple(one.at(self.calls) for one in self.guides) if self.edited else self.texts
         key = (texts, with_negative)
         if key not in self._inputs:
             if len(self._inputs) == INPUTS_KEPT:
@@ -104,8 +115,21 @@ class Denoiser:
                 stack([one.side(number, at[number]) for one, at in zip(self.guides, texts, strict=True)])
                 for number in range(count)
             ]
-            self._inputs[key] = [(joined, self._added(joined)) for joined in _joined(sides)]
+            self._inputs[key] = [self._laid_out(joined) for joined in _joined(sides)]
         return self._inputs[key]
+
+    def _laid_out(self, conditioning: Conditioning) -> Inputs:
+        rows, (width, height) = len(conditioning.context), self.size
+        size = height // FACTOR, width // FACTOR
+        channels = LATENT_CHANNELS + (0 if self.shown is None else self.shown.shape[1])
+        x = torch.empty(
+            (rows, channels, *size), dtype=self.model.dtype, device=self.model.device,
+            memory_format=torch.channels_last,
+        )  # fmt: skip
+        if self.shown is not None:
+            x[:, LATENT_CHANNELS:] = self.shown
+        latents = x[:, :LATENT_CHANNELS].view(-1, len(self.shots), LATENT_CHANNELS, *size)
+        return Inputs(x, latents, conditioning.context, self._added(conditioning))
 
     def _added(self, conditioning: Conditioning) -> dict[str, Tensor] | None:
         """SDXL's vector: the pooled text and the picture's sizes."""
@@ -120,11 +144,12 @@ class Denoiser:
         return torch.tensor(values, device=self.model.device).reshape(-1, 1, 1, 1)
 
 
-@lru_cache
-def _t(levels: Levels, sigma: float, stride: int) -> Tensor:
-    """Found once for all pictures of a course."""
+@lru_cache(LEVELS_KEPT)
+def _at(levels: Levels, sigma: float, stride: int) -> tuple[Tensor, float]:
+    """The t of a level, and what x is multiplied by there: found once for all pictures of a course."""
     with torch.inference_mode(False):  # it outlives the first caller's inference mode
-        return levels.sigma_to_t(torch.tensor(sigma), stride)
+        level = torch.tensor(sigma)
+        return levels.sigma_to_t(level, stride), input_scale(level).item()
 
 
 def levels_of(model: StableDiffusion, shot: Shot) -> Levels:

@@ -93,13 +93,13 @@ def levels(zero_terminal: bool = False, downcast: bool = False) -> Levels:
         return Levels(sigmas, sigmas.log(), sigmas[0].item(), sigmas[-1].item())
 
 
-def scaled_input(x: Tensor, sigma: Tensor) -> Tensor:
-    """What the U-Net is shown: x at unit variance, x/√(σ² + 1)."""
-    return x * (1 / (sigma**2 + 1) ** 0.5)
+def input_scale(sigma: Tensor) -> Tensor:
+    """What x is multiplied by to be shown to the U-Net at unit variance: 1/√(σ² + 1)."""
+    return 1 / (sigma**2 + 1) ** 0.5
 
 
 def to_denoised(prediction: Prediction, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-    """The clean latent, from the U-Net's `output` for `scaled_input(x, sigma)`.
+    """The clean latent, from the U-Net's `output` for `x * input_scale(sigma)`.
 
     ε: x - σε. v: x/(σ² + 1) - σv/√(σ² + 1) (Salimans and Ho 2022, appendix D).
     """

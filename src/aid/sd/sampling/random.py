@@ -5,7 +5,8 @@ Source: A1111 rng.py and rng_philox.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Literal, Protocol
 
 import torch
@@ -18,6 +19,8 @@ from aid.sd.sampling.philox import Philox
 Source = Literal["CPU", "GPU", "NV"]
 """torch on the CPU; torch on the CUDA device (A1111's default); what CUDA draws, computed on the CPU."""
 Shape = tuple[int, ...]
+VECTOR = 16  # numbers that torch on the CPU draws together: whole ones are the same, however many
+AHEAD = 1 << 14  # numbers of a picture drawn at once: between calls of the U-Net a few take ten times as long
 PARALLEL = 0.9995  # two noises at a cosine above it are mixed on the chord, not the arc
 
 
@@ -70,21 +73,37 @@ class PictureNoise:
         self.variations = list(variation_seeds or self.seeds)
         self.generators = [self._generator(seed) for seed in self.seeds]
         self.is_first = True
+        self.ahead: Iterator[Tensor] = iter(())
+        """Drawn already, for the steps to come."""
 
     def __call__(self, sigma: Tensor | None = None, following: Tensor | None = None) -> Tensor:
         """The next standard normal noise, float32 [pictures, *shape], the same for whichever step."""
-        drawn = [generator(self.shape) for generator in self.generators]
-        if self.is_first:
-            drawn = [self._varied(index, noise) for index, noise in enumerate(drawn)]
-            if self.seed_delta:
-                self.generators = [self._generator(seed + self.seed_delta) for seed in self.seeds]
-            self.is_first = False
-        noise = torch.stack(drawn)
+        noise = self._first() if self.is_first else self._following()
         if self.device.type == "cuda" and noise.device.type == "cpu":
             return noise.pin_memory().to(
                 self.device, non_blocking=True
             )  # without waiting for the step before
         return noise.to(self.device)
+
+    def _first(self) -> Tensor:
+        drawn = [self._varied(index, draw(self.shape)) for index, draw in enumerate(self.generators)]
+        if self.seed_delta:
+            self.generators = [self._generator(seed + self.seed_delta) for seed in self.seeds]
+        self.is_first = False
+        return torch.stack(drawn)
+
+    def _following(self) -> Tensor:
+        noise = next(self.ahead, None)
+        if noise is None:
+            drawn = [generator((self._draws(), *self.shape)) for generator in self.generators]
+            self.ahead = iter(torch.stack(drawn, 1))
+            noise = next(self.ahead)
+        return noise
+
+    def _draws(self) -> int:
+        """How many are made at once: more than one if they are the same numbers."""
+        numbers = prod(self.shape)
+        return max(1, AHEAD // numbers) if self.source == "CPU" and numbers % VECTOR == 0 else 1
 
     def brownian(self, lowest: Tensor, highest: Tensor) -> BrownianNoise:
         """Noise for SDE samplers between two levels: one tree a picture, from its seed (ENSD has no part)."""

@@ -28,10 +28,11 @@ def euler_ancestral(
     """Euler steps that go further down than asked and add noise back up (k-diffusion; Song et al. 2021).
     The last step, to 0, draws no noise."""
     downs, ups = ancestral_step(sigmas[:-1], sigmas[1:], eta)
-    for (sigma, following), down, up in zip(pairwise(sigmas), downs, ups, strict=True):
-        x = x + slope(x, denoise(x, sigma), sigma) * (down - sigma)
-        if up > 0:
-            x = x + noise(sigma, following) * s_noise * up
+    steps, spreads = (downs - sigmas[:-1]).tolist(), (s_noise * ups).tolist()
+    for (sigma, following), step, spread in zip(pairwise(sigmas), steps, spreads, strict=True):
+        x = x + slope(x, denoise(x, sigma), sigma) * step
+        if spread > 0:
+            x = x + noise(sigma, following) * spread
         on_step()
     return x
 
