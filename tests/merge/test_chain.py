@@ -103,6 +103,46 @@ def test_a_mode_is_its_formula_rounded_once(trio: dict[str, Path], tmp_path: Pat
     assert_rounded_once(merged(trio, tmp_path / "out", chain=chain), exact)
 
 
+@pytest.fixture(scope="module")
+def near(trio: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three models, five spacings of fp16 apart, so that decimal weights often hit the middle between two
+    numbers."""
+    folder = tmp_path_factory.mktemp("near")
+    with safe_open(trio["a"], "pt") as file:
+        metadata = file.metadata()
+    for number, name in enumerate("abc"):
+        tensors = {
+            key: tensor if key.endswith("ids") else (tensor.view(torch.int16) + 5 * number).view(torch.half)
+            for key, tensor in load_file(trio["a"]).items()
+        }
+        save_file(tensors, folder / f"{name}.safetensors", metadata)
+    return {name: folder / f"{name}.safetensors" for name in "abc"}
+
+
+def test_the_order_of_what_is_added_never_matters(near: dict[str, Path], tmp_path: Path) -> None:
+    def made(out: str, models: dict[str, Path], **settings: object) -> torch.Tensor:
+        every = merged(models, tmp_path / out, **settings)
+        return torch.cat([tensor.flatten() for key, tensor in sorted(every.items()) if key.startswith("m")])
+
+    def chained(out: str, mode: str, models: str, alpha: float, beta: float = 0.0) -> torch.Tensor:
+        return made(out, near, chain=[{"mode": mode, "models": [*models], "alpha": alpha, "beta": beta}])
+
+    all_blocks = {"BASE": 0.3, "IN": 0.3, "M00": 0.3, "OUT": 0.3}
+    others = {"BASE": 0.4, "IN": 0.4, "M00": 0.4, "OUT": 0.4}
+    a, b, c = (near[name] for name in "abc")
+    one = made("one", {"a": a, "b": b, "c": c}, primary="a", weights={"b": all_blocks, "c": others})
+    two = made("two", {"a": a, "b": c, "c": b}, primary="a", weights={"c": all_blocks, "b": others})
+    three = made("three", {"x": a, "y": b, "z": c}, primary="y", weights={"x": all_blocks, "z": others})
+    assert torch.equal(one, two) and torch.equal(one, three)
+    assert torch.equal(chained("four", "triple_sum", "abc", 0.3, 0.4), one)
+    assert torch.equal(chained("five", "triple_sum", "bac", 0.3, 0.4), one)
+    assert torch.equal(chained("six", "triple_sum", "cba", 0.3, 0.3), one)
+    forth = chained("seven", "weighted_sum", "ab", 0.3)
+    assert torch.equal(forth, chained("eight", "weighted_sum", "ba", 0.7))
+    spread = [chained(f"dare {n}", "ties", f"a{n}", 0.5, 0.5) for n in ("bc", "cb")]
+    assert torch.equal(*spread)
+
+
 def test_a_chain_of_any_depth_is_one_sum(trio: dict[str, Path], tmp_path: Path) -> None:
     chain = [
         {

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
-Linear = Callable[[float, float], tuple[float, ...]]
+Weights = tuple[Fraction, ...]
+Linear = Callable[[Fraction, Fraction], Weights]
 """(alpha, beta) -> the weight of A, B and C."""
+ONE = Fraction(1)
 
 
-def weighted_sum(alpha: float, beta: float) -> tuple[float, ...]:
+def weighted_sum(alpha: Fraction, beta: Fraction) -> Weights:
     """(1 - alpha) A + alpha B."""
     return (1 - alpha, alpha)
 
 
-def add_difference(alpha: float, beta: float) -> tuple[float, ...]:
+def add_difference(alpha: Fraction, beta: Fraction) -> Weights:
     """A + alpha (B - C): what B learned beyond C."""
-    return (1.0, alpha, -alpha)
+    return (ONE, alpha, -alpha)
 
 
-def subtract(alpha: float, beta: float) -> tuple[float, ...]:
+def subtract(alpha: Fraction, beta: Fraction) -> Weights:
     """A - alpha (B - C): what B, a bad model, learned beyond C is taken away."""
-    return (1.0, -alpha, alpha)
+    return (ONE, -alpha, alpha)
 
 
-def sum_twice(alpha: float, beta: float) -> tuple[float, ...]:
+def sum_twice(alpha: Fraction, beta: Fraction) -> Weights:
     """(1 - beta) ((1 - alpha) A + alpha B) + beta C."""
     return ((1 - beta) * (1 - alpha), (1 - beta) * alpha, beta)
 
 
-def triple_sum(alpha: float, beta: float) -> tuple[float, ...]:
+def triple_sum(alpha: Fraction, beta: Fraction) -> Weights:
     """(1 - alpha - beta) A + alpha B + beta C."""
     return (1 - alpha - beta, alpha, beta)
 

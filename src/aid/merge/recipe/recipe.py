@@ -14,9 +14,9 @@ from typing import Protocol
 from aid.core.blocks import BLOCKS, block_range, expand
 from aid.core.spelling import did_you_mean
 from aid.errors import SettingsError
-from aid.merge.recipe.combination import ROUNDING, Combination, Link, Numbers, chained, shared
+from aid.merge.recipe.combination import ROUNDING, Combination, Link, Numbers, chained, exact, shared
 from aid.merge.recipe.curve import Element, element, numbers_of
-from aid.merge.recipe.linear import LINEAR
+from aid.merge.recipe.linear import LINEAR, ONE
 from aid.merge.settings import MergeSettings, MergeStep
 from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import Convention, block_of, extra_blocks
@@ -45,7 +45,7 @@ PRESETS = {
 
 MANY = 64
 MODES = {
-    **{name: (len(mode(0.5, 0.5)),) * 2 for name, mode in LINEAR.items()},
+    **{name: (len(mode(ONE, ONE)),) * 2 for name, mode in LINEAR.items()},
     **dict.fromkeys(("cosine_a", "cosine_b", "tensor", "tensor2", "slerp"), (2, 2)),
     **dict.fromkeys(("train_difference", "smooth_add", "extract"), (3, 3)),
     **dict.fromkeys(("ties", "ties_mass", "dare"), (2, MANY)),
@@ -226,10 +226,10 @@ def _shares(
     shares = {}
     for block in blocks:
         given = {name: row[block] for name, row in weights.items()}
-        left = 1.0 - math.fsum(given.values())
+        left = ONE - sum(map(exact, given.values()))
         if left < -ROUNDING:
-            raise SettingsError(f"the weights of {block} add up to {1 - left:g}", "at most 1")
-        row = {order[0]: left, **given}
+            raise SettingsError(f"the weights of {block} add up to {float(ONE - left):g}", "at most 1")
+        row = {order[0]: float(left), **given}
         shares[block] = tuple((name, row.get(name, 0.0)) for name in order)
     return shares
 

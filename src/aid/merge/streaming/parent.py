@@ -12,6 +12,7 @@ from pathlib import Path
 from sys import intern
 from typing import TYPE_CHECKING
 
+from aid.core.lineage import content_sha256
 from aid.errors import FileError, ModelError
 from aid.merge.arithmetic.source import InFile, Source, part_of
 from aid.merge.recipe.combination import models_in
@@ -42,6 +43,14 @@ class Parent:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.path})"
+
+    def content(self) -> str:
+        """The sha256 of what it is read from, which is remembered."""
+        if self.path.is_file():
+            return content_sha256(self.path)
+        from aid.sd.model.folder import folder_sha256  # for these alone
+
+        return folder_sha256(self.path)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {key: one.shape for key, one in self.formats.items()}

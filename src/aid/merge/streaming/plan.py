@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from aid.errors import ModelError
-from aid.merge.recipe.combination import Combination, models_in
+from aid.merge.recipe.combination import Combination, in_place, is_ordered, models_in
 from aid.merge.recipe.recipe import Recipe
 from aid.merge.streaming.parent import Parent
 from aid.merge.streaming.stream import Fault, Made, Output, Sum
@@ -100,7 +100,23 @@ def planned(recipe: Recipe, parents: Mapping[str, Parent], wanted: Wanted) -> Pl
     kept = [key for key in keys if not wanted.prune or _is_model(key, recipe)]
     if missing := wanted.bakes.keys() - kept:
         raise ModelError(f"{primary} lacks {min(missing)}", "every tensor that an adapter changes")
-    return Plan(recipe, parents, wanted, {key: _combination(key, recipe, parents) for key in kept})
+    return Plan(
+        recipe, parents, wanted, _in_place({key: _combination(key, recipe, parents) for key in kept}, parents)
+    )
+
+
+def _in_place(
+    combinations: Mapping[str, Combination], parents: Mapping[str, Parent]
+) -> dict[str, Combination]:
+    """Sums in the order of what their parents hold, whatever these are called."""
+    told = {one for one in combinations.values() if is_ordered(one)}
+    if not told:
+        return dict(combinations)
+    content = {name: parents[name].content() for one in told for name in models_in(one)}
+    ranks = {sha256: rank for rank, sha256 in enumerate(sorted(set(content.values())))}
+    places = {name: ranks[sha256] for name, sha256 in content.items()}
+    ordered = {one: in_place(one, places) for one in told}
+    return {key: ordered.get(one, one) for key, one in combinations.items()}
 
 
 def _is_model(key: str, recipe: Recipe) -> bool:
