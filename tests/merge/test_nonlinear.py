@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import gaussian_filter, median_filter
 from test_chain import Tensors, merged, narrow
@@ -39,6 +40,7 @@ METHODS = "sd_mecha.extensions.builtin.merge_methods"
 SHAPES = [(), (7,), (5, 130), (6, 4, 3, 3)]
 FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"
 TOKENS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+BIAS = "model.diffusion_model.input_blocks.0.0.bias"
 VAE = "first_stage_model.decoder.conv_out.weight"
 
 
@@ -269,32 +271,56 @@ print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
 """
 
 
-def columns(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """supermerger's similarity for cosineB."""
-    whole = torch.dot(a.view(-1), b.view(-1)) / (a.norm() * b.norm())
-    return (torch.cosine_similarity(a, b, dim=0) + whole) / 2
+Array = NDArray[np.float32]
 
 
-def test_cosine_b_takes_its_range_from_the_whole_model(models: dict[str, Path], tmp_path: Path) -> None:
-    result = merged(
-        models,
-        tmp_path / "out",
-        precision="fp32",
-        chain=[{"mode": "cosine_b", "models": ["a", "b"], "alpha": 0.2}],
-    )
-    a, b = ({key: t.float() for key, t in load_file(models[name]).items()} for name in "ab")
-    keys = [
-        key for key in a if "model" in key and not key.startswith("first_stage") and "position_ids" not in key
-    ]
-    found = torch.cat([columns(a[key], b[key]).reshape(-1) for key in keys]).double().numpy()
+def cosine_of(a: Array, b: Array) -> tuple[Array, np.float32]:
+    """Each column's, and the whole's."""
+    columns = np.sum(a * b, axis=0) / (np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)).clip(1e-16)
+    with np.errstate(invalid="ignore"):
+        return columns, np.sum(a * b) / (np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def supermerger_s(mode: str, a: Array, b: Array) -> tuple[Array, Array]:
+    """What goes into the range, and what of it A's share is taken from."""
+    if mode == "cosine_a":
+        a, b = (one / np.linalg.norm(one, axis=0).clip(1e-12) for one in (a, b))
+    columns, whole = cosine_of(a, b)
+    mean = (columns + whole) / 2
+    return (columns if mode == "cosine_a" else mean), mean
+
+
+@pytest.mark.parametrize("mode", ["cosine_a", "cosine_b"])
+@pytest.mark.parametrize("alpha", [0.2, -0.1])
+def test_cosine_modes_take_their_range_as_supermerger_does(
+    models: dict[str, Path], tmp_path: Path, mode: str, alpha: float
+) -> None:
+    """From the whole model: cosineA from the columns alone, cosineB from their mean with the whole."""
+    a, b = (load_file(models[name]) for name in "ab")
+    a[FIRST_CONV][:, 1] = 0  # one column; the other has no length at all
+    b[BIAS][:] = 0
+    given = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    for tensors, path in zip((a, b), given.values(), strict=True):
+        save_file(tensors, path, read_header(models["a"]).metadata)
+    chain = [{"mode": mode, "models": ["a", "b"], "alpha": alpha}]
+    result = merged(given, tmp_path / "out", precision="fp32", chain=chain)
+    keys = [key for key in a if not key.startswith("first_stage") and "position_ids" not in key]
+    pairs = {key: (a[key].float().numpy(), b[key].float().numpy()) for key in keys}
+    found = np.concatenate([supermerger_s(mode, *pair)[0].ravel() for pair in pairs.values()])
+    found = found[~np.isnan(found)].astype(np.float64)
     found = found[found >= np.percentile(found, 1, method="midpoint")]
     found = found[found <= np.percentile(found, 99, method="midpoint")]
+    shares = []
     for key in (FIRST_CONV, TOKENS):
-        share = ((columns(a[key], b[key]) - found.min()) / (found.max() - found.min()) - 0.2).clip(0, 1)
-        torch.testing.assert_close(
-            result[key], (b[key] * (1 - share) + a[key] * share).float(), rtol=1e-4, atol=1e-6
-        )
-    assert torch.equal(result[VAE], a[VAE])
+        one, other = pairs[key]
+        share = (supermerger_s(mode, one, other)[1] - found.min()) / (found.max() - found.min())
+        share = (share - (abs(alpha) if mode == "cosine_a" else alpha)).clip(0, 1)
+        shares += share.ravel().tolist()
+        expected = torch.from_numpy(other * (1 - share) + one * share).float()
+        torch.testing.assert_close(result[key], expected, rtol=1e-4, atol=1e-5)
+    assert np.mean([0 < share < 1 for share in shares]) > 0.5, "shares that tell a range from another"
+    assert torch.equal(result[VAE], a[VAE].float())
+    assert torch.equal(result[BIAS], b[BIAS].float())  # not alike at all, where supermerger has NaN
 
 
 AXES = st.lists(st.sampled_from([1, 2, 3, 4, 5, 7, 11]), max_size=5)

@@ -77,6 +77,8 @@ class Mode:
     exact: bool = False
     """Whether it works in doubles whatever the format: where large numbers cancel out, what is left shows
     if floats were rounded."""
+    ranged: Callable[[Any], Any] = lambda measured: measured
+    """What of the measured the whole model's range is of, in the modes that go by one."""
 
 
 def parts_of(grain: int, values: int = PART) -> int:

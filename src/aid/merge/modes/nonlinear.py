@@ -27,6 +27,9 @@ from aid.merge.modes.slerp import slerp
 from aid.sd.file.header import ITEM_BYTES
 
 LANES = 8
+TINIEST = (
+    1e-40  # of a column's square: it is brought to length 1 first, so only what is less counts as nothing
+)
 DTYPES = {"F32": np.float32, "F64": np.float64}
 Array = NDArray[Any]
 Arrays = Sequence[Array]
@@ -111,28 +114,39 @@ def _mirrored(places: Array, size: int) -> Array:
     return np.asarray(np.minimum(turn, 2 * size - 1 - turn))
 
 
-def cosine(models: Arrays, told: Told) -> Array:
-    """A where the two are alike, B elsewhere; `measured` is how much alike each column is."""
+def cosine_a(models: Arrays, told: Told) -> Array:
+    """A where the two are alike, B elsewhere: each column's cosine and all columns' together, averaged. The
+    range is of the columns' alone, and alpha counts by its size."""
+    columns, whole = told.measured
+    return _favoured(models, told, lambda places: (columns[places] + whole) / 2, abs(told.alpha))
+
+
+def cosine_b(models: Arrays, told: Told) -> Array:
+    """As `cosine_a`, by each column's cosine and the whole tensors', averaged; so is the range."""
+    return _favoured(models, told, lambda places: told.measured[places], told.alpha)
+
+
+def _favoured(models: Arrays, told: Told, alike: Callable[[Array], Array], alpha: float) -> Array:
+    """A's share is where in the range a column's likeness lies, less alpha; none where a tensor is all 0."""
     a, b = models
     lowest, highest = told.bounds
-    columns = np.arange(told.start, told.start + len(a)) % math.prod(told.shape[1:])
-    share = np.clip((told.measured[columns] - lowest) / (highest - lowest or 1.0) - told.alpha, 0.0, 1.0)
+    places = np.arange(told.start, told.start + len(a)) % math.prod(told.shape[1:])
+    share = np.clip((alike(places) - lowest) / (highest - lowest or 1.0) - alpha, 0.0, 1.0)
     share = np.nan_to_num(share).astype(a.dtype)
     return np.asarray(b * (1 - share) + a * share)
 
 
-def alike_a(given: Given, beta: float) -> Array:
-    """Each column's cosine, and all columns' together, each of length 1, averaged."""
+def alike_a(given: Given, beta: float) -> tuple[Array, float]:
+    """Each column's cosine, and that of all columns together, each of length 1."""
     product, *squares = _column_sums(given)
-    alike = _cosine(product, *squares)
-    longer = [float(np.count_nonzero(one)) for one in squares]
-    return np.asarray((alike + _cosine(alike.sum(), *longer)) / 2)
+    columns = _cosine(product, *squares, least=TINIEST)
+    return columns, _whole(columns.sum(), *(np.count_nonzero(one) for one in squares))
 
 
 def alike_b(given: Given, beta: float) -> Array:
     """Each column's cosine and the whole tensors', averaged."""
     sums = _column_sums(given)
-    return np.asarray((_cosine(*sums) + _cosine(*(one.sum() for one in sums))) / 2)
+    return np.asarray((_cosine(*sums) + _whole(*(one.sum() for one in sums))) / 2)
 
 
 def _column_sums(given: Given) -> Array:
@@ -146,8 +160,15 @@ def _column_sums(given: Given) -> Array:
     return sums
 
 
-def _cosine(product: Any, *squares: Any) -> Any:
-    return product / np.sqrt(np.maximum(squares[0], 1e-16) * np.maximum(squares[1], 1e-16))
+def _cosine(product: Any, *squares: Any, least: float = 1e-16) -> Any:
+    """Squares of lengths count as `least` at least, as torch has it."""
+    return product / np.sqrt(np.maximum(squares[0], least) * np.maximum(squares[1], least))
+
+
+def _whole(product: float, *squares: float) -> float:
+    """NaN if a tensor is all 0."""
+    length = math.sqrt(squares[0]) * math.sqrt(squares[1])
+    return float(product) / length if length else math.nan
 
 
 def tensor(models: Arrays, told: Told) -> Array:
@@ -311,8 +332,8 @@ NONLINEAR: dict[str, Mode] = {
     "smooth_add": Mode(
         _of_arrays(smooth_add), grain=smooth.row_of, around=smooth.around, values=smooth.MANY, exact=True
     ),
-    "cosine_a": Mode(_of_arrays(cosine), alike_a, exact=True),
-    "cosine_b": Mode(_of_arrays(cosine), alike_b, exact=True),
+    "cosine_a": Mode(_of_arrays(cosine_a), alike_a, exact=True, ranged=lambda measured: measured[0]),
+    "cosine_b": Mode(_of_arrays(cosine_b), alike_b, exact=True),
     "tensor": Mode(_of_arrays(tensor)),
     "tensor2": Mode(_of_arrays(tensor2)),
     "extract": Mode(_of_arrays(extract), grain=last_axis, exact=True),

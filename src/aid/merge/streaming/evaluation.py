@@ -198,7 +198,7 @@ class Evaluation:
         with self.lock:
             if same not in self.bounds:
                 alike = [
-                    self._first_pass(key, one)
+                    self._mode(key, one).ranged(self._first_pass(key, one))
                     for key, combination in self.calls.items()
                     for one in {_same(own): own for own in calls_in(combination)}.values()
                     if _same(one) == same
