@@ -358,11 +358,35 @@ def test_parents_that_do_not_fit_are_named(trio: dict[str, Path], tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_a_vae_of_another_shape_is_refused(trio: dict[str, Path], tmp_path: Path) -> None:
-    save_file({"encoder.conv_in.weight": torch.zeros(2)}, tmp_path / "vae.safetensors")
-    inputs = MergeInputs(models=trio, vae=tmp_path / "vae.safetensors")
-    with pytest.raises(ModelError, match="first_stage_model"):
-        merge(MergeSettings(preset="aid-v1"), inputs, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("whole", "own", "expected"), [("detail", "int32", "float16"), ("style", "float16", "int32")]
+)
+def test_whole_numbers_are_not_averaged_with_floats(
+    trio: dict[str, Path], tmp_path: Path, whole: str, own: str, expected: str
+) -> None:
+    def round_off(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[FIRST_CONV] = (1000 * tensors[FIRST_CONV]).to(torch.int32)
+
+    models = {**trio, whole: changed(trio[whole], tmp_path / "whole.safetensors", round_off)}
+    message = rf"detail \(.*\): {FIRST_CONV} is {own}; expected .* as in style, where it is {expected}\."
+    for share in (0.5, 1.0):
+        settings = MergeSettings(primary="style", weights={"detail": {"IN00": share}})
+        with pytest.raises(ModelError, match=message):
+            merge(settings, MergeInputs(models=models), tmp_path / "out")
+    spared = MergeSettings(primary="style", weights={"detail": {"IN01": 0.5}})
+    result = result_of(merge(spared, MergeInputs(models=models), tmp_path / "spared"))
+    assert torch.equal(result[FIRST_CONV], load_file(models["style"])[FIRST_CONV]), "nobody mixes it"
+
+
+def test_a_vae_that_does_not_fit_is_refused(trio: dict[str, Path], tmp_path: Path) -> None:
+    vae = {key: t for key, t in load_file(trio["detail"]).items() if key.startswith("first_stage_model.")}
+    save_file({"encoder.conv_in.weight": torch.zeros(2)}, tmp_path / "shape.safetensors")
+    save_file({key: tensor.int() for key, tensor in vae.items()}, tmp_path / "kind.safetensors")
+    messages = {"shape": "first_stage_model", "kind": r"the VAE .*first_stage_model.* is int32; expected"}
+    for name, message in messages.items():
+        inputs = MergeInputs(models=trio, vae=tmp_path / f"{name}.safetensors")
+        with pytest.raises(ModelError, match=message):
+            merge(MergeSettings(preset="aid-v1"), inputs, tmp_path / "out")
 
 
 def test_eight_bit_parents_are_merged_too(trio: dict[str, Path], tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from aid.core.workbench import Ticker
 from aid.errors import ModelError
 from aid.merge.streaming.stream import THE_SUM, Fault, Piece
 
-WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
 
 @dataclass
 class Notes:
@@ -27,8 +25,8 @@ class Notes:
         if not fault:
             return
         if not self.keeps_broken:
-            format = WORDS.get(piece.output.format.name, piece.output.format.name)
-            where = f"{piece.key}, in {format}," if fault == THE_SUM else f"{fault}: {piece.key}"
+            summed = f"{piece.key}, in {piece.output.format.word},"
+            where = summed if fault == THE_SUM else f"{fault}: {piece.key}"
             raise ModelError(
                 f"{where} holds NaN or infinity",
                 "finite weights",

@@ -140,7 +140,7 @@ def alike_a(given: Given, beta: float) -> tuple[Array, float]:
     """Each column's cosine, and that of all columns together, each of length 1."""
     product, *squares = _column_sums(given)
     columns = _cosine(product, *squares, least=TINIEST)
-    return columns, _whole(columns.sum(), *(np.count_nonzero(one) for one in squares))
+    return columns, _whole(columns.sum(), *(float(np.count_nonzero(one)) for one in squares))
 
 
 def alike_b(given: Given, beta: float) -> Array:

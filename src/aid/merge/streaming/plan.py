@@ -131,12 +131,32 @@ def _held(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> tuple[str,
 def _combination(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> Combination:
     """What a tensor is made of. Whole numbers aren't averaged, nor is what is no part of a model."""
     held = _held(key, recipe, parents)
-    return recipe.terms(key, held) if _is_merged(key, recipe, parents) else ((held[0], 1.0),)
+    if not _is_merged(key, recipe, parents):
+        return ((held[0], 1.0),)
+    terms = recipe.terms(key, held)
+    for name in models_in(terms):
+        _require_kind(key, parents[name], parents[held[0]])
+    return terms
 
 
 def _is_merged(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> bool:
-    first = _held(key, recipe, parents)[0]
-    return parents[first].formats[key].name in FLOATING and is_merged(key, recipe.convention)
+    held = _held(key, recipe, parents)
+    return is_merged(key, recipe.convention) and any(_is_floating(key, parents[name]) for name in held)
+
+
+def _is_floating(key: str, parent: Parent) -> bool:
+    return parent.formats[key].name in FLOATING
+
+
+def _require_kind(key: str, parent: Parent, first: Parent) -> None:
+    """Raises ModelError for whole numbers where `first` has floating point, or the other way round."""
+    if _is_floating(key, parent) != _is_floating(key, first):
+        wanted = "floating point" if _is_floating(key, first) else "whole numbers"
+        raise ModelError(
+            f"{parent}: {key} is {parent.formats[key].word}",
+            f"{wanted}, as in {first.name}, where it is {first.formats[key].word}",
+            "Use an undamaged copy of it.",
+        )
 
 
 def _is_sum(combination: Combination) -> bool:
@@ -160,3 +180,5 @@ def _require_fit(vae: Parent, primary: Parent) -> None:
         if key.startswith(VAE) and (given is None or given.shape != own.shape):
             found = f"is {list(given.shape)} in" if given else "is not in"
             raise ModelError(f"{key} {found} {vae.path}", f"{list(own.shape)}, as in {primary.name}")
+        if key.startswith(VAE):
+            _require_kind(key, vae, primary)

@@ -25,6 +25,10 @@ ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8,
     "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
+WORDS = {
+    "I16": "int16", "I32": "int32", "I64": "int64",
+    "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+}  # fmt: skip
 FLOATING = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
@@ -57,6 +61,11 @@ class Format(NamedTuple):
     def size(self) -> int:
         """In bytes."""
         return math.prod(self.shape) * ITEM_BYTES[self.name]
+
+    @property
+    def word(self) -> str:
+        """As it is called in a sentence: `float16`."""
+        return WORDS.get(self.name, self.name)
 
 
 def read_layout(path: Path) -> Layout:
