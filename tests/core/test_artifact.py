@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
+from safetensors.torch import save_file
 
 from aid.core import known_hash, lineage
 from aid.core.artifact import SCRATCH, Inputs, Settings, is_current, sweep, under_construction, verb
@@ -50,10 +52,11 @@ def copy(settings: CopySettings, inputs: CopyInputs, out: Path, bench: Workbench
         raise AidError("the text is broken")
 
 
-@verb("swift", unhashed=("large.txt",))
+@verb("swift", unhashed=("large.safetensors",))
 def swift(settings: CopySettings, inputs: CopyInputs, out: Path, bench: Workbench) -> None:
     calls.append("swift")
-    (out / "large.txt").write_text(inputs.text.read_text())
+    content = {"text": torch.frombuffer(bytearray(inputs.text.read_bytes()), dtype=torch.uint8)}
+    save_file(content, out / "large.safetensors", {METADATA_KEY: under_construction(out).embedded()})
     (out / "small.txt").write_text("small")
 
 
@@ -431,24 +434,74 @@ def test_an_input_that_was_changed_by_hand_is_named(text: Path, tmp_path: Path) 
 
 def test_what_a_verb_leaves_unhashed_is_hashed_by_who_uses_it(text: Path, tmp_path: Path) -> None:
     first = swift(CopySettings(), CopyInputs(text=text), tmp_path / "first")
-    told = read_lineage(first).files
-    assert told["large.txt"] == f"{len(text.read_text())} bytes"
+    large, told = first / "large.safetensors", read_lineage(first).files
+    assert told["large.safetensors"] == f"{large.stat().st_size} bytes"
     assert told["small.txt"] == hashlib.sha256(b"small").hexdigest()
-    hashed = {**told, "large.txt": hashlib.sha256(text.read_bytes()).hexdigest()}
-    assert lineage_of(first).files == hashed
-    second = copy(CopySettings(), CopyInputs(text=text, others={"a": first}), tmp_path / "second")
-    assert read_lineage(second).node.inputs["others.a"].sha256 == sha256_of(hashed)
     swift(CopySettings(), CopyInputs(text=text), tmp_path / "first")
-    assert calls == ["swift", "copy"]
+    assert calls == ["swift"] and read_lineage(first).files == told
+    second = copy(CopySettings(), CopyInputs(text=text, others={"a": first}), tmp_path / "second")
+    hashed = {**told, "large.safetensors": hashlib.sha256(large.read_bytes()).hexdigest()}
+    assert read_lineage(first).files == hashed
+    assert read_lineage(second).node.inputs["others.a"].sha256 == sha256_of(hashed)
 
 
-@pytest.mark.parametrize("after", ["", "hello, hello"])
-def test_an_unhashed_file_that_was_cut_short_or_grew_is_named(after: str, text: Path, tmp_path: Path) -> None:
+def test_where_nobody_may_write_it_is_hashed_all_the_same(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = swift(CopySettings(), CopyInputs(text=text), tmp_path / "first")
-    (first / "large.txt").write_text(after)
-    assert not is_current(first, describe("swift", CopySettings().model_dump(), {"text": text}))
-    with pytest.raises(ArtifactError, match=r"first/large\.txt was changed or removed"):
+    told = (first / LINEAGE_FILE).read_bytes()
+
+    def refuse(path: Path, content: str) -> None:
+        raise FileError(f"{path} could not be written")
+
+    monkeypatch.setattr(lineage, "write_text", refuse)
+    sha256 = hashlib.sha256((first / "large.safetensors").read_bytes()).hexdigest()
+    assert lineage_of(first).files["large.safetensors"] == sha256
+    assert (first / LINEAGE_FILE).read_bytes() == told
+
+
+def changed_text(file: Path) -> None:
+    """Its last byte, the size and the header staying as they are."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, (1, 1))
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["not used yet", "used"])
+@pytest.mark.parametrize("change", ["cut", "grown", "exchanged", "without lineage", "edited", "removed"])
+def test_an_unhashed_file_that_changes_is_named(change: str, used: bool, text: Path, tmp_path: Path) -> None:
+    first = swift(CopySettings(), CopyInputs(text=text), tmp_path / "first")
+    other = swift(CopySettings(shout=True), CopyInputs(text=text), tmp_path / "other")
+    if used:
+        lineage_of(first)
+    large = first / "large.safetensors"
+    content = large.read_bytes()
+    if change == "edited":
+        changed_text(large)
+    elif change == "removed":
+        large.unlink()
+    else:
+        large.write_bytes({
+            "cut": content[:-1],
+            "grown": content + b"x",
+            "exchanged": (other / "large.safetensors").read_bytes(),
+            "without lineage": content.replace(METADATA_KEY.encode(), b"aid.NOTHING"),
+        }[change])  # fmt: skip
+        os.utime(large, (1, 1))
+    current = is_current(first, describe("swift", CopySettings().model_dump(), {"text": text}))
+    if change == "edited" and not used:
+        assert current  # only who has seen it before could tell
+        return
+    assert not current
+    with pytest.raises(ArtifactError, match=r"first/large\.safetensors was changed or removed"):
         copy(CopySettings(), CopyInputs(text=text, others={"a": first}), tmp_path / "second")
+
+
+def test_a_file_that_lies_in_anothers_place_keeps_its_own_lineage(text: Path, tmp_path: Path) -> None:
+    first = swift(CopySettings(), CopyInputs(text=text), tmp_path / "first")
+    other = swift(CopySettings(shout=True), CopyInputs(text=text), tmp_path / "other")
+    shutil.copy(other / "large.safetensors", first / "large.safetensors")
+    assert lineage_of(first / "large.safetensors").key == read_lineage(other).key
 
 
 def test_a_settled_file_is_read_once_and_again_when_it_changes(

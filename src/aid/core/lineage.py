@@ -13,14 +13,14 @@ import json
 import struct
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from aid.core.files import sha256_file, sha256_of
+from aid.core.files import sha256_file, sha256_of, write_text
 from aid.core.known_hash import known_sha256
 from aid.core.xmp import read_xmp
 from aid.errors import ArtifactError, FileError
@@ -79,8 +79,8 @@ class Lineage(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """The content hash of a whole artifact: that of its files."""
-        return sha256_of(self.files)
+        """Of a file its bytes' hash, of a whole artifact that of its files."""
+        return self.files[FILE] if self.files.keys() == {FILE} else sha256_of(self.files)
 
     def embedded(self, ancestors: bool = True) -> str:
         """The text that a file's own metadata carries: the graph without file hashes. Folders of very
@@ -111,13 +111,19 @@ def _summed_up(node: Node) -> Node:
     return Node(verb="pictures", settings={"files": len(node.inputs), "sha256": total}, inputs={})
 
 
-def describe(verb: str, settings: dict[str, Any], inputs: Mapping[str, Path]) -> Lineage:
-    """The lineage of a run about to start. Raises ArtifactError if an artifact was changed by hand."""
+def describe(
+    verb: str,
+    settings: dict[str, Any],
+    inputs: Mapping[str, Path],
+    read: Callable[[Path], Path] = lambda path: path,
+) -> Lineage:
+    """The lineage of a run about to start; `read` tells what of an input it is known by. Raises ArtifactError
+    if an artifact was changed by hand."""
     nodes: dict[str, Node] = {}
     sources: dict[str, Source] = {}
     for name, path in sorted(inputs.items()):
         _require_unchanged(path)
-        ancestry = lineage_of(path)
+        ancestry = lineage_of(read(path))
         nodes.update(ancestry.nodes)
         sources[name] = Source(sha256=ancestry.sha256, key=ancestry.key)
     node = Node(verb=verb, settings=settings, inputs=sources)
@@ -137,11 +143,18 @@ def _require_unchanged(path: Path) -> None:
 
 def changed_files(folder: Path, made: Lineage) -> str:
     """The first file of an artifact that is not as it was made; "" if all are."""
-    for name, told in made.files.items():
-        file = folder / name
-        if not file.is_file() or told != (size_told(file) if told.endswith(BYTES) else content_sha256(file)):
-            return name
-    return ""
+    return next((name for name in made.files if not _is_as_made(folder, name, made)), "")
+
+
+def _is_as_made(folder: Path, name: str, made: Lineage) -> bool:
+    """Of a file without a hash: whether it has the size that it had, and names its maker itself."""
+    file, told = folder / name, made.files[name]
+    if not file.is_file():
+        return False
+    if not told.endswith(BYTES):
+        return content_sha256(file) == told
+    own = embedded_lineage(file)
+    return size_told(file) == told and own is not None and own.key == made.key
 
 
 def size_told(file: Path) -> str:
@@ -186,14 +199,20 @@ def lineage_of(path: Path) -> Lineage:
 
 
 def _hashed(folder: Path) -> Lineage:
-    """An artifact's lineage, with the hashes that its verb left out."""
+    """An artifact's lineage, with the hashes that its verb left out. They are written down, so that whatever
+    becomes of the files from then on is noticed."""
     made = read_lineage(folder)
     found = {
         name: content_sha256(folder / name)
         for name, told in made.files.items()
-        if told.endswith(BYTES) and (folder / name).is_file()
+        if told.endswith(BYTES) and _is_as_made(folder, name, made)
     }
-    return made.model_copy(update={"files": made.files | found})
+    whole = made.model_copy(update={"files": made.files | found})
+    if found:
+        with suppress(FileError, ArtifactError):  # what lies where nobody may write is hashed again
+            if read_lineage(folder) == made:  # and not another, made meanwhile
+                write_text(folder / LINEAGE_FILE, whole.model_dump_json(indent=1))
+    return whole
 
 
 def read_lineage(folder: Path, next_step: str = "Restore that file, or move it elsewhere.") -> Lineage:
@@ -251,12 +270,13 @@ def lineage_text(info: Mapping[Any, Any]) -> str:
 
 
 def _of_member(path: Path) -> Lineage | None:
-    """The lineage of the artifact that lists the file; what is no lineage of AID's counts as absent."""
+    """The lineage of the artifact that the file is part of as it was made; what is no lineage of AID's is
+    none."""
     for folder in path.absolute().parents:
         with suppress(ArtifactError):
-            made = read_lineage(folder)
-            if path.absolute().relative_to(folder).as_posix() in made.files:
-                return made
+            made, name = read_lineage(folder), path.absolute().relative_to(folder).as_posix()
+            if name in made.files:
+                return made if _is_as_made(folder, name, made) else None
     return None
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from aid.core.lineage import FILE, LINEAGE_FILE, Lineage, Source, lineage_of
 from aid.errors import AidError, FileError
-from aid.merge.settings import MergeInputs, MergeSettings
+from aid.merge.settings import MergeInputs, MergeSettings, file_of
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
 
@@ -50,7 +50,7 @@ def _checked(name: str, path: Path, made: Lineage) -> Path:
     source = made.node.inputs.get(name)
     if source is None:
         raise FileError(f"the merge had no {name}", ", ".join(made.node.inputs))
-    if lineage_of(path).sha256 != source.sha256:
+    if lineage_of(file_of(path)).sha256 != source.sha256:
         raise FileError(f"{path} is not what was merged", _told(name, source, made))
     return path
 
@@ -70,7 +70,7 @@ def _candidates(folders: Sequence[Path], wanted: set[str]) -> Iterator[tuple[str
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.suffix in ENDINGS or (path / LINEAGE_FILE).is_file():
                 try:
-                    found = lineage_of(path).sha256
+                    found = lineage_of(file_of(path)).sha256
                 except AidError:
                     continue  # what can't be read is no parent
                 if found in wanted:

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aid.core.artifact import Inputs, Settings
+from aid.core.lineage import LINEAGE_FILE
+from aid.sd.model.location import ARTIFACT_FILE
 
 Weight = float | str | dict[str, float | list[float]]
 
@@ -79,6 +81,15 @@ class MergeInputs(Inputs):
     """Name -> adapter to bake into the result."""
     vae: Path | None = None
     """A VAE file, or a checkpoint that holds one, to put in place of the merged VAE."""
+
+    def read(self, path: Path) -> Path:
+        return file_of(path)
+
+
+def file_of(path: Path) -> Path:
+    """An artifact's model, which is the same parent wherever it lies; anything else as it is."""
+    file = path / ARTIFACT_FILE
+    return file if (path / LINEAGE_FILE).is_file() and file.is_file() else path
 
 
 class ExtractSettings(Settings):

@@ -21,12 +21,11 @@ from aid.sd.file.header import ITEM_BYTES, Format, is_pickle, read_layout
 from aid.sd.model.architecture import FAMILY_NAMES, Architecture, Family
 from aid.sd.model.detection import CONV_IN, family_of
 from aid.sd.model.layouts import VAE, modern_key, modern_keys
-from aid.sd.model.location import resolve_checkpoint
+from aid.sd.model.location import ARTIFACT_FILE, resolve_checkpoint
 
 if TYPE_CHECKING:
     from aid.sd.file.tensorfile import Stored
 
-ARTIFACT_FILE = "model.safetensors"
 DIFFUSERS_KEY = "encoder.down_blocks.0.resnets.0.conv1.weight"
 
 
