@@ -17,11 +17,10 @@ from safetensors.torch import load_file, save_file
 import aid.merge.streaming.stream as stream
 from aid.cli import main
 from aid.core.workbench import Workbench
-from aid.errors import FileError, ModelError, SettingsError
+from aid.errors import ModelError, SettingsError
 from aid.merge.arithmetic.portable import TORCH
 from aid.merge.arithmetic.sums import kernel
 from aid.merge.recipe.recipe import plan
-from aid.merge.replay import recorded
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.sd.model.architecture import TINY_SD2, TINY_SDXL, Architecture
@@ -380,22 +379,3 @@ def test_pruning_leaves_the_model_alone(trio: dict[str, Path], tmp_path: Path) -
     models, chain = {**trio, "a": tmp_path / "a.safetensors"}, [{"models": ["a", "b"]}]
     assert merged(models, tmp_path / "whole", chain=chain).keys() == tensors.keys() | extra.keys()
     assert merged(models, tmp_path / "pruned", chain=chain, prune=True).keys() == tensors.keys()
-
-
-def test_a_merge_is_done_again_from_its_result(trio: dict[str, Path], tmp_path: Path) -> None:
-    merged(
-        trio,
-        tmp_path / "out",
-        chain=[{"name": "x", "models": ["a", "b"], "alpha": 0.3}, {"models": ["x", "c"]}],
-    )
-    result = tmp_path / "copy.safetensors"
-    result.write_bytes((tmp_path / "out/model.safetensors").read_bytes())
-    with pytest.raises(FileError, match=r"needs models.a \(a.safetensors, sha256 [0-9a-f]{64}\)"):
-        recorded(result, {}, [])
-    with pytest.raises(FileError, match=r"b.safetensors is not what was merged; expected models.a \(a.saf"):
-        recorded(result, {"models.a": trio["b"]}, [])
-    settings, inputs = recorded(result, {"models.a": trio["a"]}, [trio["a"].parent])
-    again = merge(settings, inputs, tmp_path / "again")
-    assert (again / "model.safetensors").read_bytes() == result.read_bytes()
-    with pytest.raises(FileError, match="was not made by merging"):
-        recorded(trio["a"], {}, [])

@@ -7,15 +7,23 @@ from typing import Any
 
 import click
 
+from aid import starter
 from aid.cli.options import InputPath, collect
 from aid.cli.verb_command import bench, verb_command, verb_values
+from aid.errors import SettingsError
 from aid.verbs import VERBS
+
+OTHERWISE = {"file": "settings", "words": "set"}  # named so inside, as both are fields too
 
 
 def command() -> click.Command:
     def run(
         out: Path, device: str, threads: int, source: Path | None, folders: tuple[Path, ...], **given: Any
     ) -> None:
+        if folders and source is None:
+            raise SettingsError(
+                "--parents is given without --from", "the file whose merge is to be done again"
+            )
         settings, inputs = (
             verb_values("merge", given) if source is None else _recorded(source, folders, given)
         )
@@ -25,7 +33,8 @@ def command() -> click.Command:
         click.Option(
             ["--from", "source"],
             type=InputPath(),
-            help="Do again the merge that made this file; its parents are found by their hashes.",
+            help="Do again the merge that made this file; its parents are found by their hashes, beside it, "
+            "in the current folder, or where --models, --loras and --vae say.",
         ),
         click.Option(
             ["--parents", "folders"],
@@ -38,13 +47,23 @@ def command() -> click.Command:
 
 
 def _recorded(source: Path, folders: tuple[Path, ...], given: dict[str, Any]) -> tuple[Any, Any]:
+    """Raises SettingsError for options that say anything but where parents lie."""
     from aid.merge.replay import recorded
 
+    inputs = VERBS["merge"].inputs_type()
+    parents = inputs.model_fields.keys()
+    if idle := [name for name, value in given.items() if name not in parents and value not in (None, ())]:
+        flags = ", ".join(f"--{OTHERWISE.get(name, name).replace('_', '-')}" for name in idle)
+        raise SettingsError(
+            f"--from is given beside {flags}",
+            "only where the parents lie: --models, --loras, --vae, --parents",
+            "For other settings merge anew, without --from.",
+        )
     paths: dict[str, Path] = {}
-    for name, value in collect(VERBS["merge"].inputs_type(), given).items():
+    for name, value in collect(inputs, given).items():
         paths |= (
             {f"{name}.{own}": Path(path) for own, path in value.items()}
             if isinstance(value, dict)
             else {name: value}
         )
-    return recorded(source, paths, folders)
+    return recorded(source, paths, [*folders, starter.FOLDER])

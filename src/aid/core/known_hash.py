@@ -18,18 +18,33 @@ Identity = tuple[int, int, int, int]
 """Size, the two times in nanoseconds, inode."""
 
 
+def identity_of(path: Path) -> Identity:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def is_quick(path: Path) -> bool:
+    """Whether the file's hash can be had without reading much."""
+    memory, identity = _memory(), identity_of(path)
+    return identity[0] < LARGE_BYTES or (memory is not None and _name(path, identity) in _read(memory))
+
+
 def known_sha256(path: Path, identity: Identity) -> str:
     """The file's hash, read off if this very file was hashed before. Raises FileError if it can't be read."""
     memory = _memory()
     if identity[0] < LARGE_BYTES or memory is None:
         return sha256_file(path)
-    name, known = " ".join(map(str, (*identity, path))), _read(memory)
+    name, known = _name(path, identity), _read(memory)
     if name not in known:
         known[name] = sha256_file(path)
         latest = {**_read(memory), name: known[name]}  # another process may have added its own meanwhile
         with suppress(FileError, OSError):  # a full or read-only home: it will be hashed again
             write_json(memory, dict(list(latest.items())[-MOST:]))
     return known[name]
+
+
+def _name(path: Path, identity: Identity) -> str:
+    return " ".join(map(str, (*identity, path.absolute())))
 
 
 def _memory() -> Path | None:
