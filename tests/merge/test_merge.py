@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from aid.cli import main
 from aid.core.lineage import embedded_lineage
 from aid.errors import AidError, FileError, ModelError, SettingsError
 from aid.merge.run import merge
@@ -157,6 +158,30 @@ def test_shares_add_up_and_the_primary_takes_the_rest(trio: dict[str, Path], tmp
     assert blocks["M00"]["shares"] == {"composition": 1.0}
 
 
+def test_26_numbers_are_read_as_the_community_writes_them(trio: dict[str, Path], tmp_path: Path) -> None:
+    """Beside a table of another model, in a file and on the command line."""
+    numbers = [round(0.01 * at, 2) for at in range(26)]
+    table = {"BASE": numbers[0], "IN": numbers[1:13], "M00": numbers[13], "OUT": numbers[14:]}
+    commas = ",".join(map(str, numbers))
+    written = [f'detail = "{commas}"', f"detail = [{commas}]"]
+    words = [word for name, path in trio.items() for word in ("--models", f"{name}={path}")]
+    words += ["--primary", "style", "--set", "weights.composition.IN=0.5"]
+    ways = [["--set", f"weights.detail={commas}"], ["--set", f"weights.detail=[{commas}]"]]
+    for number, line in enumerate(written):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(f"[weights]\n{line}\n")
+        ways.append(["--settings", str(file)])
+    settings = MergeSettings(primary="style", weights={"detail": table, "composition": {"IN": 0.5}})
+    expected = json.loads(
+        (merge(settings, MergeInputs(models=trio), tmp_path / "table") / "blocks.json").read_text()
+    )
+    for number, way in enumerate(ways):
+        main(["merge", *words, *way, "--out", str(tmp_path / f"out{number}")])
+        assert json.loads((tmp_path / f"out{number}" / "blocks.json").read_text()) == expected
+    assert expected["OUT11"]["shares"]["detail"] == 0.25
+    assert expected["BASE"]["shares"] == {"style": 1.0}
+
+
 def test_position_ids_stay_whole_numbers(trio: dict[str, Path], tmp_path: Path) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         tensors[POSITION_IDS] = tensors[POSITION_IDS].half() - 0.01
@@ -293,9 +318,16 @@ def test_pickled_parents_are_read_without_running_code(trio: dict[str, Path], tm
         ({"primary": "style", "weights": {"details": {"IN": 1}}}, "Did you mean detail"),
         ({"primary": "style", "weights": {"detail": {"IN12": 1}}}, "IN12 is not a block"),
         ({"primary": "style", "weights": {"detail": {"IN": 1.5}}}, "detail has weight 1.5 in IN00"),
-        ({"primary": "style", "weights": {"detail": {"IN": float("nan")}}}, "weight nan"),
+        ({"primary": "style", "weights": {"detail": {"IN": float("nan")}}}, "detail is nan in IN00"),
         ({"primary": "style", "weights": {"detail": {"IN": [1, 0]}}}, "IN has 2 weights"),
         ({"primary": "style", "weights": {"style": {"IN": 1}}}, "style is the primary"),
+        (
+            {"primary": "style", "weights": {"detail": [0.5] * 25}},
+            "detail: 25 weights are given; expected 26 for sd1: BASE, IN00-IN11, M00, .* The first is BASE",
+        ),
+        ({"primary": "style", "weights": {"detail": "1,0"}}, "detail: 2 weights are given; expected 26"),
+        ({"primary": "style", "weights": {"detail": "1,O" + 24 * ",0"}}, "holds what is no number"),
+        ({"primary": "style", "weights": {"detail": [2.0] * 26}}, "detail has weight 2 in BASE"),
         (
             {"primary": "style", "weights": {"detail": {"M00": 0.7}, "composition": {"M00": 0.6}}},
             "weights of M00 add up to 1.3",

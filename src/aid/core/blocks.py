@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from aid.core.spelling import did_you_mean
@@ -17,20 +17,25 @@ def _blocks(each_way: int) -> tuple[str, ...]:
 SD1_BLOCKS = _blocks(12)
 BLOCKS = {"sd1": SD1_BLOCKS, "sd2": SD1_BLOCKS, "sdxl": _blocks(9)}
 VAE_BLOCK = "VAE"  # of its own under some conventions
+Written = Mapping[str, float | list[float]] | Sequence[float] | str
+"""Weights by block or range; or all of them in the blocks' order, in a list or with commas between."""
 
 
 def expand(
-    weights: Mapping[str, float | list[float]],
+    weights: Written,
     default: float = 0.0,
     family: str = "sd1",
     extra: tuple[str, ...] = (),
 ) -> dict[str, float]:
     """Write every block out. Keys are blocks or ranges: `OUT`, `IN00-05`, `IN06-IN11`; a list gives a
     range one value a block. Later keys win. Blocks not named get `default`; `extra` are blocks beyond the
-    family's own.
+    family's own, to which a list of all gives BASE's.
 
     Raises SettingsError for an unknown block or a list of the wrong length.
     """
+    if not isinstance(weights, Mapping):
+        numbers = _in_order(weights, family)
+        return numbers | dict.fromkeys(extra, numbers["BASE"])
     every = dict.fromkeys((*BLOCKS[family], *extra), default)
     for name, value in weights.items():
         blocks = block_range(name, family, extra)
@@ -39,6 +44,22 @@ def expand(
             raise SettingsError(f"{name} has {len(values)} weights", f"{len(blocks)}, one a block")
         every.update(zip(blocks, map(float, values), strict=True))
     return every
+
+
+def _in_order(weights: Sequence[float] | str, family: str) -> dict[str, float]:
+    """As the community writes them: 26 numbers, the base alpha first, or 20 for SDXL."""
+    blocks = BLOCKS[family]
+    words = weights.split(",") if isinstance(weights, str) else weights
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError as error:
+        raise SettingsError(f"{weights!r} holds what is no number", "0.5, 0, ...: one a block") from error
+    if len(numbers) != len(blocks):
+        base = "The first is BASE's, the base alpha." if len(numbers) == len(blocks) - 1 else ""
+        raise SettingsError(
+            f"{len(numbers)} weights are given", f"{len(blocks)} for {family}: {_runs(blocks)}", base
+        )
+    return dict(zip(blocks, numbers, strict=True))
 
 
 def block_range(name: str, family: str = "sd1", extra: tuple[str, ...] = ()) -> list[str]:

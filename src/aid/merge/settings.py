@@ -11,7 +11,7 @@ from aid.core.artifact import Inputs, Settings
 from aid.core.lineage import LINEAGE_FILE
 from aid.sd.model.location import ARTIFACT_FILE
 
-Weight = float | str | dict[str, float | list[float]]
+Weight = float | str | list[float] | dict[str, float | list[float]]
 
 
 class MergeStep(BaseModel):
@@ -27,7 +27,8 @@ class MergeStep(BaseModel):
     """A, B and, where the mode takes one, C: names of models or of earlier steps."""
     alpha: Weight = 0.5
     """One number for all blocks; or block or range (`BASE`, `IN00-05`, `OUT`) -> number, blocks not named
-    being 0; or the name of a curve that the community knows, such as `GRAD_V`."""
+    being 0; or a number for each block, as in `weights`; or the name of a curve that the community knows,
+    such as `GRAD_V`."""
     beta: Weight = 0.0
     """The mode's second weight, if it has one: C's share, a kept fraction, a probability."""
     gamma: Weight = 1.0
@@ -49,9 +50,12 @@ class MergeSettings(Settings):
     """A named recipe, such as `aid-v1`; `weights` given beside it override it model by model."""
     primary: str = ""
     """The model that supplies whatever the others don't take; empty means the preset's, or `base`."""
-    weights: dict[str, dict[str, float | list[float]]] = Field(default_factory=dict)
+    weights: dict[str, Weight] = Field(default_factory=dict)
     """For each model but the primary: block or range (`BASE`, `IN00-05`, `OUT`) -> share, 0 to 1.
-    A list gives a range one share a block. Blocks not named are 0, so nothing changes unasked."""
+    A list gives a range one share a block. Blocks not named are 0, so nothing changes unasked. Or all shares
+    in the community's order, as a list or as text with commas: BASE (the base alpha), IN00-11, M00, OUT00-11,
+    which are 26 numbers; for SDXL BASE, IN00-08, M00, OUT00-08, which are 20. Or what else a step's `alpha`
+    may be."""
     steps: tuple[str, ...] = ()
     """Empty, weights are shares of the result. Else they are those of successive merges of two models
     (result so far, then the model named), as the Merge Block Weighted extension is used, in this order."""

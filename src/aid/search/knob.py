@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from aid.core.blocks import block_range, expand
+from aid.core.blocks import block_range
 from aid.core.spelling import did_you_mean
 from aid.errors import SettingsError
 from aid.merge.recipe.curve import numbers_of
@@ -74,7 +74,7 @@ def space_of(knobs: Sequence[Knob], merge: MergeSettings, family: Family) -> Spa
         return Space(tuple(variables), merge, _alphas(turned, merge, family, extra))
     primary, weights = resolved(merge)
     named = dict.fromkeys([*weights, *(one.model for one in variables)])
-    rows = {model: expand(dict(weights.get(model, {})), 0.0, family, extra) for model in named}
+    rows = {model: numbers_of(weights.get(model, 0.0), model, family, extra) for model in named}
     if not merge.steps:
         _require_room(variables, rows)
     given = {"preset": "", "primary": primary, "weights": rows}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from aid.core.blocks import BLOCKS, SD1_BLOCKS, block_range, expand
+from aid.core.blocks import BLOCKS, SD1_BLOCKS, Written, block_range, expand
 from aid.core.spelling import did_you_mean
 from aid.core.toml import read_toml
 from aid.errors import SettingsError
@@ -18,17 +17,25 @@ CURVES = Path(__file__).with_name("curves.toml")
 
 
 def numbers_of(weight: Weight, where: str, family: str, extra: tuple[str, ...]) -> dict[str, float]:
-    """Every block's number. Raises SettingsError for an unknown block or curve, and for NaN and infinity."""
-    if isinstance(weight, str):
+    """Every block's number. Raises SettingsError for an unknown block or curve, for a number too many or too
+    few, and for NaN and infinity."""
+    if isinstance(weight, str) and "," not in weight:
         numbers = _curve(weight, family)
-    elif isinstance(weight, Mapping):
-        numbers = expand(weight, 0.0, family, extra)
-    else:
+    elif isinstance(weight, float | int):
         numbers = dict.fromkeys((*BLOCKS[family], *extra), float(weight))
+    else:
+        numbers = _expanded(weight, where, family, extra)
     for block, number in numbers.items():
         if not math.isfinite(number):
             raise SettingsError(f"{where} is {number:g} in {block}", "a finite number")
     return numbers | {block: numbers["BASE"] for block in extra if block not in numbers}
+
+
+def _expanded(weight: Written, where: str, family: str, extra: tuple[str, ...]) -> dict[str, float]:
+    try:
+        return expand(weight, 0.0, family, extra)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error.found}", error.expected, error.next_step) from error
 
 
 def _curve(name: str, family: str) -> dict[str, float]:

@@ -11,18 +11,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from aid.core.blocks import BLOCKS, block_range, expand
+from aid.core.blocks import BLOCKS, block_range
 from aid.core.spelling import did_you_mean
 from aid.errors import SettingsError
 from aid.merge.recipe.combination import ROUNDING, Combination, Link, Numbers, chained, exact, shared
 from aid.merge.recipe.curve import Element, element, numbers_of
 from aid.merge.recipe.linear import LINEAR, ONE
-from aid.merge.settings import MergeSettings, MergeStep
+from aid.merge.settings import MergeSettings, MergeStep, Weight
 from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import Convention, block_of, extra_blocks
 from aid.sd.model.layouts import VAE
 
-Weights = Mapping[str, Mapping[str, float | list[float]]]
+Weights = Mapping[str, Weight]
 ByModel = dict[str, dict[str, float]]
 DEFAULT_PRIMARY = "base"
 
@@ -173,7 +173,7 @@ def plan(settings: MergeSettings, models: Collection[str], family: Family = "sd1
             "The primary takes what the others leave.",
         )
     extra = extra_blocks(family, settings.convention)
-    by_model = {name: _checked(name, expand(dict(row), 0.0, family, extra)) for name, row in weights.items()}
+    by_model = {name: _checked(name, numbers_of(row, name, family, extra)) for name, row in weights.items()}
     others = _order(settings.steps, by_model, models, primary)
     if settings.steps:
         rule: Rule = _series(primary, settings.steps, by_model)
