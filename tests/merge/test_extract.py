@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from aid.core.blocks import SD1_BLOCKS
 from aid.core.lineage import lineage_of
 from aid.core.workbench import Workbench
-from aid.errors import ModelError
+from aid.errors import FileError, ModelError
 from aid.merge.decomposition import nearest
 from aid.merge.extract import extract
 from aid.merge.run import merge
@@ -138,3 +139,30 @@ def test_the_nearest_product_of_a_rank(shape: tuple[int, int]) -> None:
     left, values, right = np.linalg.svd(full.double().numpy(), full_matrices=False)
     expected = torch.from_numpy((left[:, :3] * values[:3]) @ right[:3]).float()
     assert torch.allclose(nearest(full, 3).up @ nearest(full, 3).down, expected, atol=1e-5)
+
+
+def test_an_artifact_s_adapter_is_baked(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """As its file is; a folder with none or two of them is refused."""
+    origin, tuned = pair
+    lora = extract(
+        ExtractSettings(name="x", rank=2), ExtractInputs(tuned=tuned, origin=origin), tmp_path / "lora"
+    )
+    results = []
+    for number, path in enumerate((lora, lora / "x.safetensors")):
+        inputs = MergeInputs(models={"base": origin}, loras={"f": path})
+        out = merge(MergeSettings(), inputs, tmp_path / f"out{number}")
+        results.append(load_file(out / "model.safetensors"))
+    one, other = results
+    assert all(torch.equal(one[key], other[key]) for key in other)
+    assert not torch.equal(one[QUERY], load_file(origin)[QUERY])
+    several, none = tmp_path / "several", tmp_path / "none"
+    several.mkdir(), none.mkdir()
+    for name in ("y", "z"):
+        shutil.copy(lora / "x.safetensors", several / f"{name}.safetensors")
+    shutil.copy(origin, none / "model.safetensors")
+    for folder, holds in ((several, "y.safetensors, z.safetensors"), (none, "no adapter")):
+        inputs = MergeInputs(models={"base": origin}, loras={"f": folder})
+        with pytest.raises(
+            FileError, match=f"{folder.name} holds {holds}; expected a file, or a folder with one"
+        ):
+            merge(MergeSettings(), inputs, tmp_path / "bad")

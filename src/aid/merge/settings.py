@@ -82,7 +82,7 @@ class MergeInputs(Inputs):
     models: dict[str, Path] = Field(min_length=1)
     """Name -> checkpoint artifact or file. The names are those used in `weights` and `primary`."""
     loras: dict[str, Path] = Field(default_factory=dict)
-    """Name -> adapter to bake into the result."""
+    """Name -> adapter to bake into the result: a file, or an artifact that holds one."""
     vae: Path | None = None
     """A VAE file, or a checkpoint that holds one, to put in place of the merged VAE."""
 

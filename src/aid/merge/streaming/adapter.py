@@ -271,7 +271,12 @@ def _matrix_of(array: Array) -> Matrix:
 
 
 def open_adapter(path: Path) -> Adapter:
-    """Its tensors stay where they are, checked. Raises as `load_adapter` does."""
+    """Out of a file, or an artifact that holds one. Its tensors stay where they are, checked. Raises as
+    `adapter_file` and `load_adapter` do."""
+    if path.is_dir():
+        from aid.sd.adapter.folder import adapter_file  # takes torch
+
+        path = adapter_file(path)
     return load_adapter(path, kept=False, finite=is_finite)
 
 

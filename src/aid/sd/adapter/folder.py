@@ -65,6 +65,15 @@ def find_adapters(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in reversed(_ranked(folder))}
 
 
+def adapter_file(folder: Path) -> Path:
+    """The one that a folder, such as an artifact, holds. Raises FileError for none or several."""
+    found = [path for path in find_adapters(folder).values() if not _fault(path)]
+    if len(found) != 1:
+        names = ", ".join(sorted(path.name for path in found)) or "no adapter"
+        raise FileError(f"{folder} holds {names}", "a file, or a folder with one adapter", "Give the file.")
+    return found[0]
+
+
 def skipped_adapters(folder: Path) -> dict[Path, str]:
     """Files of a folder that no call uses, and why. Headers are read; a pickle has its error when called."""
     found = find_adapters(folder)
