@@ -30,7 +30,8 @@ FIRST: dict[Convention, tuple[str, ...]] = {  # what counts as IN00
 def block_of(key: str, family: Family = "sd1", convention: Convention = "mbw") -> str:
     """`BASE`, `IN00`..`IN11`, `M00` or `OUT00`..`OUT11`; SDXL has nine of each, and `VAE` under `mecha`.
 
-    `out.` counts as the last OUT block everywhere. time_embed is IN00 under `mbw` and `supermerger`, under
+    `out.` counts as the last OUT block everywhere; of SDXL, MBW itself has OUT11 there, which is none of its
+    blocks. time_embed is IN00 under `mbw` and `supermerger`, under
     this SDXL's label_emb too; text encoders, VAE and all else are BASE.
     """
     if not key.startswith(UNET):
