@@ -20,6 +20,7 @@ from aid.core.workbench import Workbench
 from aid.errors import ModelError, SettingsError
 from aid.merge.arithmetic.portable import TORCH
 from aid.merge.arithmetic.sums import kernel
+from aid.merge.recipe.curve import numbers_of
 from aid.merge.recipe.recipe import plan
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
@@ -306,6 +307,27 @@ def test_curves_and_families() -> None:
         plan(MergeSettings.model_validate({"chain": [{"models": ["a", "b"], "alpha": "GRAD_W"}]}), ["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("theirs", "own"),
+    [
+        ("SMOOTHSTEP*2", "2SMOOTHSTEP"),
+        ("R_SMOOTHSTEP*4", "4R_SMOOTHSTEP"),
+        ("SMOOTHSTEP/2", "HALF_SMOOTHSTEP"),
+        ("R_SMOOTHSTEP/3", "ONE_THIRD_R_SMOOTHSTEP"),
+        ("smoothstep/4", "ONE_FOURTH_SMOOTHSTEP"),
+        ("REVERSE-SMOOTHSTEP", "REVERSE_SMOOTHSTEP"),
+    ],
+)
+def test_curves_have_supermerger_s_names_too(theirs: str, own: str) -> None:
+    one, other = (
+        plan(MergeSettings.model_validate({"chain": [{"models": ["a", "b"], "alpha": name}]}), ["a", "b"])
+        for name in (theirs, own)
+    )
+    assert one.by_model() == other.by_model()
+    with pytest.raises(SettingsError, match=r"SMOOTHSTEP\*9 is no curve of weights; expected .*2SMOOTHSTEP"):
+        numbers_of("SMOOTHSTEP*9", "alpha", "sd1", ())
+
+
 def test_sd2_is_merged_too(tmp_path: Path) -> None:
     models = narrow(TINY_SD2, tmp_path)
     result = merged(models, tmp_path / "out", chain=[{"models": ["a", "b"], "alpha": 0.5}])
@@ -325,6 +347,11 @@ def test_sd2_is_merged_too(tmp_path: Path) -> None:
         ({"chain": [{"models": ["a", "b"], "alpha": float("inf")}]}, "alpha is inf"),
         ({"chain": [{"models": ["a", "b"], "elements": ["IN:attn"]}]}, "no rule for elements"),
         ({"chain": [{"models": ["a", "b"], "freeze": ["OUT12"]}]}, "OUT12 is not a block"),
+        (
+            {"chain": [{"mode": "ties", "models": ["a", "b"]}]},
+            "beta is 0; expected for ties the share of the differences that is kept, above 0 and at most 1",
+        ),
+        ({"chain": [{"mode": "dare", "models": ["a", "b"], "beta": 1}]}, "is dropped, from 0 to below 1"),
     ],
 )
 def test_steps_that_cannot_be_meant_are_named(
@@ -356,7 +383,7 @@ def test_adapters_are_baked_by_block_and_negative_ones_take_away(
         a, b = (load_file(trio[model])[changed].float() for model in "ab")
         exact = 0.5 * a + 0.5 * b + expected * 0.5 * (up @ down)
         torch.testing.assert_close(result[changed], exact.half(), rtol=1e-3, atol=1e-5)
-    with pytest.raises(SettingsError, match="lora_weights names k"):
+    with pytest.raises(SettingsError, match="names k, which is not among the LoRAs; expected l"):
         merge(settings.model_copy(update={"lora_weights": {"k": 1.0}}), inputs, tmp_path / "bad")
 
 

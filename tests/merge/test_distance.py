@@ -19,6 +19,9 @@ from aid.merge.settings import DistanceInputs, DistanceSettings
 from aid.sd.file.tensorfile import read_header
 from aid.sd.model.blocks import block_of, is_merged
 
+HEAD = "model.diffusion_model.out.2.weight"
+FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"
+
 
 @pytest.fixture(scope="module")
 def models(lively_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -75,3 +78,26 @@ def test_what_has_no_distance(models: dict[str, Path], tmp_path: Path) -> None:
     two = {"a": models["a"], "b": tmp_path / "broken.safetensors"}
     with pytest.raises(ModelError, match=r"b \(.*out\.2\.weight holds NaN or infinity"):
         distance(DistanceSettings(), DistanceInputs(models=two), tmp_path / "broken")
+
+
+def test_what_a_model_lacks_is_told(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what it has as whole numbers; averages, which are no part of the model, are not missed."""
+    tensors, metadata = load_file(models["near"]), read_header(models["near"]).metadata
+    del tensors[HEAD]
+    tensors[FIRST_CONV] = tensors[FIRST_CONV].to(torch.int32)
+    save_file(tensors, tmp_path / "less.safetensors", metadata)
+    more = load_file(models["a"]) | {"model_ema.diffusion_modeloutweight": torch.ones(3)}
+    save_file(more, tmp_path / "more.safetensors", metadata)
+    words = [
+        "--models",
+        f"a={tmp_path / 'more.safetensors'}",
+        "--models",
+        f"b={tmp_path / 'less.safetensors'}",
+    ]
+    main(["merge", "distance", *words, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert f"less.safetensors) lacks {HEAD}: compared without" in said
+    assert f"less.safetensors): {FIRST_CONV} is int32: compared without" in said
+    assert "ema" not in said and "a (" not in said

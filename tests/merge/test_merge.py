@@ -354,6 +354,14 @@ def test_parents_that_do_not_fit_are_named(trio: dict[str, Path], tmp_path: Path
     def huge(tensors: dict[str, torch.Tensor]) -> None:
         tensors[FIRST_CONV] = tensors[FIRST_CONV].float() + 1e6
 
+    def beheaded(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[FIRST_CONV]
+
+    primary = changed(trio["style"], tmp_path / "lacking.safetensors", beheaded)
+    with pytest.raises(ModelError, match=rf"`aid inspect {primary}` tells what it is"):
+        merge(
+            MergeSettings(preset="aid-v1"), MergeInputs(models={**trio, "style": primary}), tmp_path / "out"
+        )
     truncated = tmp_path / "truncated.safetensors"
     truncated.write_bytes(trio["detail"].read_bytes()[:-100])
     save_file({"lora_down": torch.zeros(2)}, tmp_path / "lora.safetensors")

@@ -385,7 +385,7 @@ def test_a_chain_joins_both_kinds_and_chance_is_of_the_seed(models: dict[str, Pa
 def test_a_share_that_cannot_be_is_refused(
     models: dict[str, Path], tmp_path: Path, mode: str, beta: float
 ) -> None:
-    with pytest.raises(SettingsError, match="a share of the values"):
+    with pytest.raises(SettingsError, match=f"beta is {beta:g}; expected for {mode} the share of"):
         merged(models, tmp_path / "out", chain=[{"mode": mode, "models": ["a", "b"], "beta": beta}])
 
 

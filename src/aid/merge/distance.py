@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from aid.errors import ModelError, SettingsError
 from aid.merge.arithmetic.sums import Operand, arithmetic
 from aid.merge.settings import DistanceInputs, DistanceSettings
 from aid.merge.streaming.parent import Parent, open_parent, require_one_architecture
+from aid.merge.streaming.plan import is_model
 from aid.sd.file.header import FLOATING, ITEM_BYTES
+from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import block_of, extra_blocks, is_merged
 from aid.sd.model.detection import detect
 
@@ -37,6 +39,8 @@ def distance(settings: DistanceSettings, inputs: DistanceInputs, out: Path, benc
         parents = [open_parent(name, path, open_files) for name, path in inputs.models.items()]
         require_one_architecture(parents[0], parents[1:])
         grouped = _grouped(parents, settings)
+        for note in _notes(parents, grouped, settings):
+            bench.progress.say(note)
         table: Table = {}
         with bench.progress.task("compare", total=len(parents) - 1, unit="model") as tick:
             for number, parent in enumerate(parents[:-1], 1):
@@ -49,14 +53,35 @@ def distance(settings: DistanceSettings, inputs: DistanceInputs, out: Path, benc
 
 def _grouped(parents: Sequence[Parent], settings: DistanceSettings) -> dict[str, list[str]]:
     """Block -> the tensors that all models have there."""
-    first = parents[0]
-    family = detect(first.shapes(), first.metadata, str(first)).family
+    first, family = parents[0], _family(parents[0])
     extra = extra_blocks(family, settings.convention)
     grouped: dict[str, list[str]] = {block: [] for block in (*BLOCKS[family], *extra)}
     for key in first.formats:
         if _is_compared(key, parents, settings):
             grouped[block_of(key, family, settings.convention)].append(key)
     return grouped
+
+
+def _family(parent: Parent) -> Family:
+    return detect(parent.shapes(), parent.metadata, str(parent.path)).family
+
+
+def _notes(
+    parents: Sequence[Parent], grouped: Mapping[str, Sequence[str]], settings: DistanceSettings
+) -> Iterator[str]:
+    """What of the models is not compared, since some lack it or have it as whole numbers."""
+    compared, family = {key for keys in grouped.values() for key in keys}, _family(parents[0])
+    rest = {
+        key: None
+        for parent in parents
+        for key in parent.formats.keys() - compared
+        if parent.is_floating(key) and is_model(key, family) and is_merged(key, settings.convention)
+    }
+    for parent in parents:
+        if missing := [key for key in rest if key not in parent.formats]:
+            yield f"{parent.lacks(missing)}: compared without"
+        if whole := [key for key in rest if key in parent.formats and not parent.is_floating(key)]:
+            yield f"{parent}: {whole[0]} is {parent.formats[whole[0]].word}: compared without"
 
 
 def _is_compared(key: str, parents: Sequence[Parent], settings: DistanceSettings) -> bool:

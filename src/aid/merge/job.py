@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,17 +67,20 @@ class Job:
         return {name: open_adapter(path) for name, path in self.inputs.loras.items()}
 
     def notes(self, plan: Plan) -> list[str]:
-        """What a person may not expect: parts of adapters, and of models, that aren't there."""
-        told = [f"{self._told(name, keys)}: as other models have it" for name, keys in plan.lacking.items()]
+        """What a person may not expect: parts of adapters, and of models, that aren't there; and what changes
+        nothing."""
+        told = [
+            f"{self.parents[name].lacks(keys)}: as other models have it"
+            for name, keys in plan.lacking.items()
+        ]
+        told += plan.recipe.rule.idle(plan.merged)
+        idle = [self.parents[name] for name in plan.recipe.order if name not in plan.givers]
+        told += [f"{parent} has no weight anywhere: it is no part of the result" for parent in idle]
         if not self.inputs.loras:
             return told
         from aid.sd.adapter.bake import unmatched
 
         return [*told, *unmatched(self.architecture, self.adapters.values())]
-
-    def _told(self, name: str, keys: Sequence[str]) -> str:
-        more = f" and {len(keys) - 1} more" if keys[1:] else ""
-        return f"{self.parents[name]} lacks {keys[0]}{more}"
 
     def _require_whole(self, plan: Plan) -> None:
         """Raises ModelError for a parent that lacks a tensor that every model of the architecture has."""
@@ -94,7 +97,9 @@ class Job:
         for name, keys in plan.lacking.items():
             if missing := [key for key in keys if key in every]:
                 keep = "`broken = 'keep'` takes it as the other models have it."
-                raise ModelError(self._told(name, missing), "all tensors of a block that it gives", keep)
+                raise ModelError(
+                    self.parents[name].lacks(missing), "all tensors of a block that it gives", keep
+                )
 
     def planned(self, settings: MergeSettings) -> Plan:
         """Raises as `recipe` does."""
@@ -115,7 +120,7 @@ def open_job(
     primary = parents.get(primary_of(settings))  # `plan` says if there is none
     given = inputs.vae is not None
     architecture = (
-        detect(primary.shapes(), primary.metadata, str(primary), vae_given=given) if primary else SD1
+        detect(primary.shapes(), primary.metadata, str(primary.path), vae_given=given) if primary else SD1
     )
     plan(settings, parents, architecture.family)  # what can't be meant is told before a VAE is opened
     vae = open_vae_parent(inputs.vae, architecture.family, open_files) if inputs.vae else None

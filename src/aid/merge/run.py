@@ -17,6 +17,7 @@ from aid.merge.note import Notes
 from aid.merge.recipe.recipe import Recipe
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.merge.streaming.parent import Parent
+from aid.merge.streaming.plan import Plan
 from aid.merge.streaming.stream import threads_of, write_stream
 from aid.sd.model.architecture import METADATA_KEY as ARCHITECTURE_KEY
 
@@ -42,7 +43,7 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
         if plan.evaluation is not None:
             with bench.progress.task("measure", total=len(plan.evaluation.calls), unit="tensor") as tick:
                 plan.evaluation.measure(threads, tick)
-        metadata = _metadata(plan.recipe, job.parents, inputs, out)
+        metadata = _metadata(plan, job.parents, inputs, out)
         with bench.progress.task("merge", total=len(outputs), unit="tensor") as tick:
             notes = Notes(settings.broken == "keep", tick)
             write_stream(out / FILE, outputs, metadata, threads, notes)
@@ -51,13 +52,12 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
         write_json(out / "broken.json", notes.broken)
 
 
-def _metadata(
-    recipe: Recipe, parents: Mapping[str, Parent], inputs: MergeInputs, out: Path
-) -> dict[str, str]:
-    """What stays true of the primary, the recipe, and the parents' titles."""
+def _metadata(plan: Plan, parents: Mapping[str, Parent], inputs: MergeInputs, out: Path) -> dict[str, str]:
+    """What stays true of the primary, the recipe, and the titles of the parents that give anything."""
+    recipe = plan.recipe
     kept = parents[recipe.primary].metadata
     names = (ARCHITECTURE_KEY, *(f"modelspec.{name}" for name in STILL_TRUE))
-    titles = [parents[name].metadata.get("modelspec.title") or name for name in recipe.order]
+    titles = [parents[name].metadata.get("modelspec.title") or name for name in plan.givers]
     merge = {
         "convention": recipe.convention,
         "primary": recipe.primary,

@@ -14,6 +14,8 @@ from aid.errors import SettingsError
 from aid.merge.settings import Weight
 
 CURVES = Path(__file__).with_name("curves.toml")
+SUPERMERGER = {"*2": "2", "*3": "3", "*4": "4", "/2": "HALF_", "/3": "ONE_THIRD_", "/4": "ONE_FOURTH_"}
+"""The ends of its names for curves, and what those begin with here."""
 
 
 def numbers_of(weight: Weight, where: str, family: str, extra: tuple[str, ...]) -> dict[str, float]:
@@ -39,12 +41,18 @@ def _expanded(weight: Written, where: str, family: str, extra: tuple[str, ...]) 
 
 
 def _curve(name: str, family: str) -> dict[str, float]:
-    curves = _curves()
-    if name not in curves:
-        hint = did_you_mean(name.upper(), curves)
+    curves, own = _curves(), _spelt(name)
+    if own not in curves:
+        hint = did_you_mean(own, curves)
         raise SettingsError(f"{name} is no curve of weights", ", ".join(sorted(curves)), hint)
-    numbers = dict(zip(SD1_BLOCKS, curves[name], strict=True))
+    numbers = dict(zip(SD1_BLOCKS, curves[own], strict=True))
     return {block: numbers[block] for block in BLOCKS[family]}
+
+
+def _spelt(name: str) -> str:
+    """`R_SMOOTHSTEP/3` as ONE_THIRD_R_SMOOTHSTEP, `reverse-cosine` as REVERSE_COSINE."""
+    own = name.strip().upper().replace("-", "_")
+    return SUPERMERGER[own[-2:]] + own[:-2] if own[-2:] in SUPERMERGER else own
 
 
 @cache
@@ -61,6 +69,8 @@ class Element:
     other_words: bool
     """Whether it is for names that hold none of the words."""
     alpha: float
+    rule: str
+    """As it was written."""
 
     def fits(self, key: str, block: str) -> bool:
         return block in self.blocks and any(word in key for word in self.words) != self.other_words
@@ -79,7 +89,7 @@ def element(rule: str, family: str, extra: tuple[str, ...]) -> Element:
     turned, blocks = _turned(blocks)
     named = {block for word in blocks for block in block_range(word, family, extra)} if blocks else every
     other, words = _turned(words)
-    return Element(frozenset(every - named if turned else named), tuple(words or [""]), other, alpha)
+    return Element(frozenset(every - named if turned else named), tuple(words or [""]), other, alpha, rule)
 
 
 def _turned(words: list[str]) -> tuple[bool, list[str]]:

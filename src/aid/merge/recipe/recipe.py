@@ -51,7 +51,10 @@ MODES = {
     **dict.fromkeys(("ties", "ties_mass", "dare"), (2, MANY)),
 }
 """How many models a mode takes: at least, at most. What isn't linear is in `nonlinear`."""
-SHARES = {"ties": (1e-6, 1.0), "ties_mass": (1e-6, 1.0), "dare": (0.0, 1 - 1e-6)}
+LEAST = 1e-6
+KEPT = (LEAST, 1.0, "the share of the differences that is kept, above 0 and at most 1")
+DROPPED = (0.0, 1 - LEAST, "the share of the differences that is dropped, from 0 to below 1")
+SHARES = {"ties": KEPT, "ties_mass": KEPT, "dare": DROPPED}
 """Modes whose beta is a share, and what it may be."""
 RANGED = ("cosine_a", "cosine_b")
 """Modes that go by a range of similarities in the whole model; as supermerger does, they spare the VAE."""
@@ -64,6 +67,11 @@ class Rule(Protocol):
         """For one tensor; `held` are the models that have it. An empty key stands for the block at large."""
         ...
 
+    def idle(self, keys: Mapping[str, str]) -> list[str]:
+        """What of it changes nothing, to tell a person; `keys` are the tensors that are merged, each with its
+        block."""
+        ...
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -73,6 +81,9 @@ class Shares:
 
     def combination(self, key: str, block: str, held: tuple[str, ...]) -> Combination:
         return shared(self.shares[block], held)
+
+    def idle(self, keys: Mapping[str, str]) -> list[str]:
+        return []
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,23 @@ class Chain:
             for link, row, rules in rows
         )
         return chained(self.links, numbers, held)
+
+    def idle(self, keys: Mapping[str, str]) -> list[str]:
+        taken = {self.links[-1].name}
+        for link in reversed(self.links):
+            taken.update(link.operands if link.name in taken else ())
+        steps = [_where(link.name, number) for number, link in enumerate(self.links)]
+        told = [
+            f"{step} is taken by no other step: it is no part of the result"
+            for step, link in zip(steps, self.links, strict=True)
+            if link.name not in taken
+        ]
+        return told + [
+            f"{step}: the rule {element.rule!r} fits no tensor"
+            for step, elements in zip(steps, self.elements, strict=True)
+            for element in elements
+            if not any(element.fits(key, block) for key, block in keys.items())
+        ]
 
 
 def _spared(mode: str, key: str) -> bool:
@@ -149,7 +177,7 @@ def adapter_weights(
 ) -> dict[str, dict[str, float]]:
     """Adapter -> block -> weight, 1 where none is given. Raises SettingsError."""
     for name in settings.lora_weights:
-        _require(name, adapters, "lora_weights")
+        _require(name, adapters, "lora_weights", "LoRA")
     extra = extra_blocks(recipe.family, recipe.convention)
     told = {name: settings.lora_weights.get(name, 1.0) for name in adapters}
     return {name: numbers_of(weight, name, recipe.family, extra) for name, weight in told.items()}
@@ -191,11 +219,11 @@ def resolved(settings: MergeSettings) -> tuple[str, Weights]:
     return settings.primary or preset.primary, {**preset.weights, **settings.weights}
 
 
-def _require(name: str, models: Collection[str], where: str) -> None:
+def _require(name: str, models: Collection[str], where: str, kind: str = "model") -> None:
     if name not in models:
         raise SettingsError(
-            f"{where} names {name}, which is not among the models",
-            ", ".join(sorted(models)) or "at least one model",
+            f"{where} names {name}, which is not among the {kind}s",
+            ", ".join(sorted(models)) or f"at least one {kind}",
             did_you_mean(name, models),
         )
 
@@ -268,8 +296,13 @@ def _name(step: MergeStep, number: int) -> str:
     return step.name or f"{number}:"
 
 
+def _where(name: str, number: int) -> str:
+    """`name` as a link has it, or as a step has it."""
+    return f"step {number + 1 if not name or ':' in name else name} of the chain"
+
+
 def _check_step(step: MergeStep, number: int, known: Sequence[str], models: Collection[str]) -> None:
-    where = f"step {step.name or number + 1} of the chain"
+    where = _where(step.name, number)
     if step.mode not in MODES:
         expected = ", ".join(sorted(MODES))
         raise SettingsError(f"{step.mode} is not a mode", expected, did_you_mean(step.mode, MODES))
@@ -289,7 +322,7 @@ def _step_numbers(step: MergeStep, family: Family, extra: tuple[str, ...]) -> di
         numbers_of(weight, name, family, extra)
         for name, weight in (("alpha", step.alpha), ("beta", step.beta), ("gamma", step.gamma))
     )
-    least, most = SHARES.get(step.mode, (-math.inf, math.inf))
+    least, most, meant = SHARES.get(step.mode, (-math.inf, math.inf, ""))
     if unfit := [share for share in beta.values() if not least <= share <= most]:
-        raise SettingsError(f"beta is {unfit[0]:g}", f"for {step.mode}, a share of the values, 0 to 1")
+        raise SettingsError(f"beta is {unfit[0]:g}", f"for {step.mode} {meant}", "Give the step a `beta`.")
     return {block: None if block in frozen else (alpha[block], beta[block], gamma[block]) for block in alpha}

@@ -17,7 +17,7 @@ from aid.errors import FileError, ModelError
 from aid.merge.arithmetic.source import InFile, Source, part_of
 from aid.merge.recipe.combination import models_in
 from aid.merge.recipe.recipe import Recipe
-from aid.sd.file.header import ITEM_BYTES, Format, is_pickle, read_layout
+from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, is_pickle, read_layout
 from aid.sd.model.architecture import FAMILY_NAMES, Architecture, Family
 from aid.sd.model.detection import CONV_IN, family_of
 from aid.sd.model.layouts import VAE, modern_key, modern_keys
@@ -53,6 +53,13 @@ class Parent:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {key: one.shape for key, one in self.formats.items()}
+
+    def is_floating(self, key: str) -> bool:
+        return self.formats[key].name in FLOATING
+
+    def lacks(self, keys: Sequence[str]) -> str:
+        """Names it and the first of these tensors."""
+        return f"{self} lacks {keys[0]}" + (f" and {len(keys) - 1} more" if keys[1:] else "")
 
     def values(self, key: str, start: int, room: memoryview) -> memoryview:
         """A tensor's bytes from a given one on, as many as there is room for: there, or where they lie."""

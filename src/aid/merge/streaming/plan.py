@@ -13,6 +13,7 @@ from aid.merge.recipe.recipe import Recipe
 from aid.merge.streaming.parent import Parent
 from aid.merge.streaming.stream import Fault, Made, Output, Sum
 from aid.sd.file.header import FLOATING, Format
+from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import is_merged
 from aid.sd.model.detection import V_MARKER, ZERO_MARKER
 from aid.sd.model.layouts import POSITIONS, TEXT_ROOT, UNET, VAE
@@ -63,11 +64,26 @@ class Plan:
         givers = {block: models_in(self.recipe.nominal(block)) for block in self.recipe.blocks}
         found: dict[str, list[str]] = {}
         for key in self.combinations:
-            if _is_model(key, self.recipe) and _is_merged(key, self.recipe, self.parents):
+            if is_model(key, self.recipe.family) and _is_merged(key, self.recipe, self.parents):
                 for name in givers.get(self.recipe.block(key), ()):
                     if key not in self.parents[name].formats:
                         found.setdefault(name, []).append(key)
         return found
+
+    @cached_property
+    def merged(self) -> dict[str, str]:
+        """The tensors that the recipe decides on, each with its block."""
+        return {
+            key: self.recipe.block(key)
+            for key in self.combinations
+            if not self._is_given(key) and _is_merged(key, self.recipe, self.parents)
+        }
+
+    @cached_property
+    def givers(self) -> list[str]:
+        """The models that have a weight anywhere, in the recipe's order."""
+        read = {name for key in self.merged for name in models_in(self.combinations[key])}
+        return [name for name in self.recipe.order if name in read]
 
     @cached_property
     def evaluation(self) -> Evaluation | None:
@@ -86,9 +102,11 @@ class Plan:
         return Format(self.wanted.format, own.shape) if self.wanted.format and own.name in FLOATING else own
 
     def _is_evaluated(self, key: str, combination: Combination) -> bool:
-        if key in POSITIONS.values() or (self.wanted.vae is not None and key.startswith(VAE)):
-            return False
-        return key in self.wanted.bakes or not _is_sum(combination)
+        return not self._is_given(key) and (key in self.wanted.bakes or not _is_sum(combination))
+
+    def _is_given(self, key: str) -> bool:
+        """Whether no model has a say: position ids, and the VAE where one is put in."""
+        return key in POSITIONS.values() or (self.wanted.vae is not None and key.startswith(VAE))
 
 
 def planned(recipe: Recipe, parents: Mapping[str, Parent], wanted: Wanted) -> Plan:
@@ -97,7 +115,7 @@ def planned(recipe: Recipe, parents: Mapping[str, Parent], wanted: Wanted) -> Pl
     if wanted.vae is not None:
         _require_fit(wanted.vae, primary)
     keys = dict.fromkeys(key for name in recipe.order for key in parents[name].formats)
-    kept = [key for key in keys if not wanted.prune or _is_model(key, recipe)]
+    kept = [key for key in keys if not wanted.prune or is_model(key, recipe.family)]
     if missing := wanted.bakes.keys() - kept:
         raise ModelError(f"{primary} lacks {min(missing)}", "every tensor that an adapter changes")
     return Plan(
@@ -119,9 +137,9 @@ def _in_place(
     return {key: ordered.get(one, one) for key, one in combinations.items()}
 
 
-def _is_model(key: str, recipe: Recipe) -> bool:
+def is_model(key: str, family: Family) -> bool:
     """No average, no state of a training, no schedule."""
-    return key.startswith((UNET, TEXT_ROOT[recipe.family], VAE)) or key in (V_MARKER, ZERO_MARKER)
+    return key.startswith((UNET, TEXT_ROOT[family], VAE)) or key in (V_MARKER, ZERO_MARKER)
 
 
 def _held(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> tuple[str, ...]:
@@ -141,17 +159,13 @@ def _combination(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> Com
 
 def _is_merged(key: str, recipe: Recipe, parents: Mapping[str, Parent]) -> bool:
     held = _held(key, recipe, parents)
-    return is_merged(key, recipe.convention) and any(_is_floating(key, parents[name]) for name in held)
-
-
-def _is_floating(key: str, parent: Parent) -> bool:
-    return parent.formats[key].name in FLOATING
+    return is_merged(key, recipe.convention) and any(parents[name].is_floating(key) for name in held)
 
 
 def _require_kind(key: str, parent: Parent, first: Parent) -> None:
     """Raises ModelError for whole numbers where `first` has floating point, or the other way round."""
-    if _is_floating(key, parent) != _is_floating(key, first):
-        wanted = "floating point" if _is_floating(key, first) else "whole numbers"
+    if parent.is_floating(key) != first.is_floating(key):
+        wanted = "floating point" if first.is_floating(key) else "whole numbers"
         raise ModelError(
             f"{parent}: {key} is {parent.formats[key].word}",
             f"{wanted}, as in {first.name}, where it is {first.formats[key].word}",
