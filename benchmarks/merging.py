@@ -35,6 +35,8 @@ from typing import Any, NamedTuple
 
 from reporting import Row, report
 
+from aid.core.lineage import SETTLED_NS
+
 PIECE = 256 << 10
 RESULT = "peer.safetensors"
 MIB = 1 << 20
@@ -386,6 +388,7 @@ def prepare(case: Case, folder: Path) -> None:
     for number, path in enumerate(case.adapters(folder).values()):
         if not path.exists():
             make_lora(path, case.family, number, case.dora)
+    time.sleep(2 * SETTLED_NS / 1e9)  # the hash of a younger file isn't remembered
 
 
 def main() -> None:
