@@ -62,8 +62,8 @@ class Inputs(BaseModel):
                 named.update({f"{field}.{index}": path for index, path in enumerate(value)})
         return named
 
-    def read(self, path: Path) -> Path:
-        """What of an input decides the result: all of it, if a verb doesn't say otherwise."""
+    def known_by(self, path: Path) -> Path:
+        """The part of an input that decides the result: all of it, if a verb doesn't say otherwise."""
         return path
 
 
@@ -128,7 +128,7 @@ def verb(
 
 def asked(name: str, settings: Settings, inputs: Inputs) -> Lineage:
     """The lineage of a run of the verb `name`. Raises ArtifactError if an input was changed by hand."""
-    return describe(name, settings.model_dump(mode="json"), inputs.paths(), inputs.read)
+    return describe(name, settings.model_dump(mode="json"), inputs.paths(), inputs.known_by)
 
 
 def is_current(out: Path, lineage: Lineage) -> bool:

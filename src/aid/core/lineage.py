@@ -115,15 +115,16 @@ def describe(
     verb: str,
     settings: dict[str, Any],
     inputs: Mapping[str, Path],
-    read: Callable[[Path], Path] = lambda path: path,
+    known_by: Callable[[Path], Path] = lambda path: path,
 ) -> Lineage:
-    """The lineage of a run about to start; `read` tells what of an input it is known by. Raises ArtifactError
-    if an artifact was changed by hand."""
+    """The lineage of a run about to start; `known_by` tells which part of an input stands for it.
+
+    Raises ArtifactError if an artifact was changed by hand."""
     nodes: dict[str, Node] = {}
     sources: dict[str, Source] = {}
     for name, path in sorted(inputs.items()):
         _require_unchanged(path)
-        ancestry = lineage_of(read(path))
+        ancestry = lineage_of(known_by(path))
         nodes.update(ancestry.nodes)
         sources[name] = Source(sha256=ancestry.sha256, key=ancestry.key)
     node = Node(verb=verb, settings=settings, inputs=sources)

@@ -86,7 +86,7 @@ class MergeInputs(Inputs):
     vae: Path | None = None
     """A VAE file, or a checkpoint that holds one, to put in place of the merged VAE."""
 
-    def read(self, path: Path) -> Path:
+    def known_by(self, path: Path) -> Path:
         return file_of(path)
 
 
