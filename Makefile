@@ -3,7 +3,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-BENCHMARKS := startup stages files data prompts samplers drawing training merging blending
+BENCHMARKS := startup stages files data prompts samplers drawing studio training merging blending
 
 .PHONY: demo test fuzz kills check bench format clean
 

@@ -18,6 +18,7 @@ OTHERS = {
     "make": "Run a whole recipe; only what changed is built again.",
     "styles": "AID's styles: list, search, since when.",
     "lineage": "Where a file comes from, back to the pictures.",
+    "studio": "Draw from a browser, and from what speaks A1111's language.",
     "again": "A picture drawn again, from the text that it carries.",
     "prompt": "What a prompt means, word for word, before anything is drawn.",
     "inspect": "What a file is: architecture, blocks, hashes, metadata.",
@@ -68,6 +69,10 @@ class Lazy(click.Group):
             from aid.cli import converting
 
             return converting.COMMAND
+        if full == "studio":
+            from aid.cli import serving
+
+            return serving.COMMAND
         if full == "again":
             from aid.cli import again
 

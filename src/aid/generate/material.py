@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from aid.core.files import sha256_file
 from aid.core.lineage import content_sha256
 from aid.core.release import MODEL_FILE, Release
@@ -20,7 +22,14 @@ from aid.sd.embedding.file import Embedding, load_embedding
 from aid.sd.embedding.folder import embedding_files, load_embeddings
 from aid.sd.file.hashes import hash_file
 from aid.sd.file.precision import PRECISIONS
-from aid.sd.model.checkpoint import StableDiffusion, lay_out, load_checkpoint, resolve_checkpoint, resolve_vae
+from aid.sd.model.checkpoint import (
+    StableDiffusion,
+    lay_out,
+    load_checkpoint,
+    load_vae,
+    resolve_checkpoint,
+    resolve_vae,
+)
 from aid.sd.model.device import torch_device
 from aid.sd.model.folder import folder_sha256
 from aid.sd.picture.infotext import Weights, write_infotext
@@ -87,11 +96,13 @@ def adapter_hash(path: Path, metadata: Mapping[str, str]) -> str:
     return told[:ADAPTER_DIGITS]
 
 
-def load_material(settings: DrawingSettings, inputs: DrawingInputs, bench: Workbench) -> Material:
-    """Load what the inputs name. Raises FileError or ModelError naming the file that doesn't fit."""
-    model = load_model(inputs.checkpoint, inputs.vae, settings.precision, bench)
+def load_material(
+    settings: DrawingSettings, inputs: DrawingInputs, bench: Workbench, model: StableDiffusion | None = None
+) -> Material:
+    """Load what the inputs name, but for a model that is there already. Raises FileError or ModelError naming
+    the file that doesn't fit."""
+    model = model or load_model(inputs.checkpoint, inputs.vae, settings.precision, bench)
     embeddings, paths = named_embeddings(inputs.embeddings, model)
-    pictures = [path for path in (inputs.init, inputs.mask) if path is not None]
     return Material(
         model,
         embeddings,
@@ -99,7 +110,30 @@ def load_material(settings: DrawingSettings, inputs: DrawingInputs, bench: Workb
         _weights(model, inputs),
         AdapterFolder(*inputs.loras) if inputs.loras else None,
         read_wildcards(inputs.wildcards) if inputs.wildcards else {},
-        {sha256_file(path): path for path in pictures},
+        pictures_of(inputs),
+    )
+
+
+def pictures_of(inputs: DrawingInputs) -> dict[str, Path]:
+    """sha256 -> path of the pictures to draw from."""
+    return {sha256_file(path): path for path in (inputs.init, inputs.mask) if path is not None}
+
+
+def with_vae(material: Material, path: Path | None) -> Material:
+    """The same material with another VAE, or with the checkpoint's own."""
+    model, weights = material.model, material.weights
+    assert model.path is not None
+    vae = load_vae(path or model.path, model.device, model.architecture, model.dtype)
+    vae.to(memory_format=torch.channels_last)
+    file = resolve_vae(path).absolute() if path else None
+    return replace(
+        material,
+        model=replace(model, vae=vae, vae_path=path),
+        weights=replace(
+            weights,
+            vae_hash=weights_sha256(file)[:MODEL_DIGITS] if file else "",
+            vae=file.name if file else "",
+        ),
     )
 
 

@@ -53,7 +53,7 @@ def one_off(
     with _folder_made(folder):
         first, suffix = next_number(folder), SUFFIX[settings.format]
         files = [folder / picture_name(first + index, shot, suffix) for index, shot in enumerate(shots)]
-        lineage = asked("generate", settings, _narrowed(inputs, shots, material)).embedded(ancestors=False)
+        lineage = asked("generate", settings, narrowed(inputs, shots, material)).embedded(ancestors=False)
         draw_missing(material, shots, files, settings, lineage, bench)
     return files
 
@@ -79,7 +79,7 @@ def _styles(settings: GenerateSettings, shots: Sequence[Shot]) -> list[str]:
     return [*(shot.style for shot in shots), *settings.styles]
 
 
-def _narrowed(inputs: GenerateInputs, shots: Sequence[Shot], material: Material) -> GenerateInputs:
+def narrowed(inputs: GenerateInputs, shots: Sequence[Shot], material: Material) -> GenerateInputs:
     """With the adapters that are called, in place of whole folders of others."""
     if material.adapters is None:
         return inputs

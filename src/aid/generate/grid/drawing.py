@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-
-import torch
 
 from aid.core.workbench import Workbench
 from aid.generate.grid.layout import Grid, sources_of
 from aid.generate.grid.settings import GridInputs, GridSettings
-from aid.generate.material import MODEL_DIGITS, Material, load_material, weights_sha256
+from aid.generate.material import load_material, with_vae
 from aid.generate.run import draw_missing
 from aid.generate.settings import DrawingInputs
-from aid.sd.model.checkpoint import load_vae, resolve_vae
 
 
 def draw_grid(
@@ -36,24 +32,6 @@ def draw_grid(
             material = with_vae(material, path)
         shots = [plan.pictures[number].shot for number in numbers]
         draw_missing(material, shots, files, settings, lineage, bench)
-
-
-def with_vae(material: Material, path: Path | None) -> Material:
-    """The same material with another VAE, or with the checkpoint's own."""
-    model, weights = material.model, material.weights
-    assert model.path is not None
-    vae = load_vae(path or model.path, model.device, model.architecture, model.dtype)
-    vae.to(memory_format=torch.channels_last)
-    file = resolve_vae(path).absolute() if path else None
-    return dataclasses.replace(
-        material,
-        model=dataclasses.replace(model, vae=vae, vae_path=path),
-        weights=dataclasses.replace(
-            weights,
-            vae_hash=weights_sha256(file)[:MODEL_DIGITS] if file else "",
-            vae=file.name if file else "",
-        ),
-    )
 
 
 def _drawing_inputs(inputs: GridInputs, checkpoint: Path, vae: Path | None) -> DrawingInputs:

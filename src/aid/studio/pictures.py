@@ -1,0 +1,39 @@
+"""Pictures that clients send: decoded once, safely, and kept only as long as they are drawn from."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+
+from aid.core.picture import read_picture
+from aid.errors import PictureError
+
+MOST_MEGAPIXELS = 40.0
+DATA = "data:"
+
+
+def received(text: str, folder: Path, name: str) -> Path:
+    """A picture in base64, bare or as a data URI, as a PNG of ours in `folder`. What else was in the file is
+    left behind. Raises PictureError; an address is never fetched."""
+    content = unpacked(text, name)
+    raw, clean = folder / f"{name}.raw", folder / f"{name}.png"
+    raw.write_bytes(content)
+    try:
+        read_picture(raw, MOST_MEGAPIXELS).save(clean, "png")
+    except PictureError as error:
+        raise PictureError(f"{name}: it {error.found}", error.expected or "a whole picture") from error
+    finally:
+        raw.unlink()
+    return clean
+
+
+def unpacked(text: str, name: str) -> bytes:
+    """What base64 stands for. Raises PictureError."""
+    if "://" in text[:16]:
+        raise PictureError(f"{name} is an address, which is not fetched", "the picture itself, in base64")
+    packed = text.partition(",")[2] if text.startswith(DATA) else text
+    try:
+        return base64.b64decode(packed, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PictureError(f"{name} is not base64 ({error})", "a picture in base64") from error

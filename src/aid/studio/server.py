@@ -1,0 +1,260 @@
+"""The studio over HTTP: A1111's interface, OpenAI's pictures, and a page of its own."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, Field
+
+from aid.core.workbench import Workbench
+from aid.errors import AidError
+from aid.sd.picture.file import picture_bytes
+from aid.sd.picture.infotext import parse_infotext
+from aid.sd.picture.text import picture_text
+from aid.studio import listings
+from aid.studio.a1111 import Asked, Img2Img, Override, Txt2Img, answer_json, progress_json, settings_of
+from aid.studio.desk import Busy, Job
+from aid.studio.guard import Guard, refused
+from aid.studio.pictures import received, unpacked
+from aid.studio.settings import StudioSettings
+from aid.studio.studio import Studio
+
+PAGE = Path(__file__).parent / "page"
+API = "/sdapi/v1"
+EMPTY = ("hypernetworks", "face-restorers", "realesrgan-models", "script-info")
+AGAIN = ("checkpoints", "vae", "loras", "embeddings")
+
+
+class Text(BaseModel):
+    """POST png-info."""
+
+    model_config = ConfigDict(extra="ignore")
+    image: str
+
+
+class Images(BaseModel):
+    """POST /v1/images/generations, as OpenAI has it."""
+
+    model_config = ConfigDict(extra="ignore")
+    prompt: str
+    model: str = ""
+    """Clients that can't leave it out name OpenAI's own; what is not known here is the chosen one."""
+    n: int = Field(default=1, ge=1)
+    size: str | None = None
+
+
+def create_app(studio: Studio) -> FastAPI:
+    """The application; whoever serves it ends the studio's desk with it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        studio.desk.close()
+
+    app = FastAPI(title="AID", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.add_middleware(Guard, names=studio.settings.names)
+    app.add_exception_handler(AidError, _told)
+    app.add_exception_handler(RequestValidationError, _told)
+    _draws(app, studio)
+    _lists(app, studio)
+    _chooses(app, studio)
+    _openai(app, studio)
+    _page(app, studio)
+    return app
+
+
+def serve(settings: StudioSettings, bench: Workbench) -> None:
+    """Until interrupted."""
+    studio = Studio(settings, bench)
+    config = uvicorn.Config(
+        create_app(studio), settings.host, settings.port, log_level="warning", server_header=False
+    )
+    server = uvicorn.Server(config)
+    bench.progress.say(f"http://{settings.host}:{settings.port} draws with {studio.model}; Ctrl-C ends it")
+    server.run()
+
+
+async def _told(_: Request, error: Exception) -> JSONResponse:
+    """What is wrong, without what was sent: some clients send passwords along."""
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:])) or "the body"
+        return refused(422, f"{where}: {first['msg']}", "RequestError")
+    return refused(429 if isinstance(error, Busy) else 422, str(error), type(error).__name__)
+
+
+def _draws(app: FastAPI, studio: Studio) -> None:
+    async def drawn(asked: Asked, request: Request, **pictures: Path) -> dict[str, Any]:
+        override = asked.override_settings or Override()
+        title = studio.shelf.model(override.sd_model_checkpoint or studio.model)
+        settings = settings_of(asked, studio.usual(title), studio.settings.megapixels)
+        inputs = studio.inputs(title, override.sd_vae, **pictures)
+        name = asked.force_task_id or f"task({title})"
+        job = Job(settings, inputs, owner_of(request), name)
+        answer = await studio.draw(job)
+        return answer_json(asked, answer, job)
+
+    @app.post(f"{API}/txt2img")
+    async def txt2img(asked: Txt2Img, request: Request) -> dict[str, Any]:
+        return await drawn(asked, request)
+
+    @app.post(f"{API}/img2img")
+    async def img2img(asked: Img2Img, request: Request) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            sent = {"init": asked.init_images[0]} | ({"mask": asked.mask} if asked.mask else {})
+            pictures = {name: received(text, Path(folder), name) for name, text in sent.items()}
+            return await drawn(asked, request, **pictures)
+
+    @app.get(f"{API}/progress")
+    def progress() -> dict[str, Any]:
+        jobs = list(studio.desk.jobs)
+        return progress_json(jobs[0] if jobs else None, max(0, len(jobs) - 1), time.time())
+
+    @app.post(f"{API}/interrupt")
+    @app.post(f"{API}/skip")
+    def interrupt(request: Request) -> dict[str, Any]:
+        studio.desk.interrupt(owner_of(request))
+        return {}
+
+    @app.post(f"{API}/png-info")
+    def png_info(sent: Text) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "sent"
+            path.write_bytes(unpacked(sent.image, "the image"))
+            found = picture_text(path)
+        text = parse_infotext(found.parameters)
+        fields = {"Prompt": text.prompt, "Negative prompt": text.negative_prompt, **text.fields}
+        return {
+            "info": found.parameters,
+            "items": {"parameters": found.parameters} if found.parameters else {},
+            "parameters": fields if found.parameters else {},
+        }
+
+
+def _lists(app: FastAPI, studio: Studio) -> None:
+    found: dict[str, Callable[[], Any]] = {
+        "sd-models": lambda: listings.models(studio.shelf),
+        "sd-vae": lambda: listings.vaes(studio.shelf),
+        "samplers": listings.samplers,
+        "schedulers": listings.schedules,
+        "upscalers": listings.upscalers,
+        "latent-upscale-modes": listings.latent_upscalers,
+        "loras": lambda: listings.adapters(studio.shelf),
+        "embeddings": lambda: listings.embeddings(studio.shelf, studio.model),
+        "prompt-styles": lambda: listings.styles(studio.shelf, studio.model),
+        "scripts": lambda: {"txt2img": [], "img2img": []},
+        "cmd-flags": dict,
+        "memory": listings.memory,
+        **dict.fromkeys(EMPTY, list),
+    }
+    for name, listing in found.items():
+        app.add_api_route(f"{API}/{name}", _listed(listing), methods=["GET"])
+
+
+def _listed(listing: Callable[[], Any]) -> Callable[[], Any]:
+    def listed() -> Any:
+        return listing()
+
+    return listed
+
+
+def _chooses(app: FastAPI, studio: Studio) -> None:
+    @app.get(f"{API}/options")
+    def options() -> dict[str, Any]:
+        return {
+            "samples_format": "png",
+            "sd_model_checkpoint": studio.model,
+            "sd_checkpoint_hash": listings.known_hash(studio.shelf.models[studio.model]) or "",
+            "sd_vae": studio.vae or "Automatic",
+            "CLIP_stop_at_last_layers": studio.clip_skip or 1,
+        }
+
+    @app.post(f"{API}/options")
+    def choose(options: dict[str, Any]) -> dict[str, Any]:
+        studio.choose(options)
+        return {}
+
+    def refresh() -> dict[str, Any]:
+        studio.refresh()
+        return {}
+
+    for name in AGAIN:
+        app.add_api_route(f"{API}/refresh-{name}", refresh, methods=["POST"])
+
+    @app.post(f"{API}/unload-checkpoint")
+    def unload() -> dict[str, Any]:
+        studio.desk.do(studio.warm.forget)
+        return {}
+
+    @app.post(f"{API}/reload-checkpoint")
+    def reload() -> dict[str, Any]:
+        return {}
+
+
+def _openai(app: FastAPI, studio: Studio) -> None:
+    @app.get("/v1/models")
+    def models() -> dict[str, Any]:
+        rows = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "aid"} for name in studio.shelf.models
+        ]
+        return {"object": "list", "data": rows}
+
+    @app.post("/v1/images/generations")
+    async def generations(asked: Images, request: Request) -> dict[str, Any]:
+        title = asked.model if asked.model in studio.shelf.models else studio.model
+        width, _, height = (asked.size or "").partition("x")
+        size = (
+            {"width": int(width), "height": int(height)} if width.isdecimal() and height.isdecimal() else {}
+        )
+        told = Txt2Img.model_validate({"prompt": asked.prompt, "batch_size": asked.n, **size})
+        settings = settings_of(told, studio.usual(title), studio.settings.megapixels)
+        job = Job(settings, studio.inputs(title), owner_of(request))
+        answer = await studio.draw(job)
+        packed = [picture_bytes(one.picture, one.infotext, answer.lineage) for one in answer.drawn]
+        data = [{"b64_json": base64.b64encode(content).decode()} for content in packed]
+        return {"created": int(job.began), "data": data}
+
+
+def _page(app: FastAPI, studio: Studio) -> None:
+    @app.get("/")
+    def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/studio")
+    def told() -> dict[str, Any]:
+        """What the page shows."""
+        usual = studio.usual(studio.model)
+        shown = ("sampler", "steps", "cfg_scale", "width", "height")
+        return {
+            "model": studio.model,
+            "models": [*studio.shelf.models],
+            "usual": {name: usual[name] for name in shown if name in usual},
+            "samplers": [row["name"] for row in listings.samplers()],
+            "styles": [row["name"] for row in listings.styles(studio.shelf, studio.model)],
+        }
+
+    @app.get("/studio/styles/{name}.png")
+    def sample(name: str) -> Response:
+        """The sheet that the model itself has drawn of a style."""
+        release = studio.shelf.release(studio.model)
+        known = {style.name for style in release.catalogue.styles} if release else set()
+        file = release.folder / "samples" / f"{name}.png" if release and name in known else None
+        return FileResponse(file) if file and file.is_file() else refused(404, f"no sample of {name}")
+
+    app.mount("/page", StaticFiles(directory=PAGE))
+
+
+def owner_of(request: Request) -> str:
+    """Whose jobs an interrupt ends: as long as there are no accounts, those of one address."""
+    return request.client.host if request.client else ""

@@ -1,0 +1,75 @@
+"""The studio itself, whatever language it is spoken to in: what is chosen, and pictures on request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from aid.core.workbench import Workbench
+from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.studio.desk import Answer, Desk, Job
+from aid.studio.settings import StudioSettings
+from aid.studio.shelf import look_around
+from aid.studio.warm import Warm
+
+PROMPTS = {"template", "prompt_template", "negative_template"}  # clients mean their prompts as they are
+
+
+class Studio:
+    """Holds the models and draws. Raises FileError for a place that isn't there."""
+
+    def __init__(self, settings: StudioSettings, bench: Workbench) -> None:
+        self.settings, self.shelf = settings, look_around(settings)
+        self.warm = Warm(settings.keep_gb * 1e9, bench)
+        self.desk = Desk(self.warm, settings.waiting)
+        self.model = next(iter(self.shelf.models))
+        """The title of the one that draws where a request names none."""
+        self.vae = ""
+        """The title; empty is the model's own."""
+        self.clip_skip = 0
+        """0 is the model's usual one."""
+
+    def refresh(self) -> None:
+        """Look again at what lies there."""
+        self.shelf = look_around(self.settings)
+        if self.model not in self.shelf.models:
+            self.model = next(iter(self.shelf.models))
+        if self.vae not in self.shelf.vaes:
+            self.vae = ""
+
+    def usual(self, title: str) -> dict[str, Any]:
+        """What `generate` is told where a request says nothing: as the model's card recommends."""
+        release = self.shelf.release(title)
+        recommended = release.recommended() if release else {}
+        known = GenerateSettings.model_fields.keys() - PROMPTS
+        told = {name: value for name, value in recommended.items() if name in known}
+        if self.clip_skip:
+            told["clip_skip"] = self.clip_skip
+        return {**told, "batch_size": self.settings.batch_size, "precision": self.settings.precision}
+
+    def inputs(self, title: str, vae: str | None = None, **pictures: Any) -> GenerateInputs:
+        """What a request is drawn with; `vae` None is the one chosen. Raises SettingsError."""
+        return GenerateInputs.model_validate(
+            {
+                "checkpoint": self.shelf.models[title],
+                "vae": self.shelf.vaes.get(self.vae if vae is None else self.shelf.vae(vae)),
+                "embeddings": self.shelf.embeddings_of(title),
+                "loras": self.shelf.loras,
+                "wildcards": self.shelf.wildcards,
+                **pictures,
+            }
+        )
+
+    def choose(self, options: Mapping[str, Any]) -> None:
+        """Set what stands in `options`, in A1111's words; others are ignored. Raises SettingsError, and then
+        nothing has changed."""
+        model = self.shelf.model(str(options.get("sd_model_checkpoint") or self.model))
+        vae = self.shelf.vae(str(options.get("sd_vae", self.vae) or ""))
+        skip = options.get("CLIP_stop_at_last_layers", self.clip_skip)
+        self.model, self.vae = model, vae
+        self.clip_skip = skip if isinstance(skip, int) and 0 <= skip <= 12 else self.clip_skip
+
+    async def draw(self, job: Job) -> Answer:
+        """Raises Busy, and whatever drawing raises."""
+        return await asyncio.wrap_future(self.desk.ask(job))
