@@ -114,13 +114,16 @@ class Desk:
     def _serve(self, job: Job) -> None:
         """Whoever asked is told when the job is gone: no client may see it afterwards."""
         job.began = time.time()
+        unwanted = not job.answer.set_running_or_notify_cancel() or job.interrupted
         found: Answer | BaseException
         try:
-            found = self._draw(job)
+            found = Answer((), Weights(), "") if unwanted else self._draw(job)
         except BaseException as error:
             found = error
         with self._lock:
             self.jobs.remove(job)
+        if job.answer.cancelled():
+            return
         if isinstance(found, Answer):
             job.answer.set_result(found)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +19,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 
 from aid.core.workbench import Workbench
-from aid.errors import AidError
+from aid.errors import AidError, SettingsError
 from aid.sd.picture.file import picture_bytes
 from aid.sd.picture.infotext import parse_infotext
 from aid.sd.picture.text import picture_text
@@ -33,6 +34,7 @@ from aid.studio.studio import Studio
 PAGE = Path(__file__).parent / "page"
 API = "/sdapi/v1"
 EMPTY = ("hypernetworks", "face-restorers", "realesrgan-models", "script-info")
+LAST_SECONDS = 1  # for answers to go out
 AGAIN = ("checkpoints", "vae", "loras", "embeddings")
 
 
@@ -63,7 +65,7 @@ def create_app(studio: Studio) -> FastAPI:
         studio.desk.close()
 
     app = FastAPI(title="AID", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.add_middleware(Guard, names=studio.settings.names)
+    app.add_middleware(Guard, names={studio.settings.host, *studio.settings.names})
     app.add_exception_handler(AidError, _told)
     app.add_exception_handler(RequestValidationError, _told)
     _draws(app, studio)
@@ -75,14 +77,25 @@ def create_app(studio: Studio) -> FastAPI:
 
 
 def serve(settings: StudioSettings, bench: Workbench) -> None:
-    """Until interrupted."""
+    """Until interrupted: then what is being drawn ends after its next step. Raises SettingsError for an
+    address that can't be listened on."""
     studio = Studio(settings, bench)
+    listening = _listen(settings.host, settings.port)
     config = uvicorn.Config(
-        create_app(studio), settings.host, settings.port, log_level="warning", server_header=False
+        create_app(studio), log_level="warning", server_header=False, timeout_graceful_shutdown=LAST_SECONDS
     )
-    server = uvicorn.Server(config)
-    bench.progress.say(f"http://{settings.host}:{settings.port} draws with {studio.model}; Ctrl-C ends it")
-    server.run()
+    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    bench.progress.say(f"{address} draws with {studio.model}; Ctrl-C ends it")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        found = f"{host}, port {port}, can't be listened on ({error.strerror})"
+        raise SettingsError(found, "a free port of this machine", "Choose another with --port.") from error
 
 
 async def _told(_: Request, error: Exception) -> JSONResponse:
