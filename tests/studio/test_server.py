@@ -185,6 +185,7 @@ def test_progress_interruption_and_a_full_queue(studio: Served) -> None:
         ({"override_settings": {"sd_model_checkpoint": "livly"}}, "Did you mean lively"),
         ({"override_settings": {"sd_vae": "none.pt"}}, "not a VAE"),
         ({"prompt": ["a"]}, "prompt"),
+        ({"prompt": "a, " * 40_000}, "prompt: String should have at most 100000 characters"),
         ({"cfg_scale": "NaN"}, "cfg_scale"),
         ({"prompt": "<lora:nowhere:1>"}, "nowhere"),
     ],

@@ -10,7 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,6 +30,9 @@ LARGEST_NATIVE = 1024  # pixels, of SDXL
 UNSUPPORTED = ("tiling", "restore_faces", "script_name")
 
 
+Prompt = Annotated[str, Field(max_length=100_000)]
+
+
 class Override(BaseModel):
     """Options for one request."""
 
@@ -43,8 +46,8 @@ class Asked(BaseModel):
     """What both kinds of request have. What is left out is as the model's card recommends."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-    prompt: str = ""
-    negative_prompt: str = ""
+    prompt: Prompt = ""
+    negative_prompt: Prompt = ""
     styles: list[str] | None = None
     seed: int | None = None
     subseed: int | None = None
@@ -80,14 +83,14 @@ class Txt2Img(Asked):
     hr_resize_y: int | None = None
     hr_sampler_name: str | None = None
     hr_scheduler: str | None = None
-    hr_prompt: str | None = None
-    hr_negative_prompt: str | None = None
+    hr_prompt: Prompt | None = None
+    hr_negative_prompt: Prompt | None = None
 
 
 class Img2Img(Asked):
     """POST img2img."""
 
-    init_images: list[str] = Field(min_length=1)
+    init_images: list[str] = Field(min_length=1, max_length=1)
     mask: str | None = None
     mask_blur: int | None = None
     inpainting_fill: int | None = Field(default=None, ge=0, lt=len(CONTENTS))
