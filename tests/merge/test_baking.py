@@ -20,7 +20,7 @@ from test_chain import narrow
 from aid.core.workbench import Silence, Workbench
 from aid.errors import ModelError
 from aid.merge.arithmetic.magnitude import Rows, add_decomposed, add_squares, no_squares, norms_of
-from aid.merge.arithmetic.product import Matrix, add_product
+from aid.merge.arithmetic.product import Matrix, add_multiplied, add_product
 from aid.merge.arithmetic.sums import kernel
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
@@ -140,13 +140,42 @@ def test_products_are_rounded_once(rows: int, rank: int, columns: int, working: 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("aid.merge.arithmetic.product.kernel", lambda way=way: way)
             out = before.copy()
-            matrices = (Matrix(one.data.cast("B"), *one.shape) for one in (left, right))
-            add_product(*matrices, 0.7, out.data.cast("B"), working)
+            add_product(matrix(left), matrix(right), 0.7, out.data.cast("B"), working)
         found.append(out.tobytes())
     assert len(set(found)) == 1
     spacing = np.spacing(np.abs(exact).astype(before.dtype)).astype(np.float64)
     slack = 1e-12 if working == "F64" else 0.500001 * spacing
     assert (np.abs(out - exact) <= slack).all()
+
+
+@given(rows=SIZES, rank=SIZES, columns=SIZES, working=st.sampled_from(["F32", "F64"]), seed=st.integers(0, 9))
+def test_products_of_products_are_those_of_floats(
+    rows: int, rank: int, columns: int, working: str, seed: int
+) -> None:
+    """By the kernel with and without vector instructions, and by numpy: as each product alone would be."""
+    chance, native = np.random.default_rng(seed), kernel()
+    dtype = {"F32": np.float32, "F64": np.float64}[working]
+    one, other = (
+        tuple(chance.standard_normal(size, np.float32) for size in ((rows, rank), (rank, columns)))
+        for _ in range(2)
+    )
+    before = chance.standard_normal((rows, columns)).astype(dtype)
+    halves = np.zeros((2, rows, columns), np.float32)
+    for pair, half in zip((one, other), halves, strict=True):
+        add_product(*map(matrix, pair), 1.0, half.data.cast("B"), "F32")
+    found = {(before + (halves[0] * halves[1]).astype(dtype) * 0.7 * 0.3).tobytes()}
+    for way in (native, native and replace(native, plainly=True), None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("aid.merge.arithmetic.product.kernel", lambda way=way: way)
+            out = before.copy()
+            pairs = ((matrix(left), matrix(right)) for left, right in (one, other))
+            add_multiplied(*pairs, 0.7, 0.3, out.data.cast("B"), working)
+        found.add(out.tobytes())
+    assert len(found) == 1
+
+
+def matrix(array: np.ndarray) -> Matrix:
+    return Matrix(array.data.cast("B"), *array.shape)
 
 
 @given(

@@ -25,6 +25,25 @@ INLINE float upper(uint64_t pair) { return (pair >> 40) * 0x1p-24f; }
 /* So much of a matrix product stays in registers: HEIGHT rows of WIDTH columns. */
 #define HEIGHT 4
 #define WIDTH 8
+#define MIN(ONE, OTHER) ((ONE) < (OTHER) ? (ONE) : (OTHER))
+#define MAX(ONE, OTHER) ((ONE) > (OTHER) ? (ONE) : (OTHER))
+
+/* HEIGHT rows side by side for each rank; the last are filled up with zeros. What comes after them. */
+INLINE double *lay_rows(long rows, long rank, const float *left, double *high) {
+    const long heights = (rows + HEIGHT - 1) / HEIGHT;
+    for (long i = 0; i < heights * HEIGHT; i++)
+        for (long k = 0; k < rank; k++)
+            high[(i / HEIGHT * rank + k) * HEIGHT + i % HEIGHT] = i < rows ? left[i * rank + k] : 0;
+    return high + heights * HEIGHT * rank;
+}
+
+/* WIDTH columns side by side for each rank; of the last ones, so many are there. */
+INLINE long lay_columns(long rank, long columns, long at, const float *right, double *wide) {
+    const long width = MIN(WIDTH, columns - at);
+    for (long k = 0; k < rank; k++)
+        for (long j = 0; j < WIDTH; j++) wide[k * WIDTH + j] = j < width ? right[k * columns + at + j] : 0;
+    return width;
+}
 
 /* high [rank][HEIGHT] and wide [rank][WIDTH] multiplied. */
 static void tile_of_plainly(long rank, const double *high, const double *wide, double sums[HEIGHT][WIDTH]) {
@@ -63,8 +82,6 @@ AVX2 static void tile_of_avx2(long rank, const double *high, const double *wide,
 #define SPAN 32 /* medians side by side */
 #define LONGEST 81 /* list */
 #define BLOCK_SIZE 4096 /* values of a row, or a few more: the last rows stay in the second-level cache */
-#define MIN(ONE, OTHER) ((ONE) < (OTHER) ? (ONE) : (OTHER))
-#define MAX(ONE, OTHER) ((ONE) > (OTHER) ? (ONE) : (OTHER))
 
 struct smooth {
     int axes;
@@ -187,9 +204,18 @@ long aid_bin(const uint32_t *counts, long bins, long *place) {
     } \
     int aid_add_product_##WORKING(long rows, long rank, long columns, const float *left, const float *right, \
                                   double scale, REAL *out, int plainly) { \
-        double *room = malloc(((rows + HEIGHT - 1) / HEIGHT * HEIGHT + WIDTH) * rank * sizeof *room); \
+        double *room = malloc((rows + HEIGHT + WIDTH) * rank * sizeof *room); \
         if (!room) return -2; \
         CHOSEN(add_product_##WORKING, rows, rank, columns, left, right, scale, out, room); \
+        free(room); \
+        return 0; \
+    } \
+    int aid_add_multiplied_##WORKING(long rows, long rank, long columns, const float *const *left, \
+                                     const float *const *right, double scale, double strength, REAL *out, \
+                                     int plainly) { \
+        double *room = malloc(2 * (rows + HEIGHT + WIDTH) * rank * sizeof *room); \
+        if (!room) return -2; \
+        CHOSEN(add_multiplied_##WORKING, rows, rank, columns, left, right, scale, strength, out, room); \
         free(room); \
         return 0; \
     }

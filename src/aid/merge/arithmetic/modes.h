@@ -167,22 +167,42 @@ TARGET static void OF(products)(long count, const struct term *term, double *sum
    (rows rounded up to a HEIGHT + WIDTH) * rank doubles. */
 TARGET static void OF(add_product)(long rows, long rank, long columns, const float *left, const float *right,
                                    double scale, REAL *restrict out, double *room) {
-    const long heights = (rows + HEIGHT - 1) / HEIGHT;
-    double *high = room, *wide = room + heights * HEIGHT * rank;
-    for (long i = 0; i < heights * HEIGHT; i++) /* some rows side by side for each rank, and so columns */
-        for (long k = 0; k < rank; k++)
-            high[(i / HEIGHT * rank + k) * HEIGHT + i % HEIGHT] = i < rows ? left[i * rank + k] : 0;
+    double *high = room, *wide = lay_rows(rows, rank, left, high);
     for (long at = 0; at < columns; at += WIDTH) {
-        const long width = columns - at < WIDTH ? columns - at : WIDTH;
-        for (long k = 0; k < rank; k++)
-            for (long j = 0; j < WIDTH; j++) wide[k * WIDTH + j] = j < width ? right[k * columns + at + j] : 0;
+        const long width = lay_columns(rank, columns, at, right, wide);
         for (long from = 0; from < rows; from += HEIGHT) {
-            const long height = rows - from < HEIGHT ? rows - from : HEIGHT;
+            const long height = MIN(HEIGHT, rows - from);
             double sums[HEIGHT][WIDTH];
             JOIN(tile, of, KIND)(rank, high + from * rank, wide, sums);
             for (long i = 0; i < height; i++) {
                 REAL *to = out + (from + i) * columns + at;
                 for (long j = 0; j < width; j++) to[j] = (REAL)(to[j] + scale * sums[i][j]);
+            }
+        }
+    }
+}
+
+/* LoHa: out += scale times strength times two such products multiplied by each other, value by value. Products are
+   rounded to floats. `room` is for both. */
+TARGET static void OF(add_multiplied)(long rows, long rank, long columns, const float *const *left,
+                                      const float *const *right, double scale, double strength, REAL *restrict out,
+                                      double *room) {
+    double *high = room, *other_high = lay_rows(rows, rank, left[0], high);
+    double *wide = lay_rows(rows, rank, left[1], other_high), *other_wide = wide + WIDTH * rank;
+    for (long at = 0; at < columns; at += WIDTH) {
+        const long width = lay_columns(rank, columns, at, right[0], wide);
+        lay_columns(rank, columns, at, right[1], other_wide);
+        for (long from = 0; from < rows; from += HEIGHT) {
+            const long height = MIN(HEIGHT, rows - from);
+            double one[HEIGHT][WIDTH], other[HEIGHT][WIDTH];
+            JOIN(tile, of, KIND)(rank, high + from * rank, wide, one);
+            JOIN(tile, of, KIND)(rank, other_high + from * rank, other_wide, other);
+            for (long i = 0; i < height; i++) {
+                REAL *to = out + (from + i) * columns + at;
+                for (long j = 0; j < width; j++) {
+                    float both = (float)one[i][j] * (float)other[i][j];
+                    to[j] += both * (REAL)scale * (REAL)strength;
+                }
             }
         }
     }

@@ -121,7 +121,7 @@ def kernel() -> Kernel | None:
     try:
         library = ctypes.CDLL(str(LIBRARY))
         library.aid_sum.restype, library.aid_square.restype = ctypes.c_int, ctypes.c_double
-        _ = library.aid_smooth, library.aid_add_decomposed_F64
+        _ = library.aid_smooth, library.aid_add_multiplied_F64
         for counted in (library.aid_count_sizes_F32, library.aid_count_sizes_F64, library.aid_bin):
             counted.restype = ctypes.c_long
     except (OSError, AttributeError):

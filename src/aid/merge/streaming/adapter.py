@@ -11,7 +11,7 @@ from threading import local
 from typing import TYPE_CHECKING, Any
 
 from aid.merge.arithmetic.magnitude import Rows, add_decomposed, add_squares, no_squares, norms_of
-from aid.merge.arithmetic.product import Matrix, add_product
+from aid.merge.arithmetic.product import Matrix, add_multiplied, add_product
 from aid.merge.arithmetic.sums import Operand, arithmetic
 from aid.merge.modes.mode import Shape
 from aid.sd.adapter.bake import Baking, plan_bake
@@ -34,6 +34,7 @@ Steps = Mapping[tuple[Place, str], Sequence[tuple["Floats", float]]]
 ROWS, HEIGHT = 1 << 18, 16  # values baked at once, in that many rows at least, as they share preparations
 LOOKED_AT = 1 << 20  # values at once
 UP, DOWN = "lora_up.weight", "lora_down.weight"
+HALVES = (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"))
 
 
 class Desk(local):
@@ -157,6 +158,15 @@ class Floats:
     def _plain(self) -> bool:
         return self.change.kind == "lora" and self.change.stored.keys() == {UP, DOWN}
 
+    @property
+    def _halved(self) -> bool:
+        """Whether it is a LoHa of two LoRAs of one rank."""
+        stored = self.change.stored
+        return (
+            stored.keys() == {*HALVES[0], *HALVES[1]}
+            and len({stored[down].shape[0] for _, down in HALVES}) == 1
+        )
+
     def add(self, parameter: str, strength: float, to: Part, norms: memoryview | None = None) -> None:
         """`norms` are the inputs', of a change that has magnitudes for them."""
         change = self.change
@@ -168,6 +178,10 @@ class Floats:
             return
         if parameter == "weight" and not to.transposed and self._plain:
             add_product(*self._factors(to.rows), strength * change.scale, to.values, to.working)
+            return
+        if parameter == "weight" and not to.transposed and self._halved:
+            one, other = ((self._matrix(up).cut(to.rows), self._matrix(down)) for up, down in HALVES)
+            add_multiplied(one, other, change.scale, strength, to.values, to.working)
             return
         import numpy as np  # most adapters do without
 
@@ -217,6 +231,10 @@ class Floats:
             return delta
         changed: Array = decompose(view, delta, self._array("magnitude"))
         return changed
+
+    def _matrix(self, name: str) -> Matrix:
+        rows, *rest = self.change.stored[name].shape
+        return Matrix(self._values(name), rows, math.prod(rest))
 
     def _array(self, name: str) -> Array:
         return _array(self._values(name), _parts(self.change)[name].shape, "F32")
@@ -312,7 +330,7 @@ def plan_adapters(
                 continue
             names.setdefault(key, []).append(name)
             for at, steps in baking.items():
-                weighed = [(change, strength * weight) for change, strength in steps]
+                weighed = [(change, weight) for change, _ in steps]
                 found.setdefault(key, {}).setdefault(at, []).extend(weighed)
     shapes = {key: formats[key].shape if key in formats else () for key in found}
     desk = Desk()

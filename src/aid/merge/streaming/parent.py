@@ -87,12 +87,12 @@ def open_parent(name: str, path: Path, open_files: ExitStack, mapped: bool = Fal
 
     def source(key: str) -> Source:
         entry = entries[key]
-        if whole is not None and entry.start % ITEM_BYTES[entry.format] == 0:  # C's numbers are aligned
+        if whole is not None and entry.start % ITEM_BYTES[entry.format.name] == 0:  # C's numbers are aligned
             _require_length(file, stream.fileno(), entry.end, key)
             return whole[entry.start : entry.end]
         return InFile(file, key, stream.fileno(), entry.start)
 
-    formats = {key: _format(entry.format, entry.shape) for key, entry in entries.items()}
+    formats = {key: entry.format for key, entry in entries.items()}
     return Parent(name, file, formats, layout.metadata, source)
 
 
@@ -105,12 +105,6 @@ def _require_length(path: Path, file: int, end: int, key: str) -> None:
 
 def _mapped(file: int) -> memoryview:
     return memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_COPY))
-
-
-@lru_cache(maxsize=4096)
-def _format(name: str, shape: tuple[int, ...]) -> Format:
-    """One object for all parents, of which there may be many."""
-    return Format(name, shape)
 
 
 def _unpacked(name: str, path: Path) -> Parent:

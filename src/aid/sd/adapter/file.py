@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
 from aid.errors import ModelError
@@ -31,7 +32,7 @@ PEFT_METADATA = "lora_adapter_metadata"  # diffusers' own, JSON of PEFT's config
 PEFT_PARTS = {"lora_unet_": "unet", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Change:
     """What an adapter does to one module. `raw` is the module's name in the file, `shape` that of the
     delta as the kind makes it; without a kind only the bias changes."""
@@ -128,7 +129,7 @@ def load_adapter(path: Path, kept: bool = True, finite: Callable[[Raw], bool] = 
     changes: dict[str, Change] = {}
     for raw, words in modules.items():
         tensors = {word: _checked(stored[key], key, path, kept, finite) for word, key in words.items()}
-        name = module_name(raw)
+        raw, name = intern(raw), intern(module_name(raw))  # of many adapters the same
         if name in changes:
             raise ModelError(f"{path} changes one module twice, as {changes[name].raw} and as {raw}")
         changes[name] = _change(raw, name, tensors, alphas, path)

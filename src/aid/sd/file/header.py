@@ -11,8 +11,9 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
-from operator import attrgetter, le
+from operator import attrgetter, lt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,25 +33,6 @@ WORDS = {
 FLOATING = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
-class Entry(NamedTuple):
-    """One tensor: `start` and `end` are byte offsets in the file."""
-
-    format: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A file's tensors in file order, back to back, inside the file."""
-
-    path: Path
-    entries: dict[str, Entry]
-    metadata: dict[str, str]
-    data_start: int
-
-
 class Format(NamedTuple):
     """What a header says of a tensor that is to be written."""
 
@@ -66,6 +48,33 @@ class Format(NamedTuple):
     def word(self) -> str:
         """As it is called in a sentence: `float16`."""
         return WORDS.get(self.name, self.name)
+
+
+@lru_cache(maxsize=4096)
+def format_of(name: str, shape: tuple[int, ...]) -> Format:
+    """One object for the tensors of all files, of which many may be open."""
+    return Format(name, shape)
+
+
+class Entry(NamedTuple):
+    """One tensor: `start` and `end` are byte offsets in the file."""
+
+    format: Format
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.format.size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A file's tensors in file order, back to back, inside the file."""
+
+    path: Path
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+    data_start: int
 
 
 def read_layout(path: Path) -> Layout:
@@ -142,8 +151,8 @@ def malformed(path: Path, reason: str) -> FileError:
 
 def _in_file_order(tensors: dict[str, Entry]) -> dict[str, Entry]:
     """As most files list them, so that sorting is mostly looking."""
-    ends = list(map(attrgetter("start", "end"), tensors.values()))
-    if all(map(le, ends, islice(ends, 1, None))):
+    starts = list(map(attrgetter("start"), tensors.values()))
+    if all(map(lt, starts, islice(starts, 1, None))):
         return tensors
     return dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
 
@@ -164,7 +173,7 @@ def _checked_entry(path: Path, name: str, entry: Any, data_start: int) -> Entry:
         sound = False
     if not sound or end - start != size or stride > MAX_TENSOR_BYTES:
         raise malformed(path, f"the entry of {name[:80]!r} is inconsistent")
-    return Entry(format, tuple(shape), data_start + start, data_start + end)
+    return Entry(format_of(format, tuple(shape)), data_start + start)
 
 
 def _sizes(shape: list[Any], item_bytes: int) -> tuple[float, float]:

@@ -116,8 +116,8 @@ def read_header(path: Path) -> Header:
     """The header alone, in milliseconds whatever the file's size. Raises FileError if it is malformed."""
     layout = read_layout(path)
     tensors = {
-        name: TensorInfo(DTYPES[format], shape, start, end)
-        for name, (format, shape, start, end) in layout.entries.items()
+        name: TensorInfo(DTYPES[entry.format.name], entry.format.shape, entry.start, entry.end)
+        for name, entry in layout.entries.items()
     }
     return Header(path, tensors, layout.metadata, layout.data_start)
 
