@@ -1,4 +1,4 @@
-"""The kernel, the kernel without vector instructions, and torch: one rounding each, and the same bytes."""
+"""The kernel, the kernel without vector instructions, and numpy: one rounding each, and the same bytes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aid.merge.arithmetic.portable import TORCH
-from aid.merge.arithmetic.sums import CODES, Arithmetic, Kernel, Operand, arithmetic, kernel
+from aid.merge.arithmetic.portable import PORTABLE
+from aid.merge.arithmetic.sums import Arithmetic, Kernel, Operand, arithmetic, kernel
 from aid.sd.file.tensorfile import DTYPES, raw_bytes
 
 COUNT = 2500  # two whole blocks of the kernel's and a part of one
@@ -22,7 +22,7 @@ needs_kernel = pytest.mark.skipif(kernel() is None, reason="the kernel isn't bui
 def ways() -> list[Arithmetic]:
     native = kernel()
     assert native is not None
-    return [native, Kernel(native.library, plainly=True), TORCH]
+    return [native, Kernel(native.library, plainly=True), PORTABLE]
 
 
 def values(format: str, seed: int, spread: float) -> torch.Tensor:
@@ -138,6 +138,21 @@ def test_what_is_not_finite_is_found_wherever_it_is(
         assert way.is_finite(operand(tensor, format, 1.0), count) == (place % size >= count)
 
 
-def test_eight_bit_floats_are_torch_s() -> None:
-    assert arithmetic(["F8_E4M3", "F16"]) is TORCH
-    assert set(CODES) == set(FORMATS)
+@pytest.mark.parametrize("format", ["F8_E4M3", "F8_E5M2"])
+def test_eight_bit_floats_are_as_torch_has_them(format: str) -> None:
+    """Every code; and what numbers next to values, half-way between two and too large become."""
+    assert arithmetic([format, "F16"]) is PORTABLE
+    dtype, codes = DTYPES[format], torch.arange(256, dtype=torch.int16).to(torch.uint8)
+    wide = torch.zeros(256)
+    PORTABLE.blend([operand(codes.view(dtype), format, 1.0)], 256, "F32", raw_bytes(wide))
+    assert np.array_equal(wide.numpy(), codes.view(dtype).float().numpy(), equal_nan=True)
+    steps = wide[torch.isfinite(wide)].sort().values
+    middles = (steps[1:] + steps[:-1]) / 2
+    near = [torch.nextafter(middles, middles.new_tensor(end)) for end in (-math.inf, math.inf)]
+    given = torch.cat([steps, middles, *near, wide * 3, torch.tensor([0.0, -0.0, math.nan])])
+    narrow = torch.zeros(len(given), dtype=torch.uint8)
+    PORTABLE.blend([operand(given, "F32", 1.0)], len(given), format, raw_bytes(narrow))
+    wanted = given.to(dtype).view(torch.uint8)
+    number = torch.isfinite(given)
+    assert torch.equal(narrow[number], wanted[number])
+    assert not torch.isfinite(narrow.view(dtype).float()[torch.isnan(given)]).any()

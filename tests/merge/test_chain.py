@@ -18,7 +18,7 @@ import aid.merge.streaming.stream as stream
 from aid.cli import main
 from aid.core.workbench import Workbench
 from aid.errors import ModelError, SettingsError
-from aid.merge.arithmetic.portable import TORCH
+from aid.merge.arithmetic.portable import PORTABLE
 from aid.merge.arithmetic.sums import kernel
 from aid.merge.recipe.curve import numbers_of
 from aid.merge.recipe.recipe import plan
@@ -199,7 +199,7 @@ def test_torch_writes_the_kernel_s_bytes_and_threads_change_nothing(
     for name, threads, size in (("one", 1, 1 << 20), ("three", 3, 4 << 10), ("torch", 2, 48 << 10)):
         monkeypatch.setattr(stream, "STRETCH_BYTES", size)
         if name == "torch":
-            monkeypatch.setattr(stream, "arithmetic", lambda formats: TORCH)
+            monkeypatch.setattr(stream, "arithmetic", lambda formats: PORTABLE)
         out = merge(settings, inputs, tmp_path / name, Workbench(threads=threads))
         written.append({file.name: file.read_bytes() for file in out.iterdir()})
     assert kernel() is None or written[0] == written[2]

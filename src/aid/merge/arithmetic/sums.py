@@ -1,7 +1,7 @@
-"""Weighted sums of raw values: what the compiled kernel and torch both do, with the same bytes.
+"""Weighted sums of raw values: what the compiled kernel and numpy both do, with the same bytes.
 
 Each value is computed in double precision and rounded once to the format written. Which of the two does it
-is a matter of speed: where no compiler was at hand when AID was installed, it is torch.
+is a matter of speed: where no compiler was at hand when AID was installed, it is numpy.
 """
 
 from __future__ import annotations
@@ -130,10 +130,10 @@ def kernel() -> Kernel | None:
 
 
 def arithmetic(formats: Sequence[str]) -> Arithmetic:
-    """The kernel for the formats that it knows, torch for all else (eight-bit floats)."""
+    """The kernel for the formats that it knows, numpy for all else (eight-bit floats)."""
     native = kernel()
     if native is not None and all(name in CODES for name in formats):
         return native
-    from aid.merge.arithmetic.portable import TORCH
+    from aid.merge.arithmetic.portable import PORTABLE
 
-    return TORCH
+    return PORTABLE
