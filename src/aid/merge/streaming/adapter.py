@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Norms = dict[tuple[Place, int], memoryview]
 """Of the inputs at a place, for the step of that number there."""
 Steps = Mapping[tuple[Place, str], Sequence[tuple["Floats", float]]]
-ROWS, HEIGHT = 1 << 18, 16  # values baked at once, in that many rows at least, as they share preparations
+ROWS, HEIGHT = 1 << 17, 8  # values baked at once, in that many rows at least, as they share preparations
 LOOKED_AT = 1 << 20  # values at once
 UP, DOWN = "lora_up.weight", "lora_down.weight"
 HALVES = (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"))
@@ -164,7 +164,7 @@ class Floats:
         stored = self.change.stored
         return (
             stored.keys() == {*HALVES[0], *HALVES[1]}
-            and len({stored[down].shape[0] for _, down in HALVES}) == 1
+            and len({stored[right].shape[0] for _, right in HALVES}) == 1
         )
 
     def add(self, parameter: str, strength: float, to: Part, norms: memoryview | None = None) -> None:
@@ -176,12 +176,8 @@ class Floats:
                 magnitude = Matrix(magnitude, len(magnitude) // ITEM_BYTES["F32"], 1).cut(to.rows).values
             add_decomposed(self.on(to), strength, magnitude, norms)
             return
-        if parameter == "weight" and not to.transposed and self._plain:
-            add_product(*self._factors(to.rows), strength * change.scale, to.values, to.working)
-            return
-        if parameter == "weight" and not to.transposed and self._halved:
-            one, other = ((self._matrix(up).cut(to.rows), self._matrix(down)) for up, down in HALVES)
-            add_multiplied(one, other, change.scale, strength, to.values, to.working)
+        by_rows = parameter == "weight" and not to.transposed
+        if by_rows and self._add_delta(to.rows, change.scale, strength, to.values, to.working):
             return
         import numpy as np  # most adapters do without
 
@@ -197,16 +193,22 @@ class Floats:
     def on(self, to: Part) -> Rows:
         """A part, and what is added to it before magnitudes."""
         outputs, inputs, *edges = to.shape
-        if self._plain:
-            up, down = self._factors(to.rows)
-            delta = memoryview(bytearray(up.rows * down.columns * ITEM_BYTES["F32"]))
-            add_product(up, down, 1.0, delta, "F32")
-        else:
-            delta = memoryview(bytearray(self._delta(to.rows).tobytes()))
+        delta = memoryview(bytearray(math.prod(to.shape) * ITEM_BYTES["F32"]))
+        if not self._add_delta(to.rows, 1.0, 1.0, delta, "F32"):
+            _array(delta, to.shape, "F32")[:] = self._delta(to.rows).reshape(to.shape)
         return Rows(to.values, to.working, outputs, inputs, math.prod(edges), delta, self.change.scale)
 
-    def _factors(self, rows: slice) -> tuple[Matrix, Matrix]:
-        return _matrix(self.change.stored[UP].cut(rows)), _matrix(self.change.stored[DOWN])
+    def _add_delta(self, rows: slice, scale: float, strength: float, out: memoryview, working: str) -> bool:
+        """To some of a module's outputs, if its kind does without numpy."""
+        if self._plain:
+            up, down = _matrix(self.change.stored[UP].cut(rows)), _matrix(self.change.stored[DOWN])
+            add_product(up, down, strength * scale, out, working)
+        elif self._halved:
+            one, other = ((self._matrix(left).cut(rows), self._matrix(right)) for left, right in HALVES)
+            add_multiplied(one, other, scale, strength, out, working)
+        else:
+            return False
+        return True
 
     def _delta(self, rows: slice) -> Array:
         """Of some of a module's outputs, before any scale: floats."""

@@ -23,7 +23,7 @@ from aid.merge.streaming.relay import Relay
 from aid.merge.streaming.stream import THE_SUM, Fault, Made
 from aid.sd.file.header import ITEM_BYTES, Format
 
-MOST = 1 << 16  # values at a time
+MOST, FEW = 1 << 16, 4  # values at a time, of so many models
 Bounds = tuple[float, float]
 
 
@@ -86,8 +86,10 @@ class Evaluation:
         return max(1, *grains, self.bakes[key].grain if key in self.bakes else 1)
 
     def _step(self, key: str) -> int:
-        """Values at a time."""
-        return parts_of(self._grain(key), min((mode.values for mode in self._modes(key)), default=MOST))
+        """Values at a time, the fewer the more models there are."""
+        values = min((mode.values for mode in self._modes(key)), default=MOST)
+        models = max((len(call.operands) for call in calls_in(self.calls[key])), default=1)
+        return parts_of(self._grain(key), values * FEW // max(FEW, models))
 
     def _modes(self, key: str) -> list[Mode]:
         return [self._mode(key, call) for call in calls_in(self.calls[key])]
