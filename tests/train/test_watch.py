@@ -35,7 +35,7 @@ from aid.train.balance.balance import (
     remaining,
     weigh,
 )
-from aid.train.balance.jury import Jury, agreement
+from aid.train.balance.jury import Jury, informedness
 from aid.train.balance.measure import Losses, Meter, fixed_timesteps
 from aid.train.lora import lora
 from aid.train.run import finetune
@@ -321,9 +321,27 @@ def test_balance_by_the_judge_resumes_bitwise(inputs: FinetuneInputs, judge: Pat
 
 
 def test_a_judge_that_says_one_thing_of_all_says_little_of_it() -> None:
-    assert agreement("aabb", "aaaa") == {"a": pytest.approx(2 / 3), "b": 0.0}
-    assert agreement("aabb", "aabb") == {"a": 1.0, "b": 1.0}
-    assert agreement("ab", "cc") == {"a": 0.0, "b": 0.0}
+    def told(asked: str, *chances: float) -> dict[str, float]:
+        """`chances` are those of the style "a", of two."""
+        return informedness([(style, {"a": p, "b": 1 - p}) for style, p in zip(asked, chances, strict=True)])
+
+    assert told("aabb", 1, 1, 1, 1) == {"a": 0.0, "b": 0.0}
+    assert told("aabb", 1, 1, 0, 0) == {"a": 1.0, "b": 1.0}
+    assert told("aabb", 0, 0, 1, 1) == {"a": 0.0, "b": 0.0}
+    assert told("aab", 0.9, 0.7, 0.3) == {"a": pytest.approx(0.5), "b": pytest.approx(0.5)}
+    assert told("aa", 0.6, 0.4) == {"a": pytest.approx(0.5)}
+
+
+def test_the_judge_sees_the_newest_weights(inputs: FinetuneInputs, judge: Path, tmp_path: Path) -> None:
+    """What is averaged, or whether anything is, changes no order."""
+    balance = MEASURED.model_copy(update={"by": "judge"})
+    asked = inputs.model_copy(update={"judge": judge})
+    plain, averaged = (
+        finetune(settings(balance, ema=ema), asked, tmp_path / str(ema), Workbench(threads=1))
+        for ema in (0.0, 0.9)
+    )
+    assert [row.missed for row in rows_of(plain)] == [row.missed for row in rows_of(averaged)]
+    assert [row.weights for row in rows_of(plain)] == [row.weights for row in rows_of(averaged)]
 
 
 def test_a_judge_must_be_given_and_know_the_styles(

@@ -99,12 +99,13 @@ def verdicts(panel: Panel, network: JudgeNetwork, logits: Tensor) -> list[Verdic
     styles, *groups, tags = network.split(logits)
     named_styles = _named(styles, panel.styles)
     named = [_named(group, options) for group, options in zip(groups, panel.groups.values(), strict=True)]
-    present = (tags > 0).tolist()
+    present, chances = (tags > 0).tolist(), styles.softmax(1).tolist()
     return [
         Verdict(
             style=named_styles[row],
             choices={group: column[row] for group, column in zip(panel.groups, named, strict=True)},
             present=dict(zip(panel.tags, present[row], strict=True)),
+            chances=dict(zip(panel.styles, chances[row], strict=True)),
         )
         for row in range(len(logits))
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 from pydantic import BaseModel, ConfigDict
@@ -57,6 +57,8 @@ class Verdict:
     style: str
     choices: Mapping[str, str]
     present: Mapping[str, bool]
+    chances: Mapping[str, float] = field(default_factory=dict)
+    """How likely each style is, all 1 together."""
 
 
 def answers(panel: Panel, asked: Asked, seen: Verdict) -> dict[str, bool]:

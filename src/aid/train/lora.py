@@ -50,7 +50,7 @@ def lora(settings: LoraSettings, inputs: LoraInputs, out: Path, bench: Workbench
             return
         metadata = lora_metadata(model, plan, settings)
         metadata[METADATA_KEY] = under_construction(out).embedded()
-        with training.averaged():
+        with training.whole():
             path = out / f"{settings.name}.safetensors"
             save_adapter(path, kohya_tensors(pairs), metadata, PRECISIONS[settings.output])
 

@@ -41,7 +41,7 @@ def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, benc
     title = f"{plan.pictures} pictures, {plan.steps} steps"
     with kept_for_states(out, team):
         train(training, plan, out, bench, "train finetune", title, judge=inputs.judge)
-        with training.averaged() as averaged:
+        with training.whole() as averaged:
             if team.leads:
                 metadata = {METADATA_KEY: under_construction(out).embedded()}
                 save_checkpoint(averaged, out / "model.safetensors", metadata, PRECISIONS[settings.output])

@@ -60,8 +60,8 @@ class BalanceSettings(Settings):
     it. `measured`: styles that are behind, by their held-out pictures, come up more often than those ahead.
     An epoch has as many places as there are pictures, whatever the rule."""
     by: Literal["judge", "word", "loss"] = "judge"
-    """What tells `measured` who is behind. `judge`: how far the `pictures` drawn of a style, as `samples`
-    says, are those in which the judge that is given sees it. `word`: the loss of held-out pictures over that
+    """What tells `measured` who is behind. `judge`: how surely the judge that is given tells the `pictures`
+    drawn of a style, as `samples` says, from those of others. `word`: the loss of held-out pictures over that
     without the style's word in the caption. `loss`: the loss over that of the start model, which hangs on
     what it knew. The losses cost less, and on a lopsided world they didn't tell who was behind: see the
     experiments."""
@@ -81,8 +81,8 @@ class BalanceSettings(Settings):
     """No style comes up more often than this times its usual share, nor less often than one part in it, but
     for what the others' weights do to the sum."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """How much of a weight stays from one measurement to the next. What is measured are averaged weights,
-    which come late already; in the experiments more was lost by being late than gained by being steady."""
+    """How much of a weight stays from one measurement to the next. In the experiments more was lost by being
+    late than gained by being steady."""
     stop_at: Literal["never", "slightly overfit"] = "never"
     """When a style has learnt enough: never, or when its trained pictures' loss has fallen further than that
     of held-out ones by `overfit_gap`, and the latter falls no more. It then waits with weight `rest`; the run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -171,19 +171,20 @@ class Training:
         return float(f"{self.groups[0].rate * self.factor(index):.6g}")
 
     @contextmanager
-    def averaged(self) -> Iterator[StableDiffusion]:
-        """The whole model on the device with its averaged weights, or its own if averaging is off."""
+    def whole(self, averaged: bool = True) -> Iterator[StableDiffusion]:
+        """The whole model on the device with its averaged weights, if there are any, or with the newest."""
         self.model.vae.to(self.device)
-        with self.settled():
+        with self.settled(averaged):
             yield self.team.whole_model(self.model)
         self.model.vae.to("cpu")
         forget(self.model.unet)
 
     @contextmanager
-    def settled(self) -> Iterator[None]:
-        """U-Net and text encoders with the weights that would be saved."""
+    def settled(self, averaged: bool = True) -> Iterator[None]:
+        """U-Net and text encoders with the weights that would be saved, or with the newest."""
         self.may_change()
-        with at_rest(self.optimiser, self.parameters), self.average.applied(), torch.no_grad():
+        average = self.average.applied() if averaged else nullcontext()
+        with at_rest(self.optimiser, self.parameters), average, torch.no_grad():
             for parameter, weight in zip(self.parameters, self.adopted, strict=False):
                 parameter.copy_(weight)
             yield

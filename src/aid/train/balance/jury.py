@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from aid.sd.picture.layout import thumbnail
 from aid.train.balance.shots import sample_shot, style_prompts
 from aid.train.settings import TrainingSettings
 from aid.train.team import ALONE, Team
+
+DIGITS = 2  # of a chance: pictures that differ by rounding, as between one process and two, are the same
 
 
 class Jury:
@@ -49,17 +52,16 @@ class Jury:
         self.batch_size = max(1, rows // 2)  # guidance has two rows a picture
 
     def missed(self, model: StableDiffusion, team: Team = ALONE) -> dict[str, float]:
-        """How much of each style is still to be learnt, 0 to 1: (n (1 - D) + 1) / (n + 2), where D is how far
-        its n pictures and those in which the judge sees it are the same. By this rule of succession it is
-        never 0. A team shares the pictures out; all must ask at once."""
+        """How much of each style is still to be learnt, 0 to 1: (n (1 - J) + 1) / (n + 2), where J is how
+        surely the judge tells its n pictures from the others. By this rule of succession it is never 0. A
+        team shares the pictures out; all must ask at once."""
         own = self.shots[team.rank :: team.size]
-        pairs = team.gathered([*zip((shot.style for shot in own), self._seen(model, own), strict=True)])
-        asked, seen = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        same, often = agreement(asked, seen), Counter(asked)
-        return {style: (often[style] * (1 - same[style]) + 1) / (often[style] + 2) for style in same}
+        pairs = team.gathered([*zip((shot.style for shot in own), self._chances(model, own), strict=True)])
+        told, often = informedness(pairs), Counter(style for style, _ in pairs)
+        return {style: (often[style] * (1 - told[style]) + 1) / (often[style] + 2) for style in told}
 
-    def _seen(self, model: StableDiffusion, shots: list[Shot]) -> list[str]:
-        """The style that the judge sees in the picture of each shot."""
+    def _chances(self, model: StableDiffusion, shots: list[Shot]) -> list[dict[str, float]]:
+        """By style, how likely it is to the judge that the picture of each shot shows it."""
         from aid.sd.drawing.pipeline import draw
 
         if not shots:
@@ -67,12 +69,15 @@ class Jury:
         pictures = draw(model, shots, batch_size=self.batch_size)
         views = [thumbnail(np.asarray(picture.convert("RGB"))) for picture in pictures]
         seen, _ = look(self.judge.card.panel, self.judge.network, torch.from_numpy(np.stack(views)))
-        return [one.style for one in seen]
+        return [{style: round(share, DIGITS) for style, share in one.chances.items()} for one in seen]
 
 
-def agreement(asked: Sequence[str], seen: Sequence[str]) -> dict[str, float]:
-    """Dice's coefficient of each style that was asked for: 2 |both| / (|asked| + |seen|). What a judge calls
-    everything that it doesn't know gets little by that."""
-    both = Counter(one for one, other in zip(asked, seen, strict=True) if one == other)
-    often, called = Counter(asked), Counter(seen)
-    return {style: 2 * both[style] / (often[style] + called[style]) for style in sorted(often)}
+def informedness(pairs: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, float]:
+    """Youden's J (1950) of each style, 0 to 1: its mean chance in pictures asked of it, less that in pictures
+    of others. What a judge calls everything that it doesn't know gets nothing by that."""
+    found = {}
+    for style in sorted({asked for asked, _ in pairs}):
+        own = [chances[style] for asked, chances in pairs if asked == style]
+        others = [chances[style] for asked, chances in pairs if asked != style]
+        found[style] = max(0.0, fmean(own) - (fmean(others) if others else 0.0))
+    return found

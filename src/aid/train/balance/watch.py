@@ -66,10 +66,11 @@ class Watch:
         return self.tell()
 
     def _missed(self) -> dict[str, float]:
-        """What the jury says, whose pictures all processes draw together."""
+        """What the jury says of the newest weights, as averaged ones come late: in the experiments that cost
+        most. All processes draw its pictures together."""
         if self.jury is None:
             return {}
-        with self.training.averaged() as model:
+        with self.training.whole(averaged=False) as model:
             return self.jury.missed(model, self.training.team)
 
     def _write(self) -> None:

@@ -90,7 +90,7 @@ class Display:
         from aid.sd.drawing import pipeline
         from aid.sd.picture.sheet import sheet
 
-        with self.training.averaged() as averaged:
+        with self.training.whole() as averaged:
             pictures = (self.draw or pipeline.draw)(averaged, self.shots) if self.leads else ()
         if not self.leads:
             return
