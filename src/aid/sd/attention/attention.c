@@ -5,10 +5,9 @@
    Each query goes through the same operations whatever is beside it and whichever thread takes it, so a row is
    the same to the bit in any batch. Heads lie beside each other in a token, as linear layers make them. */
 
+#include "../kernel/kernel.h"
 #include <float.h>
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
 #define KEYS 128   /* at a time: their scores stay in the nearest memory */
 #define WIDEST 256 /* of a head */
@@ -43,36 +42,18 @@ static const float SERIES[] = {1.0f,           0.693147181f,   0.240226507f,  0.
                                0.00961812911f, 0.00133335581f, 0.000154035304f};
 
 #if defined(__x86_64__)
-#define INLINE static inline __attribute__((always_inline))
-
 #define KIND avx2
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET AVX2
 #define LANES 8
 #include "attention_both.h"
 #undef KIND
 #undef TARGET
 #undef LANES
 
-#if defined(__clang__)
-#define WIDE "avx512f"
-#else
-#define WIDE "avx512f,prefer-vector-width=512"
-#endif
 #define KIND avx512
-#define TARGET __attribute__((target(WIDE)))
+#define TARGET AVX512
 #define LANES 16
 #include "attention_both.h"
-
-/* The threads that torch has at hand: its own library of them. Others would wait for those to stop spinning. */
-__attribute__((weak)) void GOMP_parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
-
-/* Floats of the widest vectors that there is a use for; 0: this machine or this torch has none, or who asks
-   knows another `struct attention`. */
-int aid_lanes(int size) {
-    if (!GOMP_parallel || size != sizeof(struct attention)) return 0;
-    if (__builtin_cpu_supports("avx512f")) return 16;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 8 : 0;
-}
 
 typedef void piece_work(void *);
 
@@ -90,6 +71,6 @@ void aid_attend_back(const struct attention *all, int lanes, int threads) {
     share_out(all, threads, lanes == 16 ? query_back_avx512 : query_back_avx2);
     share_out(all, threads, lanes == 16 ? key_back_avx512 : key_back_avx2);
 }
-#else
-int aid_lanes(int size) { return 0 * size; }
 #endif
+
+int aid_usable(int size) { return usable_lanes(size == sizeof(struct attention)); }

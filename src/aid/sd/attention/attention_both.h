@@ -1,11 +1,5 @@
 /* For one kind of processor: its KIND, TARGET and LANES, floats of a vector. */
 
-#define JOINED(NAME, KIND) NAME##_##KIND
-#define JOIN(NAME, KIND) JOINED(NAME, KIND)
-#define OF(NAME) JOIN(NAME, KIND)
-#define floats OF(floats)
-#define words OF(words)
-
 typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef uint32_t words __attribute__((vector_size(LANES * 4)));
 
@@ -158,9 +152,3 @@ THREAD(attend, attend_piece, queries)
 THREAD(query_back, query_back_piece, queries)
 THREAD(key_back, key_back_piece, keys)
 #undef THREAD
-
-#undef JOINED
-#undef JOIN
-#undef OF
-#undef floats
-#undef words

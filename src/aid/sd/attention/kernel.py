@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import struct
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-LIBRARY = Path(__file__).with_name("_kernel.so")
+from aid.sd.kernel.library import load_kernel
+
 WIDEST = 256  # of a head
 ATTENTION = struct.Struct("@ 15q 5q 5q f 4x")  # as the kernel's `struct attention`
 NOWHERE = (0, 0, 0)
@@ -66,10 +66,6 @@ def _sizes(query: Tensor, key: Tensor, heads: int) -> tuple[int, int, int, int, 
 
 @cache
 def find_kernel() -> Kernel | None:
-    """None where there is none, or nothing to be gained. The threads are torch's, which is imported."""
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
-        return None
-    lanes = library.aid_lanes(ATTENTION.size)
-    return Kernel(library, lanes) if lanes else None
+    """None where there is none, or nothing to be gained."""
+    found = load_kernel(__file__, ATTENTION)
+    return Kernel(*found) if found else None

@@ -4,8 +4,8 @@
    A number goes through the roundings that torch's fused kernel has for all but the last few of a tensor. A
    piece's squares are added up by one thread, and pieces in their order. */
 
+#include "../../sd/kernel/kernel.h"
 #include <math.h>
-#include <stdint.h>
 
 #define PIECE 16384 /* numbers that a thread takes */
 #define SUMS 16     /* of a piece, each of every 16th square: as many as hide how long an addition takes */
@@ -31,11 +31,9 @@ struct work {
 };
 
 #if defined(__x86_64__)
-#define TARGET __attribute__((target("avx2,fma")))
-
 /* The mean's way to the gradient is counted from whichever is nearer, as in torch's lerp. */
-TARGET static void move(const struct tensors *all, int64_t which, int64_t start, int64_t count,
-                        const struct rule *rule) {
+AVX2 static void move(const struct tensors *all, int64_t which, int64_t start, int64_t count,
+                      const struct rule *rule) {
     const double step = *all->steps[which];
     const float rate = (float)(rule->rate / (1 - pow(rule->first, step))), epsilon = (float)rule->epsilon;
     const float root = (float)sqrt(1 - pow(rule->second, step)), kept = (float)(1 - rule->rate * rule->decay);
@@ -53,7 +51,7 @@ TARGET static void move(const struct tensors *all, int64_t which, int64_t start,
     }
 }
 
-TARGET static double sum_of_squares(const float *numbers, int64_t count) {
+AVX2 static double sum_of_squares(const float *numbers, int64_t count) {
     double sums[SUMS] = {0}, sum = 0;
     int64_t i = 0;
     for (; i + SUMS <= count; i += SUMS)
@@ -84,15 +82,6 @@ static void take_pieces(void *given) {
     }
 }
 
-/* The threads that torch has at hand: its own library of them. */
-__attribute__((weak)) void GOMP_parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
-
-/* Whether this machine and this torch have what is needed, and who asks knows the same structs. */
-int aid_usable(int tensors_size, int rule_size) {
-    const int known = tensors_size == sizeof(struct tensors) && rule_size == sizeof(struct rule);
-    return known && GOMP_parallel && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-
 /* A step of all weights. */
 void aid_move(const struct tensors *all, const struct rule *rule, int threads) {
     for (int64_t i = 0; i < all->many; i++) *all->steps[i] += 1;
@@ -114,6 +103,8 @@ double aid_norm(const struct tensors *all, double *sums, int threads) {
     for (int64_t i = 0, whole = aid_pieces(all); i < whole; i++) sum += sums[i];
     return sqrt(sum);
 }
-#else
-int aid_usable(int tensors_size, int rule_size) { return 0 * tensors_size * rule_size; }
 #endif
+
+int aid_usable(int tensors_size, int rule_size) {
+    return usable_lanes(tensors_size == sizeof(struct tensors) && rule_size == sizeof(struct rule));
+}

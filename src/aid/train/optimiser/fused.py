@@ -3,17 +3,28 @@ compiled with the package, elsewhere torch's with less around them."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from aid.sd.file.state import laid_like
-from aid.train.optimiser.kernel import Rule, find_kernel
+from aid.train.optimiser.kernel import Rule, find_kernel, places_of
 
 STATE = ("exp_avg", "exp_avg_sq", "step")  # of a weight, as torch names it
 TINY = 1e-6  # beside a norm that is divided by
+
+
+class Lain(NamedTuple):
+    """Weights and what belongs to them, and where that lies: found once for many steps."""
+
+    tensors: tuple[list[Tensor], ...]  # weights, means, squares, counts of steps
+    places: list[array[int]]  # theirs
+    alike: bool
+    strides: list[tuple[int, ...]]
+    state: object  # the optimiser's, while these are in it
 
 
 class FusedAdamW(torch.optim.AdamW):
@@ -29,6 +40,7 @@ class FusedAdamW(torch.optim.AdamW):
         self.plain = alike and usual and not hasattr(weights[0], "device_mesh")
         self.kernel = find_kernel() if self.plain and _is_known(weights[0]) else None
         self.scale = 1.0
+        self.lain: dict[tuple[int, ...], Lain] = {}  # by their ids
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -36,21 +48,21 @@ class FusedAdamW(torch.optim.AdamW):
             super().step()
             return
         for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                self._move(weights, group)
+            pairs = [(weight, one) for weight in group["params"] if (one := weight.grad) is not None]
+            if pairs:
+                weights, gradients = zip(*pairs, strict=True)
+                self._move([*weights], [*gradients], group)
 
-    def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self.state[weight] or self._begin(weight) for weight in weights]
-        means, squares, counts = ([state[name] for state in states] for name in STATE)
-        gradients: list[Tensor] = [weight.grad for weight in weights]  # type: ignore[misc]
+    def _move(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        lain = self._lain(weights)
         first, second = group["betas"]
-        if self.kernel and are_laid_alike(weights, means, squares):
-            if not are_laid_alike(weights, gradients):
+        if self.kernel and lain.alike:
+            if lain.strides != [*map(Tensor.stride, gradients)]:
                 gradients = [laid_like(one, weight) for one, weight in zip(gradients, weights, strict=True)]
             rule = Rule(group["lr"], first, second, group["eps"], group["weight_decay"], self.scale)
-            self.kernel.move(gradients, (weights, means, squares, counts), rule)
+            self.kernel.move(gradients, lain.places, rule)
             return
+        _, means, squares, counts = lain.tensors
         if self.scale != 1:
             torch._foreach_mul_(gradients, self.scale)
         torch._foreach_add_(counts, 1)
@@ -69,6 +81,18 @@ class FusedAdamW(torch.optim.AdamW):
             amsgrad=False,
             maximize=False,
         )
+
+    def _lain(self, weights: list[Tensor]) -> Lain:
+        """Looked up again where another state was loaded or weights have moved."""
+        key, at = tuple(map(id, weights)), places_of(weights)
+        lain = self.lain.get(key)
+        if lain is None or lain.state is not self.state or lain.places[0] != at:
+            states = [self.state[weight] or self._begin(weight) for weight in weights]
+            tensors = weights, *([state[name] for state in states] for name in STATE)
+            places, strides = [*map(places_of, tensors)], [*map(Tensor.stride, weights)]
+            lain = Lain(tensors, places, are_laid_alike(*tensors[:3]), strides, self.state)
+            self.lain[key] = lain
+        return lain
 
     def _begin(self, weight: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[weight]

@@ -7,13 +7,13 @@ import struct
 from array import array
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-LIBRARY = Path(__file__).with_name("_kernel.so")
+from aid.sd.kernel.library import load_kernel
+
 TENSORS = struct.Struct("@ 7q")  # as the kernel's `struct tensors`
 RULE = struct.Struct("@ 6d")  # as its `struct rule`
 NOWHERE = (0, 0, 0, 0)
@@ -37,22 +37,22 @@ class Kernel(NamedTuple):
 
     def norm(self, gradients: Sequence[Tensor]) -> float:
         """Of all their numbers together, added up in doubles."""
-        counts, lie = array("q", map(Tensor.numel, gradients)), _places(gradients)
+        counts, lie = array("q", map(Tensor.numel, gradients)), places_of(gradients)
         asked = TENSORS.pack(len(gradients), _at(counts), _at(lie), *NOWHERE)
         sums = array("d", bytes(8 * self.library.aid_pieces(asked)))
         norm: float = self.library.aid_norm(asked, ctypes.c_void_p(_at(sums)), torch.get_num_threads())
         return norm
 
-    def move(self, gradients: Sequence[Tensor], changed: Sequence[Sequence[Tensor]], rule: Rule) -> None:
-        """A step of AdamW. `changed` are the weights, their means, squares and counts of steps; all that
+    def move(self, gradients: Sequence[Tensor], changed: Sequence[array[int]], rule: Rule) -> None:
+        """A step of AdamW. `changed` are the places of weights, means, squares and counts of steps; all that
         belongs to a weight is laid out as that is."""
-        counts, lie = array("q", map(Tensor.numel, gradients)), _places(gradients)
-        others = [_places(tensors) for tensors in changed]
-        asked = TENSORS.pack(len(gradients), _at(counts), _at(lie), *map(_at, others))
+        counts, lie = array("q", map(Tensor.numel, gradients)), places_of(gradients)
+        asked = TENSORS.pack(len(gradients), _at(counts), _at(lie), *map(_at, changed))
         self.library.aid_move(asked, RULE.pack(*rule), torch.get_num_threads())
 
 
-def _places(tensors: Sequence[Tensor]) -> array[int]:
+def places_of(tensors: Sequence[Tensor]) -> array[int]:
+    """Where each one's numbers begin."""
     return array("q", map(Tensor.data_ptr, tensors))
 
 
@@ -62,10 +62,10 @@ def _at(numbers: array[int] | array[float]) -> int:
 
 @cache
 def find_kernel() -> Kernel | None:
-    """None where there is none. The threads are torch's, which is imported."""
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+    """None where there is none."""
+    found = load_kernel(__file__, TENSORS, RULE)
+    if not found:
         return None
+    library, _ = found
     library.aid_pieces.restype, library.aid_norm.restype = ctypes.c_int64, ctypes.c_double
-    return Kernel(library) if library.aid_usable(TENSORS.size, RULE.size) else None
+    return Kernel(library)
