@@ -18,6 +18,7 @@ PACKAGE = ROOT / "src/aid"
 KERNELS = {
     "merging": ("merge/arithmetic/modes.c", "merge/arithmetic/_kernel.so", "-ffp-contract=off"),
     "attention": ("sd/attention/attention.c", "sd/attention/_kernel.so", "-ffp-contract=fast"),
+    "products": ("sd/product/product.c", "sd/product/_kernel.so", "-ffp-contract=fast"),
     "AdamW": ("train/optimiser/adamw.c", "train/optimiser/_kernel.so", "-ffp-contract=off"),
 }
 FLAGS = (

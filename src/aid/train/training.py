@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aid.errors import ModelError, SettingsError
-from aid.sd.attention.processor import set_attention
 from aid.sd.drawing.recording import forget
 from aid.sd.file.state import laid_like
 from aid.sd.file.tensorfile import Header
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.model.compilation import compile_blocks
-from aid.sd.model.products import Products
+from aid.sd.model.learning import Learning
 from aid.sd.prompt.text import Conditioning
 from aid.train.optimiser.average import Average
 from aid.train.optimiser.fused import FusedAdamW, clip_factor
@@ -55,7 +54,7 @@ class Training:
         self.model, self.groups, self.optimiser, self.settings = model, list(groups), optimiser, settings
         self.encode, self.factor, self.after = encode, factor, after
         self.device, self.team = model.device, team
-        self.products = Products(*(part for name, part in model.parts().items() if name != "vae"))
+        self.learning = Learning(*(part for name, part in model.parts().items() if name != "vae"))
         self.diffusion = Diffusion(self.device, model.architecture, settings)
         self.parameters = [parameter for group in groups for parameter in group.parameters]
         self.average = Average(self.parameters if ema else [], ema, settings.seed)
@@ -74,10 +73,10 @@ class Training:
         whole = max(len(step.records), self.settings.batch_size)
         self._thaw(step.index)
         if self.norms is not None:
-            with self.products:
+            with self.learning:
                 return self._fused(step, len(step.records) / whole)
         total = torch.zeros((), device=self.device)
-        with self.products:
+        with self.learning:
             for part in self.team.share(step).parts(self.settings.part_size):
                 loss = self.loss(part) * (len(part.records) / whole)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -154,7 +153,8 @@ class Training:
 
     def discard(self) -> None:
         """Forget the gradients."""
-        self.optimiser.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def loss(self, step: Step) -> Tensor:
         noised, draws = step.noised.to(self.device), self.settings.noise_draws
@@ -219,8 +219,6 @@ def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = AL
         team.spread(model)  # which wants rows behind one another
     else:
         model.unet.to(memory_format=torch.channels_last)
-    if model.device.type == "cpu":
-        set_attention(model.unet)
     if settings.checkpointing:
         model.unet.train().enable_gradient_checkpointing()
     if settings.compiled:

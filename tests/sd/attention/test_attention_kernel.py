@@ -16,9 +16,9 @@ from torch import Tensor
 
 from aid.sd.attention.attention import attention, by_torch
 from aid.sd.attention.kernel import WIDEST, Kernel, find_kernel
-from aid.sd.attention.processor import LearningAttention, set_attention
 from aid.sd.model.architecture import TINY
 from aid.sd.model.checkpoint import create_checkpoint
+from aid.sd.model.learning import Learning
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
@@ -212,8 +212,9 @@ def test_a_unet_learns_what_it_would_with_diffusers_attention() -> None:
         return [parameter.grad.clone() for parameter in unet.parameters()]
 
     expected = gradients()
-    set_attention(unet)
-    kinds = {type(module.processor) for module in unet.modules() if type(module) is Attention}
-    assert kinds == {LearningAttention}
-    for ours, other in zip(gradients(), expected, strict=True):
+    blocks = [module for module in unet.modules() if type(module) is Attention]
+    with Learning(unet):
+        assert all("forward" in vars(block) for block in blocks)
+        made = gradients()
+    for ours, other in zip(made, expected, strict=True):
         assert (ours - other).abs().max() < 1e-4 * max(other.abs().max().item(), 1e-3)

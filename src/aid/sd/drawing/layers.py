@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aid.sd.attention.attention import attention
-from aid.sd.attention.processor import is_plain
+from aid.sd.attention.block import is_plain
 from aid.sd.drawing.steady import linear, silu_
-from aid.sd.model.products import HAS_ONEDNN
 
+HAS_ONEDNN = torch._C._has_mkldnn
 TEXTS_KEPT = 2  # of a batch, what attention made of each
 LARGEST_PACKED = 1 << 20  # numbers of a convolution's weights; laying out larger ones is little of their work
 

@@ -1,0 +1,45 @@
+"""A model's layers as they compute while it learns on a CPU: by kernels of our own, with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from aid.sd.attention.block import attend, is_plain
+from aid.sd.attention.kernel import find_kernel as find_attention
+from aid.sd.product.kernel import find_kernel as find_product
+from aid.sd.product.product import convolution, linear
+
+Forward = Callable[..., Any]
+
+
+class Learning:
+    """While open, layers of models compute so. What hangs on a layer's call is heard; drawing, outside, has
+    forwards of its own."""
+
+    def __init__(self, *models: nn.Module) -> None:
+        layers = [layer for model in models for layer in model.modules()]
+        self.forwards = [(layer, forward) for layer in layers if (forward := _forward(layer))]
+
+    def __enter__(self) -> None:
+        for layer, forward in self.forwards:
+            vars(layer)["forward"] = forward  # as nn.Module sets it, which asks much of each
+
+    def __exit__(self, *_: object) -> None:
+        for layer, _forward in self.forwards:
+            del vars(layer)["forward"]
+
+
+def _forward(layer: Any) -> Forward | None:
+    """None for what keeps its own: all layers where there is no kernel, or no CPU."""
+    kind, kernel = type(layer), find_product()
+    if kind is Attention:
+        taken = find_attention() and layer.to_q.weight.is_cpu and is_plain(layer)
+        return partial(attend, layer) if taken else None
+    if kernel is None or kind not in (nn.Linear, nn.Conv2d) or not layer.weight.is_cpu:
+        return None
+    return partial(linear if kind is nn.Linear else convolution, layer, kernel)
