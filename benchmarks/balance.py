@@ -1,7 +1,7 @@
 """Measured balance beside counting rules, on a data set that is lopsided on purpose.
 
     python starter/world.py WORLD
-    python benchmarks/balance.py WORLD OUT [--steps N] [--seeds N] [--json FILE]
+    python benchmarks/balance.py WORLD OUT [--steps N] [--seeds N] [--rules RULE ...] [--json FILE]
 
 The world's ten styles get names that the shipped starter has never heard, and 20 to 600 pictures each.
 Every rule trains from the same start with the same steps, and draws the same shots; a judge taught on other
@@ -89,7 +89,7 @@ def score(
     settings = aid.FinetuneSettings.model_validate(
         {
             "steps": chosen.steps, "batch_size": 8, "noise_draws": 4, "checkpointing": False,
-            "unet_rate": chosen.rate, "text_rate": chosen.rate, "schedule": "cosine", "warmup": 5,
+            "unet_rate": chosen.rate, "text_rate": chosen.rate, "warmup": 5,
             "weight_decay": 0.0, "ema": 0.95, "save_every": 25, "seed": seed,
             "balance": {"measure": True, "pictures": 4, "timesteps": 4, **RULES[rule]},
             "samples": {"steps": 8, "cfg_scale": 3.0, "width": 64, "height": 64},
@@ -126,10 +126,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("world", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--shots", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--rules", nargs="*", default=list(RULES))
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -138,8 +139,9 @@ def main() -> None:
     make_folders(chosen.world, chosen.out)
     paths = prepare(chosen.out, bench)
     found: list[Row] = []
+    seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
     for rule in chosen.rules:
-        reports = [score(rule, seed, chosen, paths, bench) for seed in range(chosen.seeds)]
+        reports = [score(rule, seed, chosen, paths, bench) for seed in seeds]
         for one in reports:
             print(one.title, {row.style: round(100 * row.score.value) for row in one.styles}, flush=True)
         found += rows(rule, reports)
