@@ -33,6 +33,7 @@ from aid.merge.recipe.linear import LINEAR
 from aid.merge.recipe.recipe import MODES
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
+from aid.merge.streaming.aside import Aside
 from aid.sd.file.tensorfile import raw_bytes, read_header
 from aid.sd.model.architecture import TINY
 
@@ -400,7 +401,15 @@ def test_a_models_range_is_what_sorting_tells(values: list[float], parts: int) -
         return
     kept = kept[kept >= np.percentile(kept, 1, method="midpoint")]
     kept = kept[kept <= np.percentile(kept, 99, method="midpoint")]
-    assert range_of(np.array_split(np.array(values), parts)) == (kept[0], kept[-1])
+    aside = [lambda part=part: part for part in np.array_split(np.array(values), parts)]
+    assert range_of(aside) == (kept[0], kept[-1])
+
+
+@given(st.lists(st.binary(max_size=50), max_size=9))
+def test_what_is_laid_aside_is_read_again(contents: list[bytes]) -> None:
+    aside = Aside()
+    kept = [aside.keep(content) for content in contents]
+    assert [read() for read in reversed(kept)] == contents[::-1]
 
 
 @pytest.mark.parametrize("mode", sorted(NONLINEAR))

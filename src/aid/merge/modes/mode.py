@@ -40,12 +40,14 @@ class Told(NamedTuple):
 
 @dataclass(frozen=True)
 class Given:
-    """One tensor of A, B, ...: `read` gives so many values of one of the `models` (number, start, count)."""
+    """One tensor of A, B, ...: `read` gives so many values of one of the `models` (number, start, count);
+    `keep` lays bytes aside, and gives what reads them again: of all tensors they would fill the memory."""
 
     shape: Shape
     models: int
     working: str
     read: Callable[[int, int, int], Operand]
+    keep: Callable[[bytes], Callable[[], bytes]] = lambda content: lambda: content
 
     @property
     def size(self) -> int:

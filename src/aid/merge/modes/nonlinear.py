@@ -33,6 +33,8 @@ TINIEST = (
 DTYPES = {"F32": np.float32, "F64": np.float64}
 Array = NDArray[Any]
 Arrays = Sequence[Array]
+Kept = Callable[[], Array]
+"""Doubles that were laid aside."""
 
 
 def _of_arrays(part: Callable[[Arrays, Told], Array]) -> Callable[[Sequence[Operand], Told], memoryview]:
@@ -118,35 +120,41 @@ def cosine_a(models: Arrays, told: Told) -> Array:
     """A where the two are alike, B elsewhere: each column's cosine and all columns' together, averaged. The
     range is of the columns' alone, and alpha counts by its size."""
     columns, whole = told.measured
-    return _favoured(models, told, lambda places: (columns[places] + whole) / 2, abs(told.alpha))
+    return _favoured(models, told, (columns() + whole) / 2, abs(told.alpha))
 
 
 def cosine_b(models: Arrays, told: Told) -> Array:
     """As `cosine_a`, by each column's cosine and the whole tensors', averaged; so is the range."""
-    return _favoured(models, told, lambda places: told.measured[places], told.alpha)
+    return _favoured(models, told, told.measured(), told.alpha)
 
 
-def _favoured(models: Arrays, told: Told, alike: Callable[[Array], Array], alpha: float) -> Array:
+def _favoured(models: Arrays, told: Told, alike: Array, alpha: float) -> Array:
     """A's share is where in the range a column's likeness lies, less alpha; none where a tensor is all 0."""
     a, b = models
     lowest, highest = told.bounds
     places = np.arange(told.start, told.start + len(a)) % math.prod(told.shape[1:])
-    share = np.clip((alike(places) - lowest) / (highest - lowest or 1.0) - alpha, 0.0, 1.0)
+    share = np.clip((alike[places] - lowest) / (highest - lowest or 1.0) - alpha, 0.0, 1.0)
     share = np.nan_to_num(share).astype(a.dtype)
     return np.asarray(b * (1 - share) + a * share)
 
 
-def alike_a(given: Given, beta: float) -> tuple[Array, float]:
+def alike_a(given: Given, beta: float) -> tuple[Kept, float]:
     """Each column's cosine, and that of all columns together, each of length 1."""
     product, *squares = _column_sums(given)
     columns = _cosine(product, *squares, least=TINIEST)
-    return columns, _whole(columns.sum(), *(float(np.count_nonzero(one)) for one in squares))
+    whole = _whole(columns.sum(), *(float(np.count_nonzero(one)) for one in squares))
+    return _kept(given, columns), whole
 
 
-def alike_b(given: Given, beta: float) -> Array:
+def alike_b(given: Given, beta: float) -> Kept:
     """Each column's cosine and the whole tensors', averaged."""
     sums = _column_sums(given)
-    return np.asarray((_cosine(*sums) + _whole(*(one.sum() for one in sums))) / 2)
+    return _kept(given, (_cosine(*sums) + _whole(*(one.sum() for one in sums))) / 2)
+
+
+def _kept(given: Given, doubles: Array) -> Kept:
+    read = given.keep(doubles.tobytes())
+    return lambda: np.frombuffer(read())
 
 
 def _column_sums(given: Given) -> Array:
@@ -344,24 +352,24 @@ NONLINEAR: dict[str, Mode] = {
 }
 
 
-def range_of(found: Sequence[Array]) -> tuple[float, float]:
+def range_of(found: Sequence[Kept]) -> tuple[float, float]:
     """As supermerger takes it: what lies below the first percentile goes, then what is above the last. A
     percentile between two values is their mean; NaN counts as nothing."""
-    count = sum(int(np.count_nonzero(one <= math.inf)) for one in found)
+    count = sum(int(np.count_nonzero(one() <= math.inf)) for one in found)
     before, after = (count - 1) // 100, -(-(count - 1) // 100)
     lowest = _nth(found, after)
     middle = (_nth(found, before) + lowest) / 2
-    gone = sum(int(np.count_nonzero(one < middle)) for one in found)
+    gone = sum(int(np.count_nonzero(one() < middle)) for one in found)
     return lowest, _nth(found, gone + (count - gone - 1) * 99 // 100)
 
 
-def _nth(found: Sequence[Array], place: int) -> float:
+def _nth(found: Sequence[Kept], place: int) -> float:
     """The value with that many before it, by halving the doubles: to sort them all would take their memory
     once more."""
     low, high = -INFINITY, INFINITY
     while low < high:
         middle = (low + high) // 2
-        if sum(int(np.count_nonzero(one <= _double(middle))) for one in found) > place:
+        if sum(int(np.count_nonzero(one() <= _double(middle))) for one in found) > place:
             high = middle
         else:
             low = middle + 1

@@ -18,6 +18,7 @@ from aid.merge.modes.mode import Given, Mode, Told, parts_of
 from aid.merge.modes.native import by_kernel
 from aid.merge.recipe.combination import Call, Combination
 from aid.merge.recipe.recipe import RANGED
+from aid.merge.streaming.aside import Aside
 from aid.merge.streaming.parent import Parent
 from aid.merge.streaming.relay import Relay
 from aid.merge.streaming.stream import THE_SUM, Fault, Made
@@ -50,6 +51,7 @@ class Evaluation:
     bakes: Mapping[str, Bake] = field(default_factory=dict)
     measured: dict[tuple[object, ...], Any] = field(default_factory=dict)
     bounds: dict[tuple[object, ...], Bounds] = field(default_factory=dict)
+    aside: Aside = field(default_factory=Aside)
     lock: RLock = field(default_factory=RLock)
 
     def made(self, key: str) -> Made:
@@ -176,7 +178,9 @@ class Evaluation:
             def read(number: int, start: int, count: int) -> Operand:
                 return self._model(key, call.operands[number], start, count, None)
 
-            self.measured[same] = measure(Given(shape, len(call.operands), working, read), call.beta)
+            self.measured[same] = measure(
+                Given(shape, len(call.operands), working, read, self.aside.keep), call.beta
+            )
         return self.measured.get(same)
 
     def _before_baking(self, key: str) -> Any:
