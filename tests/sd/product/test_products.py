@@ -124,6 +124,21 @@ def test_any_number_of_threads_gives_the_same_bits(lanes: int) -> None:
     assert all(map(torch.equal, made[0], made[1])) and all(map(torch.equal, made[0], made[2]))
 
 
+@pytest.mark.skipif(len(LANES) < 2, reason="this machine has vectors of one width")
+def test_vectors_of_either_width_give_the_same_bits() -> None:
+    kinds = [
+        (filled(nn.Linear(270, 61)), numbers(1, 77, 270)),
+        (filled(nn.Conv2d(40, 50, 3, 2, 1)), numbers(1, 2, 40, 9, 16)),
+    ]
+    for layer, x in kinds:
+        grad = torch.cos(layer(x).detach())
+        made = []
+        for lanes in LANES:
+            with products(lanes, layer):
+                made.append(learnt(layer, x, grad))
+        assert all(map(torch.equal, *made))
+
+
 @NEEDS_VECTORS
 def test_they_are_used_where_they_can_be_and_only_while_open() -> None:
     linear, pixels = nn.Linear(32, 16), nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
@@ -139,6 +154,35 @@ def test_they_are_used_where_they_can_be_and_only_while_open() -> None:
         with pytest.raises(RuntimeError, match="shapes"):
             linear(rows[:, 1:])
     assert "forward" not in vars(linear) and "_Product" not in str(pixels(picture).grad_fn)
+
+
+@NEEDS_KERNEL
+def test_what_the_kernel_has_no_place_for_is_torchs() -> None:
+    """Or torch's to refuse: a window larger than the picture, a bias of another format."""
+    window = nn.Conv2d(4, 8, 5).to(memory_format=torch.channels_last)
+    apart, other = nn.Linear(4, 8), nn.Linear(4, 8)
+    apart.bias = nn.Parameter(torch.arange(16.0)[::2])
+    other.bias = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    rows, expected = torch.ones(FEWEST_ROWS, 4), apart(torch.ones(FEWEST_ROWS, 4))
+    for edges in ((4, 9), (9, 4), (3, 3)):
+        with Learning(window), pytest.raises(RuntimeError, match="Kernel size"):
+            window(torch.ones(1, 4, *edges))
+    with Learning(apart, other):
+        torch.testing.assert_close(apart(rows), expected)
+        with pytest.raises(RuntimeError, match="dtype"):
+            other(rows)
+    nothing = nn.Linear(1, 1)
+    nothing.weight, nothing.bias = nn.Parameter(torch.ones(0, 4)), nn.Parameter(torch.ones(0))
+    with Learning(nothing):
+        assert nothing(rows).shape == (FEWEST_ROWS, 0)
+
+
+@NEEDS_KERNEL
+def test_models_may_share_a_layer() -> None:
+    shared = nn.Linear(4, 8)
+    with Learning(nn.Sequential(shared), nn.Sequential(shared, nn.SiLU())):
+        assert "_Product" in str(shared(torch.ones(FEWEST_ROWS, 4)).grad_fn)
+    assert "forward" not in vars(shared)
 
 
 @NEEDS_KERNEL

@@ -23,14 +23,14 @@ class Learning:
 
     def __init__(self, *models: nn.Module) -> None:
         layers = [layer for model in models for layer in model.modules()]
-        self.forwards = [(layer, forward) for layer in layers if (forward := _forward(layer))]
+        self.forwards = {layer: forward for layer in layers if (forward := _forward(layer))}
 
     def __enter__(self) -> None:
-        for layer, forward in self.forwards:
+        for layer, forward in self.forwards.items():
             vars(layer)["forward"] = forward  # as nn.Module sets it, which asks much of each
 
     def __exit__(self, *_: object) -> None:
-        for layer, _forward in self.forwards:
+        for layer in self.forwards:
             del vars(layer)["forward"]
 
 

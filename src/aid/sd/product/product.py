@@ -19,32 +19,37 @@ LAST = torch.channels_last
 
 def linear(layer: nn.Linear, kernel: Kernel, x: Tensor) -> Tensor:
     """What the layer computes, x [..., width]."""
-    weight, rows = layer.weight, x.numel() // x.shape[-1]
-    if rows < FEWEST_ROWS or not _is_taken(x, weight, -1, torch.contiguous_format):
-        return F.linear(x, weight, layer.bias)
-    shape = (*x.shape[:-1], weight.shape[0])
+    taken = _is_taken(x, layer, -1, torch.contiguous_format)
+    if not taken or (rows := x.numel() // x.shape[-1]) < FEWEST_ROWS:
+        return F.linear(x, layer.weight, layer.bias)
+    shape = (*x.shape[:-1], layer.weight.shape[0])
     return _product(x, layer, kernel, Taps(1, rows, rows), shape, torch.contiguous_format)
 
 
 def convolution(layer: nn.Conv2d, kernel: Kernel, x: Tensor) -> Tensor:
     """What the layer computes, x [b, width, h, w], if its weights have their channels last."""
-    weight, size, padding = layer.weight, layer.kernel_size, layer.padding
+    padding = layer.padding
     plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    if not plain or isinstance(padding, str) or x.dim() != 4 or not _is_taken(x, weight, 1, LAST):
-        made: Tensor = layer._conv_forward(x, weight, layer.bias)
-        return made
-    pictures, _, height, width = x.shape
-    taps, edges = window((pictures, height, width), size, layer.stride, padding)
-    return _product(x, layer, kernel, taps, (pictures, weight.shape[0], *edges), LAST)
+    if plain and not isinstance(padding, str) and x.dim() == 4 and _is_taken(x, layer, 1, LAST):
+        pictures, _, height, width = x.shape
+        taps, edges = window((pictures, height, width), layer.kernel_size, layer.stride, padding)
+        if taps.rows:
+            return _product(x, layer, kernel, taps, (pictures, layer.weight.shape[0], *edges), LAST)
+    made: Tensor = layer._conv_forward(x, layer.weight, layer.bias)
+    return made
 
 
-def _is_taken(x: Tensor, weight: Tensor, channels: int, layout: torch.memory_format) -> bool:
+def _is_taken(x: Tensor, layer: nn.Linear | nn.Conv2d, channels: int, layout: torch.memory_format) -> bool:
     """Whether it is for the kernel; torch does the rest, or tells what is wrong with it."""
+    weight, bias = layer.weight, layer.bias
     plain = x.is_cpu and x.dtype == weight.dtype == torch.float32 and type(weight) is nn.Parameter
-    fits = x.shape[channels] == weight.shape[1] and x.numel() > 0
-    return (
-        plain and fits and weight.is_contiguous(memory_format=layout) and not torch.is_autocast_enabled("cpu")
-    )
+    fits = x.shape[channels] == weight.shape[1] and min(x.numel(), weight.numel()) > 0
+    laid = weight.is_contiguous(memory_format=layout) and (bias is None or _is_laid(bias))
+    return plain and fits and laid and not torch.is_autocast_enabled("cpu")
+
+
+def _is_laid(bias: Tensor) -> bool:
+    return bias.dtype == torch.float32 and bias.is_contiguous()
 
 
 def _product(

@@ -27,12 +27,14 @@ class Taps(NamedTuple):
 @lru_cache(WINDOWS_KEPT)
 def window(shape: tuple[int, int, int], size: Pair, stride: Pair, padding: Pair) -> tuple[Taps, Pair]:
     """Of a convolution over pictures [b, h, w], whose pixels are the rows; and the height and width that it
-    makes."""
+    makes. No rows if the window is larger than the pictures."""
     pictures, height, width = shape
     high, wide = (
         (whole + 2 * beyond - span) // step + 1
         for whole, beyond, span, step in zip((height, width), padding, size, stride, strict=True)
     )
+    if high < 1 or wide < 1:
+        return Taps(0, 0, 0), (high, wide)
     count, rows, x_rows = size[0] * size[1], pictures * high * wide, pictures * height * width
     if count == 1 and stride == (1, 1) and padding == (0, 0):
         return Taps(1, rows, rows), (high, wide)
