@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Pair = tuple[int, int]
-WINDOWS_KEPT = 256
+WINDOWS_KEPT = 64  # a U-Net has up to 7 for a size of pictures; 10 MB the largest, of 16 at 768 px
 
 
 class Taps(NamedTuple):
