@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from unittest.mock import patch
 
 import pytest
@@ -111,6 +112,26 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
     finally:
         torch.set_num_threads(used)
     assert all(map(torch.equal, made[0], made[1])) and all(map(torch.equal, made[0], made[2]))
+
+
+@pytest.mark.parametrize("change", ["weights move", "a state is loaded"])
+def test_what_lies_elsewhere_is_found_again(way: str, change: str) -> None:
+    undisturbed = moved(way)
+    weights = [one.requires_grad_() for one in numbers(0)]
+    optimiser = FusedAdamW(
+        [{"params": weights[:4], "lr": 0.1}, {"params": weights[4:], "lr": 0.05}], weight_decay=0.01
+    )
+    for step in range(4):
+        for weight, gradient in zip(weights, numbers(1 + step), strict=True):
+            weight.grad = gradient
+        optimiser.step()
+        if change == "a state is loaded":
+            optimiser.load_state_dict(deepcopy(optimiser.state_dict()))
+        else:
+            for weight in weights:
+                weight.data = weight.data.clone()
+    assert all(map(torch.equal, weights, undisturbed))
+    assert all(optimiser.state[weight]["step"] == 4 for weight in weights)
 
 
 @given(st.lists(st.integers(0, 70) | st.just(50_000), max_size=5), st.integers(-12, 12))
