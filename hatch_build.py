@@ -1,4 +1,4 @@
-"""Builds the kernels with the package, where there is a C compiler; without it torch does their work.
+"""Builds the kernels with the package, where there is a C compiler; without it torch and numpy do their work.
 
 `python hatch_build.py` builds it in place, as an editable installation does.
 """
@@ -38,7 +38,7 @@ def compile_kernels() -> list[Path]:
     """The libraries that could be built; says why one could not."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not compiler or os.name != "posix":
-        print("aid: no C compiler, so torch will do the kernels' work", file=sys.stderr)
+        print("aid: no C compiler, so torch and numpy will do the kernels' work", file=sys.stderr)
         return []
     return [library for work in KERNELS if (library := compile_kernel(work, compiler.split()))]
 
@@ -51,7 +51,10 @@ def compile_kernel(work: str, compiler: list[str]) -> Path | None:
     try:
         subprocess.run(command, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"aid: {work} will be done by torch, as its kernel isn't compiled: {error}", file=sys.stderr)
+        print(
+            f"aid: {work} will take longer, without a kernel, as that isn't compiled: {error}",
+            file=sys.stderr,
+        )
         for stale in (part, path):
             stale.unlink(missing_ok=True)
         return None

@@ -49,7 +49,7 @@ class Watch:
         return fresh and (regular or done == self.plan.steps)
 
     def measure(self, done: int) -> str:
-        """Measure the averaged weights, and lay the order's next round out; what to tell of it."""
+        """Ask the jury, measure the averaged weights, lay the order's next round out; what to tell of it."""
         missed = self._missed()
         with self.training.settled():
             found = [
