@@ -276,7 +276,14 @@ def test_a_checkpoint_that_is_not_what_it_seems(
         baked(own, [lora], tmp_path / "out")
 
 
-def test_adapters_that_are_too_strong_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.filterwarnings("error")
+def test_adapters_that_are_too_strong_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    if not compiled:
+        for room in ("sums", "product", "magnitude"):
+            monkeypatch.setattr(f"aid.merge.arithmetic.{room}.kernel", lambda: None)
     own, loras = narrow(TINY, tmp_path)["a"], two_adapters(TINY, tmp_path)
     with pytest.raises(ModelError, match=r"x and y: .*weight holds NaN or infinity.*smaller weights"):
         baked(own, loras, tmp_path / "out", lora_weights={"x": 1e300, "y": 1.0})

@@ -104,4 +104,5 @@ def _add_decomposed_by_numpy(
         lengths = np.frombuffer(norms, np.float64)[None, :, None]
     own = np.frombuffer(magnitude, np.float32).reshape(lengths.shape).astype(values.dtype)
     factor = own / (lengths.astype(values.dtype) + values.dtype.type(EPSILON))
-    values += values.dtype.type(strength) * (merged * factor - values)
+    with np.errstate(all="ignore"):
+        values += values.dtype.type(strength) * (merged * factor - values)

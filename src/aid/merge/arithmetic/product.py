@@ -87,9 +87,10 @@ def _by_numpy(left: Matrix, right: Matrix, scale: float, out: memoryview, workin
     )
     result = np.frombuffer(out, {"F32": np.float32, "F64": np.float64}[working]).reshape(left.rows, -1)
     total = np.zeros(result.shape)
-    for column, row in zip(high.T, wide, strict=True):
-        total += column[:, None] * row
-    np.add(result, scale * total, out=result, casting="same_kind")
+    with np.errstate(all="ignore"):
+        for column, row in zip(high.T, wide, strict=True):
+            total += column[:, None] * row
+        np.add(result, scale * total, out=result, casting="same_kind")
 
 
 def _multiplied_by_numpy(
