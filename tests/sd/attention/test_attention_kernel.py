@@ -35,6 +35,7 @@ WAYS: dict[str, Attend] = {
 }
 
 
+NEEDS_KERNEL = pytest.mark.skipif(find_kernel() is None, reason="elsewhere torch attends")
 NEEDS_VECTORS = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="elsewhere torch attends"
 )
@@ -186,6 +187,7 @@ def test_gradients_of_huge_scores_stay_within_bounds_and_second_ones_are_refused
                 torch.autograd.grad(first.sum(), leaf)
 
 
+@NEEDS_KERNEL
 @pytest.mark.usefixtures("threads")
 def test_gradients_are_the_same_to_the_bit_by_any_number_of_threads() -> None:
     found = sides(3, 100, 77, 4 * 16)
@@ -194,7 +196,7 @@ def test_gradients_are_the_same_to_the_bit_by_any_number_of_threads() -> None:
     assert all(map(torch.equal, made, learnt(attention, found, 4, found[0])))
 
 
-@NEEDS_VECTORS
+@NEEDS_KERNEL
 def test_a_unet_learns_what_it_would_with_diffusers_attention() -> None:
     """Where a layer that others hang on, as a LoRA does, is heard."""
     unet = create_checkpoint(TINY, seed=2).unet
