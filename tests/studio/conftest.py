@@ -32,7 +32,7 @@ def other_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def studio(lively_checkpoint: Path, other_vae: Path) -> Iterator[tuple[Studio, str]]:
     """The studio, and the address at which it answers."""
     places = (lively_checkpoint, starter.shipped("release"))
-    settings = StudioSettings(models=places, vaes=(other_vae,), port=0, waiting=2)
+    settings = StudioSettings(models=places, vaes=(other_vae,), port=0, waiting=2, names=("studio.LOCAL",))
     studio = Studio(settings, Workbench(threads=1))
     server = uvicorn.Server(uvicorn.Config(create_app(studio), "127.0.0.1", 0, log_level="error"))
     thread = threading.Thread(target=server.run)

@@ -19,8 +19,11 @@ def get(served: Served, path: str = "/sdapi/v1/options", **headers: str) -> requ
     return requests.get(f"{served[1]}{path}", headers=named, timeout=9)
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:7860", "[::1]:9", "[::1]"])
-def test_its_own_names_are_answered(studio: Served, host: str) -> None:
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:80", "127.0.0.1:7860", "[::1]:9", "[::1]", "10.0.0.7:7860", "Studio.Local:7860"],
+)
+def test_its_own_names_and_addresses_are_answered(studio: Served, host: str) -> None:
     assert get(studio, Host=host).ok
 
 
@@ -39,13 +42,25 @@ def test_other_sites_pages_are_refused(studio: Served, site: str, status: int) -
     assert get(studio, Sec_Fetch_Site=site).status_code == status
 
 
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1"])
+def test_other_sites_pages_are_refused_where_the_browser_tells_their_origin_alone(
+    studio: Served, origin: str
+) -> None:
+    answer = requests.post(f"{studio[1]}/sdapi/v1/interrupt", headers={"Origin": origin}, timeout=9)
+    assert answer.status_code == 403
+    assert requests.post(f"{studio[1]}/sdapi/v1/interrupt", headers={"Origin": studio[1]}, timeout=9).ok
+
+
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""]
 )
 def test_what_a_form_can_send_is_refused(studio: Served, kind: str) -> None:
     body = json.dumps({"sd_vae": "x"}).encode()
-    answer = requests.post(f"{studio[1]}/sdapi/v1/options", body, headers={"Content-Type": kind}, timeout=9)
-    assert answer.status_code == 415
+    for sent in (body, iter([body])):  # the second is of no length told
+        answer = requests.post(
+            f"{studio[1]}/sdapi/v1/options", sent, headers={"Content-Type": kind}, timeout=9
+        )
+        assert answer.status_code == 415
 
 
 def test_an_unnamed_authorization_is_no_matter(studio: Served) -> None:

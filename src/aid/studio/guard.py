@@ -1,20 +1,21 @@
 """Who may ask: this machine's own programs and pages, with bodies of bearable size.
 
 Any web page that is open in a browser here can send requests to a local server: by a name that resolves to it
-(DNS rebinding), or blindly (CSRF). So a request must call the studio by a name that it knows, and come from
-no other site; and what it sends must be JSON, which no form sends.
+(DNS rebinding), or blindly (CSRF). So a request must call the studio by a name that it knows, or by an
+address, which no page can make its own; it must come from no other site; and what it sends must be JSON,
+which no form sends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
-OWN = ("same-origin", "none", "")  # where a browser says that a request comes from: this page, or a person
+OWN = ("same-origin", "none")  # where a browser says that a request comes from: this page, or a person
 MOST_BYTES = 64 << 20
 SECURED = (
     (b"x-content-type-options", b"nosniff"),
@@ -37,7 +38,8 @@ class Guard:
     """Stands before the application."""
 
     def __init__(self, app: App, names: Collection[str] = (), most_bytes: int = MOST_BYTES) -> None:
-        self.app, self.names, self.most_bytes = app, {*LOCAL, *names}, most_bytes
+        self.app, self.most_bytes = app, most_bytes
+        self.names = {"localhost", *(name.casefold() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,11 +57,12 @@ class Guard:
     def _refusal(self, headers: Headers, method: str) -> tuple[int, str] | None:
         host = headers.get("host", "")
         name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-        if name.casefold() not in self.names:
+        if name.casefold() not in self.names and not _is_address(name):
             return 421, f"{name or 'no name'} is not one of this studio's names; start it with --names NAME"
-        if headers.get("sec-fetch-site", "").casefold() not in OWN:
+        if _is_foreign(headers, host):
             return 403, "another site's page asked for this"
-        if method == "POST" and headers.get("content-length", "0") != "0":
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        if method == "POST" and has_body:
             kind = headers.get("content-type", "").partition(";")[0].strip().casefold()
             if kind != "application/json":
                 return 415, f"the body is {kind or 'of no named kind'}; expected application/json"
@@ -80,6 +83,20 @@ class Guard:
             return message
 
         return counted
+
+
+def _is_foreign(headers: Headers, host: str) -> bool:
+    """A browser that reaches this by http and another name than localhost tells the origin alone."""
+    if site := headers.get("sec-fetch-site"):
+        return site.casefold() not in OWN
+    return headers.get("origin", host).rpartition("://")[2].casefold() != host.casefold()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ip_address(name.strip("[]")))
+    except ValueError:
+        return False
 
 
 def _secured(send: Send) -> Send:

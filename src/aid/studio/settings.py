@@ -40,4 +40,4 @@ class StudioSettings(Settings):
     """A1111's; 0 takes a free one."""
     names: tuple[str, ...] = ()
     """Further host names by which the studio may be called, such as `studio.local`; others are refused, so
-    that no web page can reach it by a name of its own."""
+    that no web page can reach it by a name of its own. Any of its IP addresses will do as it is."""
