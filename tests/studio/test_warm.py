@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from aid.core.workbench import Workbench
+from aid.errors import FileError
 from aid.generate.run import choose_shots, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings
 from aid.sd.drawing.pipeline import draw_batch
@@ -72,6 +73,24 @@ def test_a_new_embedding_is_noticed_and_the_model_stays(lively_checkpoint: Path,
         assert after.model.unet is before.model.unet
         assert torch.equal(after.embeddings["bad"].vectors, 9 * vectors)
         assert pixels(warm, inputs) == fresh(inputs) != old
+
+
+def test_a_vae_that_has_vanished_is_told(lively_checkpoint: Path, other_vae: Path, tmp_path: Path) -> None:
+    vae = Path(shutil.copy(other_vae, tmp_path / "vae.safetensors"))
+    warm = Warm(1e9, BENCH)
+    pixels(warm, GenerateInputs(checkpoint=lively_checkpoint))
+    vae.unlink()
+    with pytest.raises(FileError, match=r"vae\.safetensors does not exist"):
+        warm.material(SETTINGS, GenerateInputs(checkpoint=lively_checkpoint, vae=vae))
+
+
+def test_what_cannot_be_read_leaves_the_model_loaded(lively_checkpoint: Path, tmp_path: Path) -> None:
+    warm, broken = Warm(1e9, BENCH), tmp_path / "bad.safetensors"
+    before = warm.material(SETTINGS, GenerateInputs(checkpoint=lively_checkpoint)).model
+    broken.write_bytes(b"nothing")
+    with pytest.raises(FileError):
+        warm.material(SETTINGS, GenerateInputs(checkpoint=lively_checkpoint, embeddings=(broken,)))
+    assert warm.material(SETTINGS, GenerateInputs(checkpoint=lively_checkpoint)).model is before
 
 
 def test_another_model_under_the_same_name_is_read_anew(

@@ -16,6 +16,7 @@ from aid.generate.material import Material, load_material, pictures_of, with_vae
 from aid.generate.settings import DrawingInputs, DrawingSettings
 from aid.sd.file.precision import PRECISIONS
 from aid.sd.model.location import resolve_checkpoint
+from aid.sd.model.vae_file import resolve_vae
 from aid.sd.model.weights import open_weights
 
 Stamp = tuple[tuple[Path, Identity], ...]
@@ -48,14 +49,15 @@ class Warm:
         Raises FileError or ModelError naming the file that doesn't fit.
         """
         key = settings.precision, stamp([resolve_checkpoint(inputs.checkpoint)])
-        vae = stamp([inputs.vae] if inputs.vae else [])
+        vae = stamp([resolve_vae(inputs.vae)] if inputs.vae else [])
         words = stamp([*inputs.embeddings, *inputs.loras, *([inputs.wildcards] if inputs.wildcards else [])])
-        kept = self._kept.pop(key, None) or self._load(settings, inputs, vae, words)
+        kept = self._kept.get(key) or self._load(settings, inputs, vae, words)
         material = kept.material
         if kept.words != words:
             material = load_material(settings, inputs, self.bench, material.model)
         if kept.vae != vae:
             material = with_vae(material, inputs.vae)
+        self._kept.pop(key, None)
         self._kept[key] = replace(kept, material=material, vae=vae, words=words)
         return replace(material, pictures=pictures_of(inputs))
 
