@@ -50,16 +50,22 @@ class Shelf:
         own = (release.folder / "embeddings",) if release and release.embeddings else ()
         return (*own, *(place for place in self.embeddings if place.is_file() or find_embeddings(place)))
 
+    def filled_wildcards(self) -> Path | None:
+        """Their folder, unless it is empty: nothing can be named there, nor hashed."""
+        place = self.wildcards
+        return None if place and place.is_dir() and not any(place.rglob("*.txt")) else place
+
 
 def look_around(settings: StudioSettings) -> Shelf:
     """Raises FileError for a place that isn't there, and where no model is found at all."""
     places = settings.models or (starter.shipped("release"),)
-    models = {title_of(path): path for path in reversed(_found(places))}
+    models = _by_title(_found(places))
     if not models:
         raise FileError(f"{', '.join(map(str, places))} holds no model", "a checkpoint, or a folder of them")
-    vaes = {path.name: path for path in reversed(_found(settings.vaes))}
-    ordered = dict(reversed(models.items()))
-    return Shelf(ordered, vaes, settings.embeddings, settings.loras, settings.wildcards)
+    for place in (*settings.embeddings, *settings.loras, *filter(None, [settings.wildcards])):
+        _require_there(place)
+    vaes = _by_title(_found(settings.vaes))
+    return Shelf(models, vaes, settings.embeddings, settings.loras, settings.wildcards)
 
 
 def title_of(path: Path) -> str:
@@ -79,13 +85,23 @@ def bare(title: str) -> str:
     return title.removesuffix(endings[0]) if endings else title
 
 
+def _by_title(paths: Sequence[Path]) -> dict[str, Path]:
+    """In their order. Of several with one title, all but the first have their folder's name before it."""
+    titles: dict[str, Path] = {}
+    for path in dict.fromkeys(paths):
+        title = title_of(path)
+        folder = path.parent if title == path.name else path
+        unique = (name for name in (title, f"{folder.name}/{title}", str(path)) if name not in titles)
+        titles[next(unique)] = path
+    return titles
+
+
 def _found(places: Sequence[Path]) -> list[Path]:
     return [path for place in places for path in _below(place)]
 
 
 def _below(place: Path) -> Iterator[Path]:
-    if not place.exists():
-        raise FileError(f"{place} does not exist", "a file or a folder")
+    _require_there(place)
     if place.is_file() or (place / MODEL_FILE).is_file() or (place / MODEL_INDEX).is_file():
         yield place
         return
@@ -96,11 +112,16 @@ def _below(place: Path) -> Iterator[Path]:
             yield path
 
 
+def _require_there(place: Path) -> None:
+    if not place.exists():
+        raise FileError(f"{place} does not exist", "a file or a folder")
+
+
 def _titled(name: str, known: Mapping[str, Path], what: str) -> str:
     """By title, or that without A1111's hash, or a file's stem."""
     wanted = HASHED.sub("", name.strip())
-    for title in known:
-        if wanted in (title, bare(title)):
-            return title
+    shortened = {bare(title): title for title in [*known][::-1]}
+    if found := wanted if wanted in known else shortened.get(wanted):
+        return found
     hint = did_you_mean(wanted, [bare(title) for title in known])
     raise SettingsError(f"{name!r} is not {what}", ", ".join(known) or "none", hint)

@@ -56,7 +56,7 @@ class Studio:
                 "vae": self.shelf.vaes.get(self.vae if vae is None else self.shelf.vae(vae)),
                 "embeddings": self.shelf.embeddings_of(title),
                 "loras": self.shelf.loras,
-                "wildcards": self.shelf.wildcards,
+                "wildcards": self.shelf.filled_wildcards(),
                 **pictures,
             }
         )
