@@ -1,15 +1,20 @@
 "use strict";
 const at = (id) => document.getElementById(id);
-const NUMBERS = ["steps", "cfg_scale", "width", "height", "seed", "batch_size"];
+const USUAL = ["steps", "cfg_scale", "width", "height"];
+const NUMBERS = [...USUAL, "seed", "batch_size"];
 const chosen = new Set();
 
 async function ask(path, body) {
   const answer = await fetch(path, body === undefined ? {} : {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
   });
-  const told = await answer.json();
+  const told = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(told.detail || answer.statusText);
   return told;
+}
+
+function tell(error) {
+  at("told").textContent = error.message;
 }
 
 function fill(select, names, value) {
@@ -40,7 +45,7 @@ async function show() {
   const studio = await ask("/studio");
   fill(at("model"), studio.models, studio.model);
   fill(at("sampler_name"), studio.samplers, studio.usual.sampler);
-  for (const name of NUMBERS) if (studio.usual[name] !== undefined) at(name).value = studio.usual[name];
+  for (const name of USUAL) at(name).value = studio.usual[name] ?? at(name).defaultValue;
   for (const name of chosen) if (!studio.styles.includes(name)) chosen.delete(name);
   at("styles").replaceChildren(...studio.styles.map(styleButton));
 }
@@ -82,20 +87,29 @@ at("form").addEventListener("submit", async (event) => {
     const texts = JSON.parse(answer.info).infotexts;
     at("pictures").prepend(...answer.images.map((image, index) => figure(image, texts[index])));
   } catch (error) {
-    at("told").textContent = error.message;
+    tell(error);
   }
   over.done = true;
   at("progress").value = 0;
   at("draw").disabled = false;
   at("stop").disabled = true;
 });
-at("stop").addEventListener("click", () => ask("/sdapi/v1/interrupt", {}));
-at("model").addEventListener("change", async () => {
-  await ask("/sdapi/v1/options", { sd_model_checkpoint: at("model").value });
-  await show();
+at("stop").addEventListener("click", () => ask("/sdapi/v1/interrupt", {}).catch(tell));
+at("model").addEventListener("change", () => {
+  ask("/sdapi/v1/options", { sd_model_checkpoint: at("model").value }).catch(tell).then(show).catch(tell);
 });
 at("find").addEventListener("input", () => {
   const wanted = at("find").value.trim().toLowerCase();
-  for (const button of at("styles").children) button.hidden = !button.dataset.name.includes(wanted);
+  for (const button of at("styles").children) {
+    button.hidden = !button.dataset.name.toLowerCase().includes(wanted);
+  }
 });
-show().catch((error) => { at("told").textContent = error.message; });
+at("form").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  if (event.target === at("find")) event.preventDefault();
+  if ((event.ctrlKey || event.metaKey) && !at("draw").disabled) {
+    event.preventDefault();
+    at("form").requestSubmit();
+  }
+});
+show().catch(tell);
