@@ -128,6 +128,18 @@ def test_the_strictest_client_reads_every_list(studio: Served) -> None:
     assert redrawn["info"].denoising_strength == 0.75
 
 
+def test_options_that_are_sent_back_change_nothing(client: webuiapi.WebUIApi, studio: Served) -> None:
+    studio[0].choose({"CLIP_stop_at_last_layers": 0})
+    client.set_options(client.get_options())
+    assert (studio[0].vae, studio[0].clip_skip) == ("", 0)
+
+
+def test_what_clients_leave_empty_or_break_into_lines(studio: Served) -> None:
+    sent = base64.encodebytes(base64.b64decode(in_base64(Image.new("RGB", (32, 32))))).decode()
+    body = {**SMALL, "prompt": "a", "sampler_name": "", "scheduler": "", "init_images": [sent]}
+    assert drawn(studio, body, "img2img")
+
+
 def test_styles_are_those_of_the_release(studio: Served) -> None:
     studio[0].choose({"sd_model_checkpoint": "AID starter v1.0 [0123456789]"})
     styles = [one.name for one in A1111Webservice(studio[1]).get_styles()]
@@ -173,6 +185,22 @@ def test_progress_interruption_and_a_full_queue(studio: Served) -> None:
     assert drawn(studio, {**SMALL, "prompt": "smile"})  # nothing is left behind
 
 
+def test_an_interrupt_is_heard_whatever_else_waits(studio: Served) -> None:
+    long = {**SMALL, "prompt": "smile", "steps": 900, "width": 64, "height": 64, "batch_size": 8, "n_iter": 8}
+    asked = [("txt2img", long), *[("unload-checkpoint", {})] * 60]  # more than there are threads for requests
+    threads = [
+        threading.Thread(target=post, args=(studio, f"/sdapi/v1/{path}", body)) for path, body in asked
+    ]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.3 if thread is threads[0] else 0)
+    time.sleep(0.5)
+    requests.post(f"{studio[1]}/sdapi/v1/interrupt", json={}, timeout=3)
+    for thread in threads:
+        thread.join(30)
+    assert drawn(studio, {**SMALL, "prompt": "smile"})
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
@@ -188,6 +216,9 @@ def test_progress_interruption_and_a_full_queue(studio: Served) -> None:
         ({"prompt": "a, " * 40_000}, "prompt: String should have at most 100000 characters"),
         ({"cfg_scale": "NaN"}, "cfg_scale"),
         ({"prompt": "<lora:nowhere:1>"}, "nowhere"),
+        ({"styles": ["\ud800"]}, "styles.0"),
+        ({"force_task_id": "\ud800"}, "force_task_id"),
+        ({"enable_hr": True, "hr_checkpoint_name": "another"}, "another model"),
     ],
 )
 def test_what_is_wrong_is_told(studio: Served, body: dict[str, Any], told: str) -> None:
@@ -226,6 +257,26 @@ def test_openai_speakers_get_pictures(studio: Served) -> None:
     assert sizes == [(32, 40)] * 2 and isinstance(told["created"], int)
     models = requests.get(f"{studio[1]}/v1/models", timeout=9).json()
     assert [one["id"] for one in models["data"]] == [*studio[0].shelf.models]
+    studio[0].choose({"sd_model_checkpoint": "AID starter v1.0"})
+    short = post(studio, "/v1/images/generations", {"model": "lively", "prompt": "a", "size": "32x32"}).json()
+    studio[0].choose({"sd_model_checkpoint": "lively"})
+    picture = Image.open(io.BytesIO(base64.b64decode(short["data"][0]["b64_json"])))
+    assert "Model: lively," in picture.info["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"size": "30x32"}, "width = 30"),
+        ({"size": "9" * 5000 + "x8"}, "size"),
+        ({"size": "8,8"}, "size"),
+        ({"prompt": "a " * 60_000}, "100000 characters"),
+        ({"n": 65}, "64 at most"),
+    ],
+)
+def test_openai_speakers_are_told_what_is_wrong(studio: Served, body: dict[str, Any], told: str) -> None:
+    answer = post(studio, "/v1/images/generations", {"model": "", "prompt": "a", **body})
+    assert answer.status_code == 422 and told in answer.json()["error"]["message"]
 
 
 values = st.one_of(

@@ -30,6 +30,10 @@ LARGEST_NATIVE = 1024  # pixels, of SDXL
 UNSUPPORTED = ("tiling", "restore_faces", "script_name")
 
 
+SAME = ("", "Use same checkpoint", "Use same sampler", "Use same scheduler")  # as in the first pass
+
+# with a length, so that pydantic refuses what is no Unicode
+Word = Annotated[str, Field(max_length=1000)]
 Prompt = Annotated[str, Field(max_length=100_000)]
 
 
@@ -37,8 +41,8 @@ class Override(BaseModel):
     """Options for one request."""
 
     model_config = ConfigDict(extra="ignore")
-    sd_model_checkpoint: str | None = None
-    sd_vae: str | None = None
+    sd_model_checkpoint: Word | None = None
+    sd_vae: Word | None = None
     CLIP_stop_at_last_layers: int | None = None
 
 
@@ -48,13 +52,13 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
     prompt: Prompt = ""
     negative_prompt: Prompt = ""
-    styles: list[str] | None = None
+    styles: list[Word] | None = Field(default=None, max_length=1000)
     seed: int | None = None
     subseed: int | None = None
     subseed_strength: float | None = None
-    sampler_name: str | None = None
-    sampler_index: str | None = None
-    scheduler: str | None = None
+    sampler_name: Word | None = None
+    sampler_index: Word | None = None
+    scheduler: Word | None = None
     steps: int | None = None
     cfg_scale: float | None = None
     width: int | None = None
@@ -66,10 +70,10 @@ class Asked(BaseModel):
     denoising_strength: float | None = None
     tiling: bool | None = None
     restore_faces: bool | None = None
-    script_name: str | None = None
+    script_name: Word | None = None
     override_settings: Override | None = None
     send_images: bool = True
-    force_task_id: str | None = None
+    force_task_id: Word | None = None
 
 
 class Txt2Img(Asked):
@@ -77,12 +81,13 @@ class Txt2Img(Asked):
 
     enable_hr: bool | None = None
     hr_scale: float | None = None
-    hr_upscaler: str | None = None
+    hr_upscaler: Word | None = None
     hr_second_pass_steps: float | None = None
     hr_resize_x: int | None = None
     hr_resize_y: int | None = None
-    hr_sampler_name: str | None = None
-    hr_scheduler: str | None = None
+    hr_checkpoint_name: Word | None = None
+    hr_sampler_name: Word | None = None
+    hr_scheduler: Word | None = None
     hr_prompt: Prompt | None = None
     hr_negative_prompt: Prompt | None = None
 
@@ -115,7 +120,7 @@ def settings_of(asked: Asked, usual: Mapping[str, Any], megapixels: float) -> Ge
         "variation_seed": _seed(asked.subseed) if asked.subseed_strength else None,
         "variation_strength": asked.subseed_strength,
         "sampler": asked.sampler_name or asked.sampler_index,
-        "schedule": asked.scheduler,
+        "schedule": asked.scheduler or None,
         "clip_skip": override.CLIP_stop_at_last_layers if asked.clip_skip is None else asked.clip_skip,
         "count": (asked.batch_size or 1) * (asked.n_iter or 1),
         **{name: getattr(asked, name) for name in ("steps", "cfg_scale", "width", "height", "eta")},
@@ -136,15 +141,18 @@ def settings_of(asked: Asked, usual: Mapping[str, Any], megapixels: float) -> Ge
 
 def answer_json(asked: Asked, answer: Answer, job: Job) -> dict[str, Any]:
     """The body of the answer."""
-    images = [
-        base64.b64encode(picture_bytes(one.picture, one.infotext, answer.lineage)).decode()
-        for one in (answer.drawn if asked.send_images else ())
-    ]
+    images = packed(answer) if asked.send_images else []
     hidden = {"init_images": None, "mask": None}
     parameters = asked.model_dump(mode="json")
     if not getattr(asked, "include_init_images", True):
         parameters |= hidden
     return {"images": images, "parameters": parameters, "info": json.dumps(_info(answer, job))}
+
+
+def packed(answer: Answer) -> list[str]:
+    """Its pictures as PNG files in base64."""
+    files = (picture_bytes(one.picture, one.infotext, answer.lineage) for one in answer.drawn)
+    return [base64.b64encode(file).decode() for file in files]
 
 
 def _info(answer: Answer, job: Job) -> dict[str, Any]:
@@ -219,6 +227,8 @@ def _seed(seed: int | None) -> int:
 def _hires(asked: Txt2Img) -> dict[str, Any]:
     if not asked.enable_hr:
         return {}
+    if asked.hr_checkpoint_name and asked.hr_checkpoint_name not in SAME:
+        raise SettingsError("another model is asked for in the hires pass", "the same one")
     upscaler = "Lanczos" if asked.hr_upscaler == "None" else asked.hr_upscaler
     told = {
         "scale": asked.hr_scale,
@@ -226,17 +236,13 @@ def _hires(asked: Txt2Img) -> dict[str, Any]:
         "steps": asked.hr_second_pass_steps and int(asked.hr_second_pass_steps),
         "width": asked.hr_resize_x,
         "height": asked.hr_resize_y,
-        "sampler": _named(asked.hr_sampler_name, "Use same sampler"),
-        "schedule": _named(asked.hr_scheduler, "Use same scheduler"),
+        "sampler": asked.hr_sampler_name,
+        "schedule": asked.hr_scheduler,
         "prompt": asked.hr_prompt,
         "negative_prompt": asked.hr_negative_prompt,
         "denoising_strength": asked.denoising_strength,
     }
-    return {"hires": {name: value for name, value in told.items() if value not in (None, "")}}
-
-
-def _named(given: str | None, same: str) -> str:
-    return "" if given in (None, same) else given or ""
+    return {"hires": {name: value for name, value in told.items() if value not in (None, *SAME)}}
 
 
 def _source(asked: Img2Img) -> dict[str, Any]:

@@ -45,7 +45,6 @@ class Answer:
     drawn: tuple[Drawn, ...]
     weights: Weights
     lineage: str
-    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -102,9 +101,9 @@ class Desk:
         for job in list(self.jobs):
             job.interrupted |= job.owner == owner
 
-    def do(self, work: Callable[[], None]) -> None:
-        """Between two requests, by the thread that draws; waits until it is done."""
-        self._hand.submit(work).result()
+    def do(self, work: Callable[[], None]) -> Future[None]:
+        """Between two requests, by the thread that draws."""
+        return self._hand.submit(work)
 
     def close(self) -> None:
         for job in list(self.jobs):
@@ -134,12 +133,9 @@ class Desk:
         shots = choose_shots(job.settings, job.inputs, material)
         used = narrowed(job.inputs, shots, material)
         lineage = asked("generate", job.settings, used).embedded(ancestors=False)
-        drawn, notes = self._pictures(job, material, shots)
-        return Answer(drawn, material.weights, lineage, notes)
+        return Answer(self._pictures(job, material, shots), material.weights, lineage)
 
-    def _pictures(
-        self, job: Job, material: Material, shots: Sequence[Shot]
-    ) -> tuple[tuple[Drawn, ...], tuple[str, ...]]:
+    def _pictures(self, job: Job, material: Material, shots: Sequence[Shot]) -> tuple[Drawn, ...]:
         drawn: dict[int, Drawn] = {}
         with material.texts() as texts:
             for batch in plan_batches(texts, shots, job.settings.batch_size):
@@ -152,5 +148,4 @@ class Desk:
                 for index, shot, picture in zip(batch, together, pictures, strict=True):
                     drawn[index] = Drawn(picture, shot, material.infotext(shot, texts))
                 job.done += len(batch)
-            notes = tuple(texts.notes)
-        return tuple(drawn[index] for index in sorted(drawn)), notes
+        return tuple(drawn[index] for index in sorted(drawn))

@@ -34,6 +34,6 @@ def unpacked(text: str, name: str) -> bytes:
         raise PictureError(f"{name} is an address, which is not fetched", "the picture itself, in base64")
     packed = text.partition(",")[2] if text.startswith(DATA) else text
     try:
-        return base64.b64decode(packed, validate=True)
+        return base64.b64decode("".join(packed.split()), validate=True)  # some break it into lines
     except (binascii.Error, ValueError) as error:
         raise PictureError(f"{name} is not base64 ({error})", "a picture in base64") from error

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -20,15 +21,26 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aid.core.workbench import Workbench
 from aid.errors import AidError, SettingsError
-from aid.sd.picture.file import picture_bytes
 from aid.sd.picture.infotext import parse_infotext
 from aid.sd.picture.text import picture_text
 from aid.studio import listings
-from aid.studio.a1111 import Asked, Img2Img, Override, Txt2Img, answer_json, progress_json, settings_of
-from aid.studio.desk import Busy, Job
+from aid.studio.a1111 import (
+    Asked,
+    Img2Img,
+    Override,
+    Prompt,
+    Txt2Img,
+    Word,
+    answer_json,
+    packed,
+    progress_json,
+    settings_of,
+)
+from aid.studio.desk import Answer, Busy, Job
 from aid.studio.guard import Guard, refused
 from aid.studio.pictures import received, unpacked
 from aid.studio.settings import StudioSettings
+from aid.studio.shelf import Shelf, look_around
 from aid.studio.studio import Studio
 
 PAGE = Path(__file__).parent / "page"
@@ -49,15 +61,19 @@ class Images(BaseModel):
     """POST /v1/images/generations, as OpenAI has it."""
 
     model_config = ConfigDict(extra="ignore")
-    prompt: str
-    model: str = ""
+    prompt: Prompt
+    model: Word = ""
     """Clients that can't leave it out name OpenAI's own; what is not known here is the chosen one."""
     n: int = Field(default=1, ge=1)
-    size: str | None = None
+    size: str | None = Field(default=None, pattern=r"^(|auto|[0-9]{1,5}x[0-9]{1,5})$")
 
 
 def create_app(studio: Studio) -> FastAPI:
-    """The application; whoever serves it ends the studio's desk with it."""
+    """The application; whoever serves it ends the studio's desk with it.
+
+    What is chosen and what lies there changes on the event loop alone; what takes time is done in threads
+    beside it, so that an interrupt is always heard.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,6 +84,7 @@ def create_app(studio: Studio) -> FastAPI:
     app.add_middleware(Guard, names={studio.settings.host, *studio.settings.names})
     app.add_exception_handler(AidError, _told)
     app.add_exception_handler(RequestValidationError, _told)
+    app.add_exception_handler(Exception, _told)
     _draws(app, studio)
     _lists(app, studio)
     _chooses(app, studio)
@@ -84,7 +101,8 @@ def serve(settings: StudioSettings, bench: Workbench) -> None:
     config = uvicorn.Config(
         create_app(studio), log_level="warning", server_header=False, timeout_graceful_shutdown=LAST_SECONDS
     )
-    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{host}:{listening.getsockname()[1]}"
     bench.progress.say(f"{address} draws with {studio.model}; Ctrl-C ends it")
     uvicorn.Server(config).run(sockets=[listening])
 
@@ -98,45 +116,66 @@ def _listen(host: str, port: int) -> socket.socket:
         raise SettingsError(found, "a free port of this machine", "Choose another with --port.") from error
 
 
-async def _told(_: Request, error: Exception) -> JSONResponse:
-    """What is wrong, without what was sent: some clients send passwords along."""
+async def _told(request: Request, error: Exception) -> JSONResponse:
+    """What is wrong, in the words of the interface, without what was sent: some clients send passwords."""
+    status, message, kind = _fault(error)
+    if request.url.path.startswith("/v1/"):
+        return JSONResponse(
+            {"error": {"message": message, "type": kind, "param": None, "code": None}}, status
+        )
+    return refused(status, message, kind)
+
+
+def _fault(error: Exception) -> tuple[int, str, str]:
+    kind = type(error).__name__
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][1:])) or "the body"
-        return refused(422, f"{where}: {first['msg']}", "RequestError")
-    return refused(429 if isinstance(error, Busy) else 422, str(error), type(error).__name__)
+        return 422, f"{where}: {first['msg']}", "RequestError"
+    if isinstance(error, AidError):
+        return 429 if isinstance(error, Busy) else 422, str(error), kind
+    return 500, f"the studio failed ({kind}); what it wrote where it was started tells more", kind
+
+
+async def _drawn(studio: Studio, asked: Asked, request: Request, **pictures: Path) -> tuple[Job, Answer]:
+    override = asked.override_settings or Override()
+    title = studio.shelf.model(override.sd_model_checkpoint or studio.model)
+    settings = settings_of(asked, studio.usual(title), studio.settings.megapixels)
+    inputs = studio.inputs(title, override.sd_vae, **pictures)
+    job = Job(settings, inputs, owner_of(request), asked.force_task_id or f"task({title})")
+    return job, await studio.draw(job)
 
 
 def _draws(app: FastAPI, studio: Studio) -> None:
-    async def drawn(asked: Asked, request: Request, **pictures: Path) -> dict[str, Any]:
-        override = asked.override_settings or Override()
-        title = studio.shelf.model(override.sd_model_checkpoint or studio.model)
-        settings = settings_of(asked, studio.usual(title), studio.settings.megapixels)
-        inputs = studio.inputs(title, override.sd_vae, **pictures)
-        name = asked.force_task_id or f"task({title})"
-        job = Job(settings, inputs, owner_of(request), name)
-        answer = await studio.draw(job)
-        return answer_json(asked, answer, job)
+    reading = asyncio.Lock()  # large pictures take much memory: one at a time
+
+    async def answered(asked: Asked, request: Request, **pictures: Path) -> dict[str, Any]:
+        job, answer = await _drawn(studio, asked, request, **pictures)
+        return await run_in_threadpool(answer_json, asked, answer, job)
 
     @app.post(f"{API}/txt2img")
     async def txt2img(asked: Txt2Img, request: Request) -> dict[str, Any]:
-        return await drawn(asked, request)
+        return await answered(asked, request)
 
     @app.post(f"{API}/img2img")
     async def img2img(asked: Img2Img, request: Request) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             sent = {"init": asked.init_images[0]} | ({"mask": asked.mask} if asked.mask else {})
-            pictures = {name: received(text, Path(folder), name) for name, text in sent.items()}
-            return await drawn(asked, request, **pictures)
+            async with reading:
+                pictures = {
+                    name: await run_in_threadpool(received, text, Path(folder), name)
+                    for name, text in sent.items()
+                }
+            return await answered(asked, request, **pictures)
 
     @app.get(f"{API}/progress")
-    def progress() -> dict[str, Any]:
+    async def progress() -> dict[str, Any]:
         jobs = list(studio.desk.jobs)
         return progress_json(jobs[0] if jobs else None, max(0, len(jobs) - 1), time.time())
 
     @app.post(f"{API}/interrupt")
     @app.post(f"{API}/skip")
-    def interrupt(request: Request) -> dict[str, Any]:
+    async def interrupt(request: Request) -> dict[str, Any]:
         studio.desk.interrupt(owner_of(request))
         return {}
 
@@ -156,58 +195,59 @@ def _draws(app: FastAPI, studio: Studio) -> None:
 
 
 def _lists(app: FastAPI, studio: Studio) -> None:
-    found: dict[str, Callable[[], Any]] = {
-        "sd-models": lambda: listings.models(studio.shelf),
-        "sd-vae": lambda: listings.vaes(studio.shelf),
-        "samplers": listings.samplers,
-        "schedulers": listings.schedules,
-        "upscalers": listings.upscalers,
-        "latent-upscale-modes": listings.latent_upscalers,
-        "loras": lambda: listings.adapters(studio.shelf),
-        "embeddings": lambda: listings.embeddings(studio.shelf, studio.model),
-        "prompt-styles": lambda: listings.styles(studio.shelf, studio.model),
-        "scripts": lambda: {"txt2img": [], "img2img": []},
-        "cmd-flags": dict,
-        "memory": listings.memory,
-        **dict.fromkeys(EMPTY, list),
+    found: dict[str, Callable[[Shelf, str], Any]] = {
+        "sd-models": lambda shelf, _: listings.models(shelf),
+        "sd-vae": lambda shelf, _: listings.vaes(shelf),
+        "samplers": lambda *_: listings.samplers(),
+        "schedulers": lambda *_: listings.schedules(),
+        "upscalers": lambda *_: listings.upscalers(),
+        "latent-upscale-modes": lambda *_: listings.latent_upscalers(),
+        "loras": lambda shelf, _: listings.adapters(shelf),
+        "embeddings": listings.embeddings,
+        "prompt-styles": listings.styles,
+        "scripts": lambda *_: {"txt2img": [], "img2img": []},
+        "cmd-flags": lambda *_: {},
+        "memory": lambda *_: listings.memory(),
+        **dict.fromkeys(EMPTY, lambda *_: []),
     }
     for name, listing in found.items():
-        app.add_api_route(f"{API}/{name}", _listed(listing), methods=["GET"])
+        app.add_api_route(f"{API}/{name}", _listed(studio, listing), methods=["GET"])
 
 
-def _listed(listing: Callable[[], Any]) -> Callable[[], Any]:
-    def listed() -> Any:
-        return listing()
+def _listed(studio: Studio, listing: Callable[[Shelf, str], Any]) -> Callable[[], Any]:
+    async def listed() -> Any:
+        return await run_in_threadpool(listing, studio.shelf, studio.model)
 
     return listed
 
 
 def _chooses(app: FastAPI, studio: Studio) -> None:
     @app.get(f"{API}/options")
-    def options() -> dict[str, Any]:
-        return {
+    async def options() -> dict[str, Any]:
+        told = {
             "samples_format": "png",
             "sd_model_checkpoint": studio.model,
-            "sd_checkpoint_hash": listings.known_hash(studio.shelf.models[studio.model]) or "",
             "sd_vae": studio.vae or "Automatic",
-            "CLIP_stop_at_last_layers": studio.clip_skip or 1,
+            "CLIP_stop_at_last_layers": studio.shown_clip_skip(),
         }
+        sha256 = await run_in_threadpool(listings.known_hash, studio.shelf.models[studio.model])
+        return {**told, "sd_checkpoint_hash": sha256 or ""}
 
     @app.post(f"{API}/options")
-    def choose(options: dict[str, Any]) -> dict[str, Any]:
+    async def choose(options: dict[str, Any]) -> dict[str, Any]:
         studio.choose(options)
         return {}
 
-    def refresh() -> dict[str, Any]:
-        studio.refresh()
+    async def refresh() -> dict[str, Any]:
+        studio.fill(await run_in_threadpool(look_around, studio.settings))
         return {}
 
     for name in AGAIN:
         app.add_api_route(f"{API}/refresh-{name}", refresh, methods=["POST"])
 
     @app.post(f"{API}/unload-checkpoint")
-    def unload() -> dict[str, Any]:
-        studio.desk.do(studio.warm.forget)
+    async def unload() -> dict[str, Any]:
+        await asyncio.wrap_future(studio.desk.do(studio.warm.forget))
         return {}
 
     @app.post(f"{API}/reload-checkpoint")
@@ -217,7 +257,7 @@ def _chooses(app: FastAPI, studio: Studio) -> None:
 
 def _openai(app: FastAPI, studio: Studio) -> None:
     @app.get("/v1/models")
-    def models() -> dict[str, Any]:
+    async def models() -> dict[str, Any]:
         rows = [
             {"id": name, "object": "model", "created": 0, "owned_by": "aid"} for name in studio.shelf.models
         ]
@@ -225,27 +265,24 @@ def _openai(app: FastAPI, studio: Studio) -> None:
 
     @app.post("/v1/images/generations")
     async def generations(asked: Images, request: Request) -> dict[str, Any]:
-        title = asked.model if asked.model in studio.shelf.models else studio.model
+        override = Override()
+        with suppress(SettingsError):
+            override = Override(sd_model_checkpoint=studio.shelf.model(asked.model))
         width, _, height = (asked.size or "").partition("x")
-        size = (
-            {"width": int(width), "height": int(height)} if width.isdecimal() and height.isdecimal() else {}
-        )
-        told = Txt2Img.model_validate({"prompt": asked.prompt, "batch_size": asked.n, **size})
-        settings = settings_of(told, studio.usual(title), studio.settings.megapixels)
-        job = Job(settings, studio.inputs(title), owner_of(request))
-        answer = await studio.draw(job)
-        packed = [picture_bytes(one.picture, one.infotext, answer.lineage) for one in answer.drawn]
-        data = [{"b64_json": base64.b64encode(content).decode()} for content in packed]
-        return {"created": int(job.began), "data": data}
+        size = {"width": int(width), "height": int(height)} if height else {}
+        told = Txt2Img(prompt=asked.prompt, batch_size=asked.n, override_settings=override, **size)
+        job, answer = await _drawn(studio, told, request)
+        images = await run_in_threadpool(packed, answer)
+        return {"created": int(job.began), "data": [{"b64_json": image} for image in images]}
 
 
 def _page(app: FastAPI, studio: Studio) -> None:
     @app.get("/")
-    def page() -> FileResponse:
+    async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
     @app.get("/studio")
-    def told() -> dict[str, Any]:
+    async def told() -> dict[str, Any]:
         """What the page shows."""
         usual = studio.usual(studio.model)
         shown = ("sampler", "steps", "cfg_scale", "width", "height")
@@ -258,7 +295,7 @@ def _page(app: FastAPI, studio: Studio) -> None:
         }
 
     @app.get("/studio/styles/{name}.png")
-    def sample(name: str) -> Response:
+    async def sample(name: str) -> Response:
         """The sheet that the model itself has drawn of a style."""
         release = studio.shelf.release(studio.model)
         known = {style.name for style in release.catalogue.styles} if release else set()

@@ -10,7 +10,7 @@ from aid.core.workbench import Workbench
 from aid.generate.settings import GenerateInputs, GenerateSettings
 from aid.studio.desk import Answer, Desk, Job
 from aid.studio.settings import StudioSettings
-from aid.studio.shelf import look_around
+from aid.studio.shelf import Shelf, look_around
 from aid.studio.warm import Warm
 
 PROMPTS = {"template", "prompt_template", "negative_template"}  # clients mean their prompts as they are
@@ -30,9 +30,9 @@ class Studio:
         self.clip_skip = 0
         """0 is the model's usual one."""
 
-    def refresh(self) -> None:
-        """Look again at what lies there."""
-        self.shelf = look_around(self.settings)
+    def fill(self, shelf: Shelf) -> None:
+        """Draw from what was found when somebody looked again."""
+        self.shelf = shelf
         if self.model not in self.shelf.models:
             self.model = next(iter(self.shelf.models))
         if self.vae not in self.shelf.vaes:
@@ -47,6 +47,10 @@ class Studio:
         if self.clip_skip:
             told["clip_skip"] = self.clip_skip
         return {**told, "batch_size": self.settings.batch_size, "precision": self.settings.precision}
+
+    def shown_clip_skip(self) -> int:
+        """What holds; clients that send all options back don't mean to fix the model's usual one by it."""
+        return int(self.usual(self.model).get("clip_skip", 1))
 
     def inputs(self, title: str, vae: str | None = None, **pictures: Any) -> GenerateInputs:
         """What a request is drawn with; `vae` None is the one chosen. Raises SettingsError."""
@@ -66,9 +70,10 @@ class Studio:
         nothing has changed."""
         model = self.shelf.model(str(options.get("sd_model_checkpoint") or self.model))
         vae = self.shelf.vae(str(options.get("sd_vae", self.vae) or ""))
-        skip = options.get("CLIP_stop_at_last_layers", self.clip_skip)
+        skip = options.get("CLIP_stop_at_last_layers")
+        if skip != self.shown_clip_skip() and isinstance(skip, int) and 0 <= skip <= 12:
+            self.clip_skip = skip
         self.model, self.vae = model, vae
-        self.clip_skip = skip if isinstance(skip, int) and 0 <= skip <= 12 else self.clip_skip
 
     async def draw(self, job: Job) -> Answer:
         """Raises Busy, and whatever drawing raises."""
