@@ -332,22 +332,6 @@ def test_a_judge_that_says_one_thing_of_all_says_little_of_it() -> None:
     assert told("aa", 0.6, 0.4) == {"a": pytest.approx(0.5)}
 
 
-def test_what_a_judge_cannot_tell_in_real_pictures_keeps_no_style_behind(
-    inputs: FinetuneInputs, judge: Path, tiny_checkpoint: Path
-) -> None:
-    chosen = settings(MEASURED.model_copy(update={"by": "judge"}))
-    jury = Jury(judge, Dataset(inputs.dataset), ["alpha", "beta"], chosen, Workbench(threads=1))
-    assert jury.ceilings.keys() == {"alpha", "beta"} and all(0 <= one <= 1 for one in jury.ceilings.values())
-    model = load_checkpoint(tiny_checkpoint)
-    jury.ceilings = {"alpha": 1.0, "beta": 1.0}
-    strict = jury.missed(model)
-    jury.ceilings = {"alpha": 0.0, "beta": 1.0}
-    mild = jury.missed(model)
-    told = {style: (3 - 4 * share) / 2 for style, share in strict.items()}  # J of two pictures
-    assert mild["beta"] == strict["beta"]
-    assert mild["alpha"] == pytest.approx((2 * (1 - min(1, told["alpha"] / 0.25)) + 1) / 4)
-
-
 def test_the_judge_sees_the_newest_weights(inputs: FinetuneInputs, judge: Path, tmp_path: Path) -> None:
     """What is averaged, or whether anything is, changes no order."""
     balance = MEASURED.model_copy(update={"by": "judge"})

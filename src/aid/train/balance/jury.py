@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from aid.core.dataset import Dataset
-from aid.core.picture import open_picture
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.judging.judge import load_judge, look
@@ -22,7 +21,6 @@ from aid.train.balance.shots import sample_shot, style_prompts
 from aid.train.settings import TrainingSettings
 from aid.train.team import ALONE, Team
 
-LEAST_CEILING = 0.25  # a judge that can't tell a style at all says nothing of it
 DIGITS = 2  # of a chance: pictures that differ by rounding, as between one process and two, are the same
 
 
@@ -52,25 +50,17 @@ class Jury:
         ]
         rows = (settings.part_size or settings.batch_size) * settings.noise_draws
         self.batch_size = max(1, rows // 2)  # guidance has two rows a picture
-        real = [record for record in dataset.split("held") if record.style in asked]
-        chances = self._chances(open_picture(dataset.folder / record.file) for record in real)
-        self.ceilings = informedness([(one.style, row) for one, row in zip(real, chances, strict=True)])
 
     def missed(self, model: StableDiffusion, team: Team = ALONE) -> dict[str, float]:
         """How much of each style is still to be learnt, 0 to 1: (n (1 - J) + 1) / (n + 2), where J is how
-        surely the judge tells its n pictures from the others, as a share of how surely it tells real ones
-        that are held out. By this rule of succession it is never 0. A team shares the pictures out; all must
-        ask at once."""
+        surely the judge tells its n pictures from the others. By this rule of succession it is never 0. A
+        team shares the pictures out; all must ask at once."""
         from aid.sd.drawing.pipeline import draw
 
         own = self.shots[team.rank :: team.size]
         chances = self._chances(draw(model, own, batch_size=self.batch_size))
         pairs = team.gathered([*zip((shot.style for shot in own), chances, strict=True)])
-        often = Counter(style for style, _ in pairs)
-        told = {
-            style: min(1.0, found / max(LEAST_CEILING, self.ceilings.get(style, 1.0)))
-            for style, found in informedness(pairs).items()
-        }
+        told, often = informedness(pairs), Counter(style for style, _ in pairs)
         return {style: (often[style] * (1 - told[style]) + 1) / (often[style] + 2) for style in told}
 
     def _chances(self, pictures: Iterable[Image.Image]) -> list[dict[str, float]]:
