@@ -178,6 +178,18 @@ def test_what_the_kernel_has_no_place_for_is_torchs() -> None:
 
 
 @NEEDS_KERNEL
+def test_what_numbers_are_by_default_makes_no_difference() -> None:
+    layer, rows, usual = filled(nn.Linear(51, 12)), numbers(1, 64, 51), torch.get_default_dtype()
+    with Learning(layer):
+        expected = layer(rows)
+        try:
+            torch.set_default_dtype(torch.float64)
+            assert torch.equal(layer(rows), expected)
+        finally:
+            torch.set_default_dtype(usual)
+
+
+@NEEDS_KERNEL
 def test_models_may_share_a_layer() -> None:
     shared = nn.Linear(4, 8)
     with Learning(nn.Sequential(shared), nn.Sequential(shared, nn.SiLU())):

@@ -69,7 +69,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor | None, asked: Any) -> Tensor:
         kernel, taps, shape, layout = asked
-        out = torch.empty(shape, memory_format=layout)
+        out = torch.empty(shape, dtype=x.dtype, memory_format=layout)
         kernel.multiply(x, weight, bias, out, taps)
         context.save_for_backward(x, weight)
         context.asked = asked
