@@ -24,7 +24,7 @@ from aid.errors import SettingsError
 from aid.evaluate.judge_run import judge as teach
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
 from aid.sd.file.tensorfile import read_tensors
-from aid.sd.model.checkpoint import load_checkpoint
+from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
 from aid.train.balance.balance import (
     Row,
     at_point,
@@ -50,6 +50,7 @@ from aid.train.settings import (
 )
 from aid.train.step.plan import plan_styles
 from aid.train.tables import TimestepSettings
+from aid.train.team import Team
 from aid.train.training import Training
 
 MEASURED = BalanceSettings(rule="measured", by="word", strength=3.0, every=4, pictures=2, timesteps=3)
@@ -332,16 +333,25 @@ def test_a_judge_that_says_one_thing_of_all_says_little_of_it() -> None:
     assert told("aa", 0.6, 0.4) == {"a": pytest.approx(0.5)}
 
 
-def test_the_judge_sees_the_newest_weights(inputs: FinetuneInputs, judge: Path, tmp_path: Path) -> None:
-    """What is averaged, or whether anything is, changes no order."""
+def test_the_judge_sees_the_newest_weights(
+    inputs: FinetuneInputs, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is averaged, or whether anything is, changes no order; this judge goes by the weights themselves,
+    as one taught for seconds sees nothing."""
+
+    def missed(self: Jury, model: StableDiffusion, team: Team) -> dict[str, float]:
+        return {"alpha": float(model.unet.conv_in.weight.double().square().mean().sigmoid()), "beta": 0.5}
+
+    monkeypatch.setattr(Jury, "missed", missed)
     balance = MEASURED.model_copy(update={"by": "judge"})
     asked = inputs.model_copy(update={"judge": judge})
     plain, averaged = (
-        finetune(settings(balance, ema=ema), asked, tmp_path / str(ema), Workbench(threads=1))
+        rows_of(finetune(settings(balance, ema=ema), asked, tmp_path / str(ema), Workbench(threads=1)))
         for ema in (0.0, 0.9)
     )
-    assert [row.missed for row in rows_of(plain)] == [row.missed for row in rows_of(averaged)]
-    assert [row.weights for row in rows_of(plain)] == [row.weights for row in rows_of(averaged)]
+    assert [row.missed for row in plain] == [row.missed for row in averaged]
+    assert [row.weights for row in plain] == [row.weights for row in averaged]
+    assert len({row.missed["alpha"] for row in plain}) == len(plain)
 
 
 def test_a_judge_must_be_given_and_know_the_styles(
