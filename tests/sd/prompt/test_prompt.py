@@ -160,6 +160,7 @@ def noted(text: str, **words: bool) -> list[tuple[int, str]]:
         ("[a:b:3] c\\", 9, "whole prompt is plain text"),
         ("x <hypernet:y:1>", 2, "isn't supported"),
         ("x <lora:y:abc>", 2, "no number"),
+        ("x <lora:y:1e300>", 2, "no number"),
         ("x <lora:y:1:dyn=8>", 2, "`dyn=8` has no effect"),
         ("x <lora:y:1:1:8>", 2, "`8` has no effect"),
         ("x <lora:y:a=b=c>", 2, "its weight is no number: `a=b=c`"),

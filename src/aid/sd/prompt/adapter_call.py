@@ -5,7 +5,6 @@ Source: A1111 modules/extra_networks.py and its Lora extension.
 
 from __future__ import annotations
 
-import math
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from aid.sd.prompt.note import Note, quote
 CALL = re.compile(r"<(\w+):([^>]+)>")
 KINDS = ("lora", "lyco")  # `lyco` is an old extension's word for the same
 NAMED = ("te", "unet")
+LARGEST = 3e38  # that float32 holds, about
 
 
 @dataclass(frozen=True)
@@ -103,4 +103,4 @@ def _number(word: str) -> float | None:
         value = float(word)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= LARGEST else None
