@@ -15,6 +15,7 @@ from aid.core.workbench import Workbench
 from aid.errors import FileError
 from aid.generate.run import choose_shots, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.sd.adapter.file import save_adapter
 from aid.sd.drawing.pipeline import draw_batch
 from aid.sd.embedding.file import Embedding, save_embedding
 from aid.sd.model.architecture import TINY
@@ -124,6 +125,25 @@ def test_as_many_stay_as_there_is_room_for(tmp_path: Path, room: float) -> None:
     warm.forget()
     gc.collect()
     assert not warm.names() and not any(reference() for reference in alive)
+
+
+def test_adapters_are_let_go_before_models(lively_checkpoint: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        tensors = {
+            "up_down.lora_down.weight": torch.ones((2, 8)),
+            "up_down.lora_up.weight": torch.ones((8, 2)),
+        }
+        save_adapter(tmp_path / f"{name}.safetensors", tensors, {})
+    inputs = GenerateInputs(checkpoint=lively_checkpoint, loras=(tmp_path,))
+    size = weight_bytes(lively_checkpoint, torch.float32)
+    for room, stays in ((1e6, True), (0, False)):
+        warm = Warm(size + room, BENCH)
+        material = warm.material(SETTINGS, inputs)
+        assert material.adapters
+        before = material.adapters.load("a")
+        again = warm.material(SETTINGS, inputs)
+        assert again.model is material.model and again.adapters
+        assert (again.adapters.load("a") is before) == stays
 
 
 def test_the_size_of_a_model_is_told_by_its_header(lively_checkpoint: Path) -> None:

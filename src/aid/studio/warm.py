@@ -57,6 +57,8 @@ class Warm:
             material = load_material(settings, inputs, self.bench, material.model)
         if kept.vae != vae:
             material = with_vae(material, inputs.vae)
+        if self._held() > self.most_bytes:
+            self._forget_adapters()
         self._kept.pop(key, None)
         self._kept[key] = replace(kept, material=material, vae=vae, words=words)
         return replace(material, pictures=pictures_of(inputs))
@@ -76,12 +78,25 @@ class Warm:
 
     def _make_room(self, size: float) -> None:
         before = len(self._kept)
-        while self._kept and size + sum(kept.size for kept in self._kept.values()) > self.most_bytes:
+        if size + self._held() > self.most_bytes:
+            self._forget_adapters()
+        while self._kept and size + self._held() > self.most_bytes:
             del self._kept[next(iter(self._kept))]
         if len(self._kept) < before:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _held(self) -> int:
+        folders = [kept.material.adapters for kept in self._kept.values()]
+        adapters = sum(folder.kept_bytes for folder in folders if folder)
+        return adapters + sum(kept.size for kept in self._kept.values())
+
+    def _forget_adapters(self) -> None:
+        """They are read again much sooner than a model."""
+        for kept in self._kept.values():
+            if kept.material.adapters:
+                kept.material.adapters.forget()
 
 
 def stamp(places: Iterable[Path]) -> Stamp:

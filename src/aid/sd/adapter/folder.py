@@ -19,7 +19,7 @@ ALIAS = "ss_output_name"  # the name it was trained under, which A1111 takes too
 
 class AdapterFolder:
     """Every adapter below some folders, and some files of their own; of one stem's the first counts. A file
-    is read when it is first called, and kept."""
+    is read when it is first called, and kept until `forget`."""
 
     def __init__(self, *places: Path) -> None:
         self.folder = " and ".join(map(str, places))
@@ -27,6 +27,8 @@ class AdapterFolder:
         for place in places:
             found = {place.stem: place} if place.is_file() else find_adapters(place)
             self.paths = {**found, **self.paths}
+        self.kept_bytes = 0
+        """Of the files that were read."""
         self._loaded: dict[Path, Adapter] = {}
         self._aliases: dict[str, Path] | None = None
 
@@ -44,7 +46,13 @@ class AdapterFolder:
             raise FileError(f"{self.folder} holds no adapter called {name}", "a file's stem", hint)
         if path not in self._loaded:
             self._loaded[path] = load_adapter(path)
+            self.kept_bytes += path.stat().st_size
         return self._loaded[path]
+
+    def forget(self) -> None:
+        """Give the memory back; what is called again is read again."""
+        self._loaded.clear()
+        self.kept_bytes = 0
 
     def names(self) -> set[str]:
         """Every name that `load` knows. Reads every file's header."""
