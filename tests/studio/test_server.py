@@ -241,6 +241,11 @@ def test_pictures_that_are_none_are_told(studio: Served, image: str, told: str) 
     assert answer.status_code == 422 and told in answer.json()["detail"]
 
 
+def test_no_place_of_this_machine_is_told(studio: Served) -> None:
+    answer = post(studio, "/sdapi/v1/png-info", {"image": base64.b64encode(b"\x89PNG nothing").decode()})
+    assert answer.status_code == 422 and answer.json()["detail"].startswith("image is not a readable picture")
+
+
 def test_what_a_client_sends_along_is_neither_kept_nor_echoed(studio: Served) -> None:
     sent = Image.new("RGB", (32, 32), "red")
     sent.info["comment"] = "private"

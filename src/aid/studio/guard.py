@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 OWN = ("same-origin", "none")  # where a browser says that a request comes from: this page, or a person
@@ -30,10 +31,6 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class TooLarge(Exception):
-    """A body that has grown too long while it came in."""
-
-
 class Guard:
     """Stands before the application."""
 
@@ -49,10 +46,7 @@ class Guard:
             status, message = refusal
             await refused(status, message)(scope, receive, send)
             return
-        try:
-            await self.app(scope, self._counted(receive), _secured(send))
-        except TooLarge:
-            await refused(413, f"a request of over {self.most_bytes >> 20} MiB")(scope, receive, send)
+        await self.app(scope, self._counted(receive), _secured(send))
 
     def _refusal(self, headers: Headers, method: str) -> tuple[int, str] | None:
         host = headers.get("host", "")
@@ -79,7 +73,7 @@ class Guard:
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise TooLarge
+                raise HTTPException(413, f"a request of over {self.most_bytes >> 20} MiB")
             return message
 
         return counted

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aid.core.picture import read_picture
 from aid.errors import PictureError
+from aid.sd.picture.text import picture_text
 
 MOST_MEGAPIXELS = 40.0
 DATA = "data:"
@@ -26,6 +27,16 @@ def received(text: str, folder: Path, name: str) -> Path:
     finally:
         raw.unlink()
     return clean
+
+
+def text_of(text: str, folder: Path, name: str) -> str:
+    """The `parameters` that a picture carries, its pixels unread. Raises PictureError."""
+    raw = folder / name
+    raw.write_bytes(unpacked(text, name))
+    try:
+        return picture_text(raw).parameters
+    except PictureError as error:  # names the file that it lay in here
+        raise PictureError(f"{name} is not a readable picture", "a whole picture") from error
 
 
 def unpacked(text: str, name: str) -> bytes:

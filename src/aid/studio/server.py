@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from aid.core.workbench import Workbench
 from aid.errors import AidError, SettingsError
 from aid.sd.picture.infotext import parse_infotext
-from aid.sd.picture.text import picture_text
 from aid.studio import listings
 from aid.studio.a1111 import (
     Asked,
@@ -38,7 +37,7 @@ from aid.studio.a1111 import (
 )
 from aid.studio.desk import Answer, Busy, Job
 from aid.studio.guard import Guard, refused
-from aid.studio.pictures import received, unpacked
+from aid.studio.pictures import received, text_of
 from aid.studio.settings import StudioSettings
 from aid.studio.shelf import Shelf, look_around
 from aid.studio.studio import Studio
@@ -182,15 +181,13 @@ def _draws(app: FastAPI, studio: Studio) -> None:
     @app.post(f"{API}/png-info")
     def png_info(sent: Text) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "sent"
-            path.write_bytes(unpacked(sent.image, "the image"))
-            found = picture_text(path)
-        text = parse_infotext(found.parameters)
+            parameters = text_of(sent.image, Path(folder), "image")
+        text = parse_infotext(parameters)
         fields = {"Prompt": text.prompt, "Negative prompt": text.negative_prompt, **text.fields}
         return {
-            "info": found.parameters,
-            "items": {"parameters": found.parameters} if found.parameters else {},
-            "parameters": fields if found.parameters else {},
+            "info": parameters,
+            "items": {"parameters": parameters} if parameters else {},
+            "parameters": fields if parameters else {},
         }
 
 
