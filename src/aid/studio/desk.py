@@ -25,6 +25,10 @@ class Busy(AidError):
     """Too many wait already."""
 
 
+class Closed(AidError):
+    """The studio ends before the pictures are drawn."""
+
+
 class Interrupted(Exception):
     """Who asked for the pictures wants no more of them."""
 
@@ -105,9 +109,14 @@ class Desk:
         """Between two requests, by the thread that draws."""
         return self._hand.submit(work)
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Everybody's jobs, as `interrupt` does."""
         for job in list(self.jobs):
             job.interrupted = True
+
+    def close(self) -> None:
+        """Wait until what is being drawn has ended."""
+        self.end()
         self._hand.shutdown()
 
     def _serve(self, job: Job) -> None:

@@ -35,7 +35,7 @@ from aid.studio.a1111 import (
     progress_json,
     settings_of,
 )
-from aid.studio.desk import Answer, Busy, Job
+from aid.studio.desk import Answer, Busy, Closed, Job
 from aid.studio.guard import Guard, refused
 from aid.studio.pictures import received, text_of
 from aid.studio.settings import StudioSettings
@@ -103,7 +103,19 @@ def serve(settings: StudioSettings, bench: Workbench) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{host}:{listening.getsockname()[1]}"
     bench.progress.say(f"{address} draws with {studio.model}; Ctrl-C ends it")
-    uvicorn.Server(config).run(sockets=[listening])
+    Ending(config, studio).run(sockets=[listening])
+
+
+class Ending(uvicorn.Server):
+    """Ends the jobs first, so that who waits gets what is drawn, and not an error."""
+
+    def __init__(self, config: uvicorn.Config, studio: Studio) -> None:
+        super().__init__(config)
+        self.studio = studio
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.studio.desk.end()
+        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -132,7 +144,7 @@ def _fault(error: Exception) -> tuple[int, str, str]:
         where = ".".join(map(str, first["loc"][1:])) or "the body"
         return 422, f"{where}: {first['msg']}", "RequestError"
     if isinstance(error, AidError):
-        return 429 if isinstance(error, Busy) else 422, str(error), kind
+        return {Busy: 429, Closed: 503}.get(type(error), 422), str(error), kind
     return 500, f"the studio failed ({kind}); what it wrote where it was started tells more", kind
 
 
@@ -244,7 +256,7 @@ def _chooses(app: FastAPI, studio: Studio) -> None:
 
     @app.post(f"{API}/unload-checkpoint")
     async def unload() -> dict[str, Any]:
-        await asyncio.wrap_future(studio.desk.do(studio.warm.forget))
+        await studio.unload()
         return {}
 
     @app.post(f"{API}/reload-checkpoint")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from aid.core.workbench import Workbench
 from aid.generate.settings import GenerateInputs, GenerateSettings
-from aid.studio.desk import Answer, Desk, Job
+from aid.studio.desk import Answer, Closed, Desk, Job
 from aid.studio.settings import StudioSettings
 from aid.studio.shelf import Shelf, look_around
 from aid.studio.warm import Warm
 
+Result = TypeVar("Result")
 PROMPTS = {"template", "prompt_template", "negative_template"}  # clients mean their prompts as they are
 
 
@@ -76,5 +78,16 @@ class Studio:
         self.model, self.vae = model, vae
 
     async def draw(self, job: Job) -> Answer:
-        """Raises Busy, and whatever drawing raises."""
-        return await asyncio.wrap_future(self.desk.ask(job))
+        """Raises Busy, Closed, and whatever drawing raises."""
+        return await _done(self.desk.ask(job))
+
+    async def unload(self) -> None:
+        """Give the models' memory back, as soon as nothing is drawn. Raises Closed."""
+        await _done(self.desk.do(self.warm.forget))
+
+
+async def _done(future: Future[Result]) -> Result:
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError as error:  # by the server, whose time to end is over
+        raise Closed("the studio has been ended") from error
