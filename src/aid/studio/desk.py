@@ -84,7 +84,9 @@ class Job:
 
 
 class Desk:
-    """One thread draws for all, in the order asked."""
+    """One thread draws for all, in the order asked. No other may compute with torch: each has helpers of its
+    own, and as soon as there are more of these than processors, OpenMP lets all sleep between two operations,
+    which halved the speed."""
 
     def __init__(self, warm: Warm, most_waiting: int) -> None:
         self.warm, self.most_waiting = warm, most_waiting
