@@ -180,6 +180,7 @@ CASES = {
     "sdxl, five LoRA": Case("sdxl", ("F16",), 'primary = "style"\n', loras=5),
     "sdxl, two": Case("sdxl", ("F16",) * 2, chain("weighted_sum", NAMES[:2], alpha=0.4), ("loop",)),
     "sdxl, slerp": Case("sdxl", ("F16",) * 2, chain("slerp", NAMES[:2], alpha=0.4)),
+    "sdxl, cosine_b": Case("sdxl", ("F16",) * 2, chain("cosine_b", NAMES[:2], alpha=0.2)),
     "sdxl, dare": Case("sdxl", ("F16",) * 2, chain("dare", NAMES[:2], alpha=0.5, beta=0.3)),
     "sdxl, ties of three": Case("sdxl", ("F16",) * 3, chain("ties", NAMES[:3], alpha=0.5, beta=0.2)),
     "sdxl, three": Case("sdxl", ("F16",) * 3, chain("triple_sum", NAMES[:3], alpha=0.3, beta=0.3)),
@@ -409,6 +410,8 @@ def main() -> None:
         tell_peak()
         return
     rows = []
+    if chosen.folder:
+        chosen.folder.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(dir=chosen.folder)) if not chosen.keep else chosen.folder
     try:
         for name in chosen.case or CASES:
