@@ -1,12 +1,12 @@
 """SD1.5 and SDXL at their real size on a GPU: pictures drawn and trained on a second, beside diffusers.
 
-    python benchmarks/graphics_card.py [--parts draw train sdxl] [--batch N ...] [--rounds N] [--json FILE]
+    python benchmarks/graphics_card.py [--parts draw train sdxl] [--compiled] [--rounds N] [--json FILE]
 
 Weights are random and made on the card. Drawing is SD1.5, 512 px, half precision, 32 steps Euler a with
-guidance, to PNGs: `aid generate`'s own way, diffusers' pipeline as it is and with its blocks compiled, and
-the bare calls. Training is U-Net and text encoder in bfloat16 from cached latents; its limit is the card's
+guidance, to PNGs: `aid generate`'s own way, diffusers' pipeline, and the bare calls. Training is U-Net and text encoder in bfloat16 from cached latents; its limit is the card's
 peak, which a product of two matrices of 8192 x 8192 tells. diffusers' loop encodes its pictures in every
-step, as its script does, but finds them on the card.
+step, as its script does, but finds them on the card. With --compiled also what torch's compiler makes of
+diffusers' pipeline and of our training, in minutes each.
 """
 
 from __future__ import annotations
@@ -92,13 +92,15 @@ def pipeline(model: StableDiffusion, compiled: bool) -> Any:
     return pipe
 
 
-def draw_rows(batches: list[int], rounds: int) -> Iterator[Row]:
+def draw_rows(batches: list[int], rounds: int, compiled: bool) -> Iterator[Row]:
     """Steps a second: calls of the U-Net for one batch, with all that a picture needs beside them."""
     model = made(SD1, torch.float16)
     model.unet.to(memory_format=torch.channels_last)
     model.vae.to(memory_format=torch.channels_last)
     material = Material(model, {}, {}, Weights("random"))
-    pipes = {"diffusers": pipeline(model, False), "diffusers, blocks compiled": pipeline(model, True)}
+    pipes = {"diffusers": pipeline(model, False)}
+    if compiled:
+        pipes["diffusers, blocks compiled"] = pipeline(model, True)
     for batch in batches:
         with tempfile.TemporaryDirectory() as folder:
             benches = {name: Bench(material, pipe, 512, batch, Path(folder)) for name, pipe in pipes.items()}
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--draw-batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--train-batch", type=int, default=32)
     parser.add_argument("--sdxl-batch", type=int, default=4)
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -199,7 +202,7 @@ def main() -> None:
     peak = peak_flops()
     print(f"{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s", flush=True)
     parts: dict[str, Callable[[], Iterator[Row]]] = {
-        "draw": lambda: draw_rows(chosen.draw_batch, chosen.rounds),
+        "draw": lambda: draw_rows(chosen.draw_batch, chosen.rounds, chosen.compiled),
         "train": lambda: train_rows(chosen.train_batch, 2 * chosen.rounds, peak),
         "sdxl": lambda: sdxl_rows(chosen.sdxl_batch, chosen.rounds, peak),
     }
