@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from aid.errors import ModelError, SettingsError
 from aid.sd.drawing.recording import forget
@@ -26,6 +28,7 @@ from aid.train.optimiser.optimiser import at_rest, restore_state, state_tensors,
 from aid.train.settings import CommonSettings
 from aid.train.step.condition import condition
 from aid.train.step.loss import Diffusion
+from aid.train.step.passes import Given, Passes
 from aid.train.step.plan import Step
 from aid.train.team import ALONE, Team
 
@@ -63,6 +66,7 @@ class Training:
         self.beside: Callable[[], dict[str, Tensor]] = dict  # what a state holds that is no weight
         self.may_change: Callable[[], object] = list  # waits for what is still to be copied of the state
         self.norms: list[Tensor] | None = [] if fused_backward else None
+        self.passes = Passes(self._loss, self.device.type == "cuda" and not (fused_backward or team.sharded))
         if fused_backward:
             self._update_in_backward()
 
@@ -78,9 +82,7 @@ class Training:
         total = torch.zeros((), device=self.device)
         with self.learning:
             for part in self.team.share(step).parts(self.settings.part_size):
-                loss = self.loss(part) * (len(part.records) / whole)
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
+                total += self.passes(self._given(part, len(part.records) / whole))
         self.team.sum_gradients(self.parameters)
         norm = self.team.norm(self.parameters)
         loss_value, norm_value = torch.stack([self.team.sum(total), norm.to(total)]).tolist()
@@ -97,7 +99,7 @@ class Training:
 
     def _fused(self, step: Step, filled: float) -> tuple[float, float]:
         self._set_rates(step.index)
-        loss = self.loss(step)
+        loss = self._loss(self._given(step, 1.0))
         value = float(loss.detach())
         if not math.isfinite(value):
             return value, math.nan
@@ -129,6 +131,8 @@ class Training:
             for group, wanted in zip(self.groups, at_work, strict=True):
                 for parameter in group.parameters:
                     parameter.requires_grad_(wanted)
+                    parameter.grad = None
+            self.passes.forget()
         self.at_work = at_work
 
     def update(self, index: int) -> None:
@@ -152,19 +156,32 @@ class Training:
             table["lr"] = group.rate * factor
 
     def discard(self) -> None:
-        """Forget the gradients."""
+        """Forget the gradients; where passes are recorded they stay where they are, as zeros."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if self.passes.recorded and gradients:
+            torch._foreach_zero_(gradients)
+            return
         for parameter in self.parameters:
             parameter.grad = None
 
-    def loss(self, step: Step) -> Tensor:
+    def _given(self, step: Step, share: float) -> Given:
+        """What the U-Net's passes need of a step that is a share of the batch."""
         noised, draws = step.noised.to(self.device), self.settings.noise_draws
         if self.device.type == "cpu" and not self.model.unet.conv_in.weight.requires_grad:
             # torch's channels_last group norm crashes where its weight learns and its input asks no gradient
             noised.latents.requires_grad_()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        with self._mixed():
             told = condition(self.encode(step.captions, step.index), step.records, draws)
-            losses = self.diffusion.losses(self.model.unet, noised, told)
-        return (losses * step.weights.to(self.device).repeat_interleave(draws)).mean()
+        weights = (step.weights * share).to(self.device)
+        return Given(noised, told, weights.repeat_interleave(draws))
+
+    def _loss(self, given: Given) -> Tensor:
+        with self._mixed():
+            losses = self.diffusion.losses(self.model.unet, given.noised, given.told)
+        return (losses * given.weights).mean()
+
+    def _mixed(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def rate(self, index: int) -> float:
         """The first group's learning rate at a step."""
@@ -178,6 +195,7 @@ class Training:
             yield self.team.whole_model(self.model)
         self.model.vae.to("cpu")
         forget(self.model.unet)
+        self.passes.forget()
 
     @contextmanager
     def settled(self, averaged: bool = True) -> Iterator[None]:
@@ -220,8 +238,13 @@ def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = AL
     else:
         model.unet.to(memory_format=torch.channels_last)
     if settings.checkpointing:
-        model.unet.train().enable_gradient_checkpointing()
+        model.unet.train().enable_gradient_checkpointing(recompute)
     if settings.compiled:
         if model.device.type != "cuda":
             raise SettingsError(f"`compiled` is given, and the device is {model.device}", "a GPU")
         compile_blocks(model.unet)
+
+
+def recompute(layer: Callable[..., Any], *inputs: Any) -> Any:
+    """A layer whose activations are computed again for its backward pass; nothing in it is random."""
+    return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -1,9 +1,10 @@
-"""A model's layers as they compute while it learns on a CPU: by kernels of our own, with gradients."""
+"""A model's layers as they compute while it learns: by kernels of our own, with gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 from diffusers.models.attention_processor import Attention
@@ -34,12 +35,29 @@ class Learning:
             del vars(layer)["forward"]
 
 
-def _forward(layer: Any) -> Forward | None:
-    """None for what keeps its own: all layers where there is no kernel, or no CPU."""
+def _forward(layer: nn.Module) -> Forward | None:
+    """None for what keeps its own: all layers where there is no kernel for them."""
+    weight = next(layer.parameters(), None)
+    if weight is None or weight.is_cpu:
+        return None if weight is None else _on_cpu(layer)
+    fused = find_fusion() if weight.is_cuda else None
+    return None if fused is None else fused(layer)
+
+
+def _on_cpu(layer: Any) -> Forward | None:
     kind, kernel = type(layer), find_product()
     if kind is Attention:
-        taken = find_attention() and layer.to_q.weight.is_cpu and is_plain(layer)
-        return partial(attend, layer) if taken else None
-    if kernel is None or kind not in (nn.Linear, nn.Conv2d) or not layer.weight.is_cpu:
+        return partial(attend, layer) if find_attention() and is_plain(layer) else None
+    if kernel is None or kind not in (nn.Linear, nn.Conv2d):
         return None
     return partial(linear if kind is nn.Linear else convolution, layer, kernel)
+
+
+@cache
+def find_fusion() -> Callable[[Any], Forward | None] | None:
+    """What fuses layers on a GPU; None where Triton, which comes with torch for one, is missing."""
+    if find_spec("triton") is None:
+        return None
+    from aid.sd.fusion.layers import fused_forward
+
+    return fused_forward

@@ -42,12 +42,16 @@ class Noised:
     def to(self, device: torch.device) -> Noised:
         if device.type == "cpu":
             return self
-        return self._each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
 
     def rows(self, rows: slice | list[int]) -> Noised:
-        return self._each(lambda tensor: tensor[rows])
+        return self.each(lambda tensor: tensor[rows])
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Noised:
+    def tensors(self) -> list[Tensor]:
+        mask = [] if self.mask is None else [self.mask]
+        return [self.latents, self.noise, self.shown, self.t, *mask]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Noised:
         noise = change(self.noise)
         shown = noise if self.shown is self.noise else change(self.shown)
         mask = None if self.mask is None else change(self.mask)

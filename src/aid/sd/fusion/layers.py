@@ -1,0 +1,75 @@
+"""Layers as they learn on a GPU: what torch does in many passes done in one or two, and the same but for
+rounding. Each forward takes what the layer's own takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from diffusers.models.activations import GEGLU
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from aid.sd.fusion.group_norm import group_norm
+from aid.sd.fusion.rows import gate, layer_norm, plus
+
+Forward = Callable[..., Any]
+
+
+def fused_forward(layer: Any) -> Forward | None:
+    """None for what keeps its own."""
+    kind = type(layer)
+    if kind is nn.GroupNorm and layer.affine:
+        return partial(_normed, layer)
+    if kind is nn.LayerNorm and layer.elementwise_affine and layer.bias is not None:
+        return lambda x: layer_norm(x, layer.weight, layer.bias, layer.eps)
+    if kind is nn.Conv2d and _is_pixelwise(layer):
+        return lambda x: _pixelwise(x, layer.weight, layer.bias)
+    if kind is GEGLU:
+        return lambda x: gate(layer.proj(x))
+    return partial(residual, layer) if kind is ResnetBlock2D and is_plain_residual(layer) else None
+
+
+def residual(block: Any, x: Tensor, temb: Tensor) -> Tensor:
+    """A residual block. Its convolutions' biases go with the sums that follow them."""
+    y, bias = _apart(block.conv1, _normed(block.norm1, x, silu=True))
+    share = block.time_emb_proj(F.silu(temb))
+    y = _normed(block.norm2, y, share if bias is None else share + bias, silu=True)
+    y, bias = _apart(block.conv2, y)
+    if block.conv_shortcut is not None:
+        x, other = _apart(block.conv_shortcut, x)
+        bias = other if bias is None else bias if other is None else bias + other
+    return x + y if bias is None else plus(x, y, bias)
+
+
+def is_plain_residual(block: Any) -> bool:
+    """Whether `residual` does all that the block does."""
+    sized = block.upsample is not None or block.downsample is not None or block.output_scale_factor != 1
+    timed = block.time_emb_proj is not None and block.time_embedding_norm == "default"
+    quiet = type(block.nonlinearity) is nn.SiLU and not block.dropout.p
+    return timed and quiet and not (sized or block.skip_time_act)
+
+
+def _normed(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None, silu: bool = False) -> Tensor:
+    return group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, shift, silu)
+
+
+def _apart(layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A convolution without its bias, and the bias. A layer on whose call something hangs keeps it."""
+    if layer._forward_hooks:
+        return layer(x), None
+    if _is_pixelwise(layer):
+        return _pixelwise(x, layer.weight), layer.bias
+    return F.conv2d(x, layer.weight, None, layer.stride, layer.padding), layer.bias
+
+
+def _is_pixelwise(layer: nn.Conv2d) -> bool:
+    return layer.kernel_size == (1, 1) == layer.stride and layer.padding == (0, 0) and layer.groups == 1
+
+
+def _pixelwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A convolution of single pixels: a product, with the channels last."""
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)

@@ -1,0 +1,104 @@
+"""Layers fused on a GPU compute what torch's own do, and their gradients. Elsewhere Triton's interpreter runs
+the same kernels."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined
+pytest.importorskip("triton")
+
+from aid.sd.fusion.group_norm import group_norm  # noqa: E402
+from aid.sd.fusion.layers import fused_forward  # noqa: E402
+from aid.sd.fusion.rows import gate, layer_norm, plus  # noqa: E402
+from aid.sd.model.architecture import TINY  # noqa: E402
+from aid.sd.model.checkpoint import create_checkpoint  # noqa: E402
+
+
+def made(*shape: int, seed: int, mean: float = 0.0) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + mean
+    return values.to(DEVICE).requires_grad_()
+
+
+def assert_alike(ours: Tensor, peer: Tensor, sides: tuple[Tensor, ...]) -> None:
+    """Both and their gradients, the peer's in doubles."""
+    grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(99)).to(DEVICE)
+    back = torch.autograd.grad(ours, sides, grad), torch.autograd.grad(peer, sides, grad.double())
+    for one, other in zip((ours, *back[0]), (peer, *back[1]), strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() <= 1e-6 * other.norm()
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("shape", [(2, 40, 9, 8, 4), (1, 64, 3, 5, 32), (2, 96, 12, 12, 32), (1, 8, 1, 1, 2)])
+def test_group_norm(shape: tuple[int, ...], shifted: bool, silu: bool) -> None:
+    *size, groups = shape
+    x, shift = made(*size, seed=1, mean=5.0), made(*size[:2], seed=2)
+    weight, bias = made(size[1], seed=3), made(size[1], seed=4)
+    ours = group_norm(x, weight, bias, groups, 1e-5, shift if shifted else None, silu)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    moved = x.double() + shift.double()[:, :, None, None] * shifted
+    peer = nn.functional.group_norm(moved, groups, weight.double(), bias.double(), 1e-5)
+    sides = (x, weight, bias, shift) if shifted else (x, weight, bias)
+    assert_alike(ours, nn.functional.silu(peer) if silu else peer, sides)
+
+
+@pytest.mark.parametrize("shape", [(3, 70, 48), (1, 1, 320), (5, 1280)])
+def test_layer_norm(shape: tuple[int, ...]) -> None:
+    x, weight, bias = made(*shape, seed=1, mean=5.0), made(shape[-1], seed=2), made(shape[-1], seed=3)
+    peer = nn.functional.layer_norm(x.double(), shape[-1:], weight.double(), bias.double(), 1e-5)
+    assert_alike(layer_norm(x, weight, bias, 1e-5), peer, (x, weight, bias))
+
+
+@pytest.mark.parametrize("width", [48, 1280, 7])
+def test_gate(width: int) -> None:
+    both = made(3, 33, 2 * width, seed=1)
+    value, gated = both.double().chunk(2, -1)
+    assert_alike(gate(both), value * nn.functional.gelu(gated), (both,))
+
+
+def test_plus() -> None:
+    x, y, bias = made(3, 20, 7, 5, seed=1), made(3, 20, 7, 5, seed=2), made(20, seed=3)
+    assert_alike(plus(x, y, bias), x.double() + y.double() + bias.double()[:, None, None], (x, y, bias))
+
+
+def test_sums_are_exact_where_numbers_are_of_half_the_size() -> None:
+    x = made(2, 64, 8, 8, seed=1).detach().bfloat16()
+    weight, bias = made(64, seed=2), made(64, seed=3)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        ours = group_norm(x, weight, bias, 32, 1e-5, silu=True)
+    peer = nn.functional.silu(nn.functional.group_norm(x.float(), 32, weight, bias, 1e-5))
+    assert ours.dtype == torch.bfloat16
+    assert ((ours - peer).abs() <= 2**-7 * peer.abs() + 1e-6).all()  # the interpreter cuts off
+
+
+def test_a_whole_unet_and_its_gradients() -> None:
+    unet: Any = create_checkpoint(TINY, seed=1).unet.to(DEVICE, memory_format=torch.channels_last)
+    chance = torch.Generator(DEVICE).manual_seed(0)
+    for parameter in unet.parameters():
+        parameter.data.normal_(0, 0.1, generator=chance)
+    x, context = made(2, 4, 8, 8, seed=1), made(2, 77, TINY.text_width, seed=2)
+    t = torch.tensor([3, 500], device=DEVICE)
+    sides = (x, context, *unet.parameters())
+
+    def passes() -> tuple[Tensor, ...]:
+        predicted = unet(x, t, context).sample
+        return predicted, *torch.autograd.grad(predicted.square().mean(), sides)
+
+    expected = passes()
+    layers = [(layer, fused_forward(layer)) for layer in unet.modules()]
+    for layer, forward in layers:
+        if forward is not None:
+            layer.forward = forward
+    kinds = {type(layer) for layer, forward in layers if forward is not None}
+    assert {nn.GroupNorm, nn.LayerNorm, nn.Conv2d} < kinds and len(kinds) == 5
+    for ours, peer in zip(passes(), expected, strict=True):
+        assert (ours - peer).norm() <= 1e-4 * peer.norm() + 1e-5
