@@ -22,7 +22,7 @@ from aid.train.optimiser.group import Trained, grouped, part_rates, weights_of
 from aid.train.optimiser.optimiser import create_optimiser
 from aid.train.settings import FinetuneInputs, FinetuneSettings, TrainingSettings
 from aid.train.step.caption import come_again
-from aid.train.step.condition import Remembered, encode_captions, encode_weighted
+from aid.train.step.condition import Remembered, Written, encode_captions, encode_weighted, write_captions
 from aid.train.step.plan import plan_styles
 from aid.train.team import ALONE, Team, join
 from aid.train.training import Training, make_ready
@@ -58,19 +58,23 @@ def style_training(
     require_whole(settings, team)
     make_ready(model, settings, team)
     groups = grouped(trained, settings)
-    write = encode_weighted if settings.caption.weighted else encode_captions
-    encode: Callable[[Sequence[str]], Conditioning] = partial(
-        write, model, windows=settings.caption.windows, clip_skip=settings.clip_skip
-    )
+    weighted, words = settings.caption.weighted, (settings.caption.windows, settings.clip_skip)
+
+    def encode(captions: Sequence[str]) -> Conditioning:
+        return (encode_weighted if weighted else encode_captions)(model, captions, *words)
+
     text_learns = any(rate > 0 for part, (rate, _) in part_rates(settings).items() if part != "unet")
+    say: Callable[[Sequence[str]], Conditioning | Written] = encode
     if not text_learns and come_again(settings.caption):
-        encode = Remembered(encode)
+        say = Remembered(encode)
+    elif not weighted:
+        say = lambda captions: write_captions(model, captions, *words)  # noqa: E731
     return Training(
         model,
         groups,
         create_optimiser(groups, settings),
         settings,
-        encode=lambda captions, _: encode(captions),
+        encode=lambda captions, _: say(captions),
         factor=partial(rate_factor, steps=steps, warmup=settings.warmup, schedule=settings.schedule),
         ema=settings.ema,
         fused_backward=settings.fused_backward,

@@ -19,6 +19,7 @@ from aid.sd.file.state import laid_like
 from aid.sd.file.tensorfile import Header
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.model.compilation import compile_blocks
+from aid.sd.model.device import strictly_same_bits
 from aid.sd.model.learning import Learning
 from aid.sd.prompt.text import Conditioning
 from aid.train.optimiser.average import Average
@@ -26,13 +27,13 @@ from aid.train.optimiser.fused import FusedAdamW, clip_factor
 from aid.train.optimiser.group import Group
 from aid.train.optimiser.optimiser import at_rest, restore_state, state_tensors, step_alone
 from aid.train.settings import CommonSettings
-from aid.train.step.condition import condition
+from aid.train.step.condition import Written, tell
 from aid.train.step.loss import Diffusion
 from aid.train.step.passes import Given, Passes
 from aid.train.step.plan import Step
 from aid.train.team import ALONE, Team
 
-Encode = Callable[[Sequence[str], int], Conditioning]  # captions, and the step they are for
+Encode = Callable[[Sequence[str], int], Conditioning | Written]  # captions, and the step they are for
 Factor = Callable[[int], float]  # of the rates at a step
 
 
@@ -77,10 +78,10 @@ class Training:
         whole = max(len(step.records), self.settings.batch_size)
         self._thaw(step.index)
         if self.norms is not None:
-            with self.learning:
+            with self.learning, strictly_same_bits(self.device):
                 return self._fused(step, len(step.records) / whole)
         total = torch.zeros((), device=self.device)
-        with self.learning:
+        with self.learning, strictly_same_bits(self.device):
             for part in self.team.share(step).parts(self.settings.part_size):
                 total += self.passes(self._given(part, len(part.records) / whole))
         self.team.sum_gradients(self.parameters)
@@ -165,19 +166,20 @@ class Training:
             parameter.grad = None
 
     def _given(self, step: Step, share: float) -> Given:
-        """What the U-Net's passes need of a step that is a share of the batch."""
+        """What the passes need of a step that is a share of the batch."""
         noised, draws = step.noised.to(self.device), self.settings.noise_draws
         if self.device.type == "cpu" and not self.model.unet.conv_in.weight.requires_grad:
             # torch's channels_last group norm crashes where its weight learns and its input asks no gradient
             noised.latents.requires_grad_()
         with self._mixed():
-            told = condition(self.encode(step.captions, step.index), step.records, draws)
+            captions = self.encode(step.captions, step.index)
         weights = (step.weights * share).to(self.device)
+        told = tell(self.model, captions, step.records, draws)
         return Given(noised, told, weights.repeat_interleave(draws))
 
     def _loss(self, given: Given) -> Tensor:
         with self._mixed():
-            losses = self.diffusion.losses(self.model.unet, given.noised, given.told)
+            losses = self.diffusion.losses(self.model.unet, given.noised, given.told.condition())
         return (losses * given.weights).mean()
 
     def _mixed(self) -> torch.autocast:

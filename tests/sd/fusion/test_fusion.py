@@ -15,9 +15,10 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined
 pytest.importorskip("triton")
 
+from aid.sd.fusion.attention import attention  # noqa: E402
 from aid.sd.fusion.group_norm import group_norm  # noqa: E402
 from aid.sd.fusion.layers import fused_forward  # noqa: E402
-from aid.sd.fusion.rows import gate, layer_norm, plus  # noqa: E402
+from aid.sd.fusion.rows import dense, gate, layer_norm, linear, plus  # noqa: E402
 from aid.sd.model.architecture import TINY  # noqa: E402
 from aid.sd.model.checkpoint import create_checkpoint  # noqa: E402
 
@@ -65,6 +66,38 @@ def test_gate(width: int) -> None:
     assert_alike(gate(both), value * nn.functional.gelu(gated), (both,))
 
 
+def test_linear() -> None:
+    x, weight, bias = made(3, 41, 24, seed=1), made(70, 24, seed=2), made(70, seed=3)
+    peer = nn.functional.linear(x.double(), weight.double(), bias.double())
+    assert_alike(linear(x, weight, bias), peer, (x, weight, bias))
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2, 2, 150, 77, 40), (1, 2, 64, 64, 64), (1, 3, 7, 200, 8), (1, 1, 129, 2, 16)]
+)
+def test_attention(sizes: tuple[int, ...]) -> None:
+    pictures, heads, queries, keys, head = sizes
+    sides = tuple(
+        made(pictures, tokens, heads * head, seed=seed).detach().half().requires_grad_()
+        for seed, tokens in enumerate((queries, keys, keys))
+    )
+    apart = (side.double().view(pictures, -1, heads, head).transpose(1, 2) for side in sides)
+    peer = nn.functional.scaled_dot_product_attention(*apart).transpose(1, 2).flatten(2)
+    ours = attention(*sides, heads)
+    grad = made(*ours.shape, seed=9).detach()
+    back = torch.autograd.grad(ours, sides, grad.half()), torch.autograd.grad(peer, sides, grad.double())
+    for one, other in zip((ours, *back[0]), (peer, *back[1]), strict=True):
+        assert one.dtype == torch.float16
+        assert (one - other).norm() <= 1e-3 * other.norm()
+
+
+def test_rows_that_lie_apart_become_dense() -> None:
+    whole = made(2, 5, 7, 48, seed=1).detach()
+    for part in (whole[..., :20], whole[..., 20:], whole[:, :, 1:4], whole.transpose(1, 2)):
+        assert dense(part).is_contiguous()
+        assert torch.equal(dense(part), part)
+
+
 def test_plus() -> None:
     x, y, bias = made(3, 20, 7, 5, seed=1), made(3, 20, 7, 5, seed=2), made(20, seed=3)
     assert_alike(plus(x, y, bias), x.double() + y.double() + bias.double()[:, None, None], (x, y, bias))
@@ -99,6 +132,6 @@ def test_a_whole_unet_and_its_gradients() -> None:
         if forward is not None:
             layer.forward = forward
     kinds = {type(layer) for layer, forward in layers if forward is not None}
-    assert {nn.GroupNorm, nn.LayerNorm, nn.Conv2d} < kinds and len(kinds) == 5
+    assert {nn.GroupNorm, nn.LayerNorm, nn.Conv2d} < kinds and len(kinds) == 7
     for ours, peer in zip(passes(), expected, strict=True):
         assert (ours - peer).norm() <= 1e-4 * peer.norm() + 1e-5

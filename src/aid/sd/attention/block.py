@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -9,23 +10,27 @@ from torch import Tensor
 
 from aid.sd.attention.attention import attention
 
+See = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
 
 def attend(
     block: Any,
     hidden_states: Tensor,
     encoder_hidden_states: Tensor | None = None,
     attention_mask: Tensor | None = None,
+    seen: See = attention,
     **words: Any,
 ) -> Tensor:
-    """What a plain block computes, without what diffusers looks up at every call."""
+    """What a plain block computes, without what diffusers looks up at every call; `seen` is the attention."""
+    made: Tensor
     if attention_mask is not None:
-        made: Tensor = Attention.forward(block, hidden_states, encoder_hidden_states, attention_mask, **words)
+        made = Attention.forward(block, hidden_states, encoder_hidden_states, attention_mask, **words)
         return made
     text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-    seen = attention(block.to_q(hidden_states), block.to_k(text), block.to_v(text), block.heads)
+    found = seen(block.to_q(hidden_states), block.to_k(text), block.to_v(text), block.heads)
     projection, dropout = block.to_out
-    found: Tensor = dropout(projection(seen))
-    return found
+    made = dropout(projection(found))
+    return made
 
 
 def is_plain(block: Any) -> bool:

@@ -7,6 +7,7 @@ Source: Wu and He 2018, Group Normalization; variances of parts joined as Chan e
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from aid.sd.fusion.rows import dense_pixels
 
 ROWS, CHANNELS = 64, 64  # of a tile
 
@@ -35,17 +38,16 @@ def _moments(x, means, squares, area, channels, ROWS: tl.constexpr, CHANNELS: tl
     tl.store(squares + out, tl.sum(off * off, 0), channel < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "parts"])
 def _join(
-    means, squares, shift, centre, mean_out, rstd_out, area, channels, parts, eps,
-    SHIFTED: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    means, squares, shift, centre, mean_out, rstd_out, area, channels, width, parts, eps,
+    SHIFTED: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of each group of a picture: mean and 1 / standard deviation, from those of its channels' parts."""
     group, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, BLOCK)
-    channel = group * WIDTH + lane
-    mine = lane < WIDTH
+    channel = group * width + lane
+    mine = lane < width
     moved = tl.zeros((BLOCK,), tl.float32)
     if SHIFTED:
         moved = tl.load(shift + picture * channels + channel, mine, 0.0).to(tl.float32)
@@ -58,7 +60,7 @@ def _join(
         total += tl.sum(tl.load(means + at, inside, 0.0) * count, 0)
     own = total / area
     tl.store(centre + picture * channels + channel, own, mine)
-    mean = tl.sum(tl.where(mine, own + moved, 0.0), 0) / WIDTH
+    mean = tl.sum(tl.where(mine, own + moved, 0.0), 0) / width
     spread = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, parts, PARTS):
         part = first + tl.arange(0, PARTS)
@@ -67,17 +69,17 @@ def _join(
         at = (picture * parts + part)[:, None] * channels + channel[None, :]
         off = tl.where(inside, tl.load(means + at, inside, 0.0) + moved[None, :] - mean, 0.0)
         spread += tl.sum(tl.load(squares + at, inside, 0.0) + off * off * count, 0)
-    variance = tl.sum(spread, 0) / (area * WIDTH)
+    variance = tl.sum(spread, 0) / (area * width)
     out = picture * tl.num_programs(0) + group
     tl.store(mean_out + out, mean)
     tl.store(rstd_out + out, 1 / tl.sqrt(variance + eps))
 
 
 @triton.jit
-def _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, SHIFTED: tl.constexpr, WIDTH: tl.constexpr):
+def _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, width, SHIFTED: tl.constexpr):
     """A tile as it is normalised, and the 1 / standard deviation of each of its channels."""
-    mine, groups = channel < channels, channels // WIDTH
-    group = picture * groups + channel // WIDTH
+    mine, groups = channel < channels, channels // width
+    group = picture * groups + channel // width
     value = tl.load(x + at, inside, 0.0).to(tl.float32)
     centre = tl.load(mean + group, mine, 0.0)
     if SHIFTED:
@@ -86,10 +88,10 @@ def _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, SHIFTE
     return (value - centre[None, :]) * scale[None, :], scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def _apply(
-    x, shift, mean, rstd, weight, bias, out, area, channels,
-    SHIFTED: tl.constexpr, SILU: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, shift, mean, rstd, weight, bias, out, area, channels, width,
+    SHIFTED: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     picture = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -97,8 +99,10 @@ def _apply(
     mine = channel < channels
     inside = (row < area)[:, None] & mine[None, :]
     at = picture * area * channels + row[:, None] * channels + channel[None, :]
-    normed, _ = _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, SHIFTED, WIDTH)
-    made = normed * tl.load(weight + channel, mine, 0.0)[None, :] + tl.load(bias + channel, mine, 0.0)[None, :]
+    normed, _ = _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, width, SHIFTED)
+    made = (
+        normed * tl.load(weight + channel, mine, 0.0)[None, :] + tl.load(bias + channel, mine, 0.0)[None, :]
+    )
     if SILU:
         made *= tl.sigmoid(made)
     tl.store(out + at, made.to(out.dtype.element_ty), inside)
@@ -109,16 +113,19 @@ def _before_silu(grad, at, inside, normed, weight, bias, channel, mine, SILU: tl
     """The gradient that comes to a tile's norm."""
     given = tl.load(grad + at, inside, 0.0).to(tl.float32)
     if SILU:
-        made = normed * tl.load(weight + channel, mine, 0.0)[None, :] + tl.load(bias + channel, mine, 0.0)[None, :]
+        made = (
+            normed * tl.load(weight + channel, mine, 0.0)[None, :]
+            + tl.load(bias + channel, mine, 0.0)[None, :]
+        )
         gate = tl.sigmoid(made)
         given *= gate * (1 + made * (1 - gate))
     return given
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def _sums_back(
-    x, shift, mean, rstd, weight, bias, grad, sums, products, area, channels,
-    SHIFTED: tl.constexpr, SILU: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, shift, mean, rstd, weight, bias, grad, sums, products, area, channels, width,
+    SHIFTED: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Of each channel in each part of a picture: the gradient's sum, and that of its product with the norm."""
     part, parts, picture = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
@@ -127,25 +134,25 @@ def _sums_back(
     mine = channel < channels
     inside = (row < area)[:, None] & mine[None, :]
     at = picture * area * channels + row[:, None] * channels + channel[None, :]
-    normed, _ = _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, SHIFTED, WIDTH)
+    normed, _ = _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, width, SHIFTED)
     given = _before_silu(grad, at, inside, normed, weight, bias, channel, mine, SILU)
     out = (picture * parts + part) * channels + channel
     tl.store(sums + out, tl.sum(given, 0), mine)
     tl.store(products + out, tl.sum(given * normed, 0), mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "parts"])
 def _join_back(
     sums, products, weight, shift, centre, mean, rstd, sum_out, product_out, shift_out, group_sum, group_product,
-    area, channels, parts,
-    SHIFTED: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    area, channels, width, parts,
+    SHIFTED: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of each group of a picture: the same sums, of its channels and, weighted, of the whole; and the shift's
     gradient."""
     group, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, BLOCK)
-    channel = group * WIDTH + lane
-    mine = lane < WIDTH
+    channel = group * width + lane
+    mine = lane < width
     total, product = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for first in range(0, parts, PARTS):
         part = first + tl.arange(0, PARTS)
@@ -165,25 +172,25 @@ def _join_back(
         deviation = tl.load(rstd + out)
         moved = tl.load(centre + own, mine, 0.0) + tl.load(shift + own, mine, 0.0).to(tl.float32)
         normed = (moved - tl.load(mean + out)) * deviation  # the channel's mean of it
-        back = deviation * (scale * total - (whole + normed * whole_product) / WIDTH)
+        back = deviation * (scale * total - (whole + normed * whole_product) / width)
         tl.store(shift_out + own, back.to(shift_out.dtype.element_ty), mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def _back(
-    x, shift, mean, rstd, weight, bias, grad, group_sum, group_product, out, area, channels,
-    SHIFTED: tl.constexpr, SILU: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, shift, mean, rstd, weight, bias, grad, group_sum, group_product, out, area, channels, width,
+    SHIFTED: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     picture = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    mine, groups = channel < channels, channels // WIDTH
+    mine, groups = channel < channels, channels // width
     inside = (row < area)[:, None] & mine[None, :]
     at = picture * area * channels + row[:, None] * channels + channel[None, :]
-    normed, scale = _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, SHIFTED, WIDTH)
+    normed, scale = _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, width, SHIFTED)
     given = _before_silu(grad, at, inside, normed, weight, bias, channel, mine, SILU)
     given *= tl.load(weight + channel, mine, 0.0)[None, :]
-    group, count = picture * groups + channel // WIDTH, area * WIDTH
+    group, count = picture * groups + channel // width, area * width
     whole = tl.load(group_sum + group, mine, 0.0) / count
     product = tl.load(group_product + group, mine, 0.0) / count
     back = scale[None, :] * (given - whole[None, :] - normed * product[None, :])
@@ -196,22 +203,23 @@ class _GroupNorm(torch.autograd.Function):
         context: Any, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, eps: float,
         silu: bool, dtype: torch.dtype,
     ) -> Tensor:  # fmt: skip
-        x = x.contiguous(memory_format=torch.channels_last)
-        count, channels, height, width = x.shape
-        area, parts = height * width, triton.cdiv(height * width, ROWS)
-        words = {"SHIFTED": shift is not None, "WIDTH": channels // groups, "ROWS": ROWS}
+        x = dense_pixels(x)
+        count, channels, *edges = x.shape
+        area = math.prod(edges)
+        parts = triton.cdiv(area, ROWS)
+        width, words = channels // groups, {"SHIFTED": shift is not None, "ROWS": ROWS}
         means, squares = x.new_empty((2, count, parts, channels), dtype=torch.float32)
         centre = x.new_empty((count, channels), dtype=torch.float32)
         mean, rstd = x.new_empty((2, count, groups), dtype=torch.float32)
         grid = parts, count, triton.cdiv(channels, CHANNELS)
         _moments[grid](x, means, squares, area, channels, ROWS=ROWS, CHANNELS=CHANNELS)
-        joined = {"PARTS": 32, "BLOCK": triton.next_power_of_2(channels // groups)}
+        joined = {"PARTS": 32, "BLOCK": triton.next_power_of_2(width)}
         _join[groups, count](
-            means, squares, shift, centre, mean, rstd, area, channels, parts, eps, **words, **joined
+            means, squares, shift, centre, mean, rstd, area, channels, width, parts, eps, **words, **joined
         )
         out = torch.empty_like(x, dtype=dtype)
         words |= {"SILU": silu, "CHANNELS": CHANNELS}
-        _apply[grid](x, shift, mean, rstd, weight, bias, out, area, channels, **words)
+        _apply[grid](x, shift, mean, rstd, weight, bias, out, area, channels, width, **words)
         context.save_for_backward(x, shift, centre, mean, rstd, weight, bias)
         context.grid, context.groups, context.words, context.joined = grid, groups, words, joined
         return out
@@ -220,21 +228,21 @@ class _GroupNorm(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, shift, centre, mean, rstd, weight, bias = context.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        (count, channels, height, width), (parts, _, _) = x.shape, context.grid
-        area, words = height * width, context.words
+        grad = dense_pixels(grad)
+        (count, channels, *edges), parts, words = x.shape, context.grid[0], context.words
+        area, width = math.prod(edges), channels // context.groups
         sums, products = x.new_empty((2, count, parts, channels), dtype=torch.float32)
         total, product = x.new_empty((2, count, channels), dtype=torch.float32)
         group_sum, group_product = torch.empty_like(mean), torch.empty_like(mean)
         shift_back = None if shift is None else torch.empty_like(shift)
         sides = x, shift, mean, rstd, weight, bias, grad
-        _sums_back[context.grid](*sides, sums, products, area, channels, **words)
+        _sums_back[context.grid](*sides, sums, products, area, channels, width, **words)
         _join_back[context.groups, count](
             sums, products, weight, shift, centre, mean, rstd, total, product, shift_back, group_sum, group_product,
-            area, channels, parts, SHIFTED=words["SHIFTED"], WIDTH=words["WIDTH"], **context.joined,
+            area, channels, width, parts, SHIFTED=words["SHIFTED"], **context.joined,
         )  # fmt: skip
         back = torch.empty_like(x)
-        _back[context.grid](*sides, group_sum, group_product, back, area, channels, **words)
+        _back[context.grid](*sides, group_sum, group_product, back, area, channels, width, **words)
         return back, product.sum(0), total.sum(0), shift_back, None, None, None, None
 
 
@@ -250,5 +258,5 @@ def group_norm(
     """Group norm of x + `shift`, then SiLU if wanted; x is [n, c, h, w], `shift` [n, c], the weights [c] in
     float32. The result lies with the channels last, in autocast's type where that is at work."""
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    made: Tensor = _GroupNorm.apply(x, weight, bias, shift, groups, eps, silu, dtype)  # type: ignore[no-untyped-call]
+    made: Tensor = _GroupNorm.apply(x, weight, bias, shift, groups, eps, silu, dtype)
     return made

@@ -10,11 +10,15 @@ from typing import Any
 
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from aid.sd.attention.attention import by_torch
+from aid.sd.attention.block import attend, is_plain
+from aid.sd.fusion.attention import attention, is_taken
 from aid.sd.fusion.group_norm import group_norm
-from aid.sd.fusion.rows import gate, layer_norm, plus
+from aid.sd.fusion.rows import gate, layer_norm, linear, plus
 
 Forward = Callable[..., Any]
 
@@ -28,8 +32,12 @@ def fused_forward(layer: Any) -> Forward | None:
         return lambda x: layer_norm(x, layer.weight, layer.bias, layer.eps)
     if kind is nn.Conv2d and _is_pixelwise(layer):
         return lambda x: _pixelwise(x, layer.weight, layer.bias)
+    if kind is nn.Linear and layer.bias is not None:
+        return lambda x: linear(x, layer.weight, layer.bias)
     if kind is GEGLU:
         return lambda x: gate(layer.proj(x))
+    if kind is Attention:
+        return partial(attend, layer, seen=_seen) if is_plain(layer) else None
     return partial(residual, layer) if kind is ResnetBlock2D and is_plain_residual(layer) else None
 
 
@@ -72,4 +80,11 @@ def _is_pixelwise(layer: nn.Conv2d) -> bool:
 
 def _pixelwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A convolution of single pixels: a product, with the channels last."""
-    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    pixels, weight = x.permute(0, 2, 3, 1), weight.flatten(1)
+    made = F.linear(pixels, weight) if bias is None else linear(pixels, weight, bias)
+    return made.permute(0, 3, 1, 2)
+
+
+def _seen(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    taken = is_taken(query, heads)
+    return attention(query, key, value, heads) if taken else by_torch(query, key, value, heads)

@@ -1,4 +1,5 @@
-"""Rows of numbers, on a GPU: layer norm, the gated GELU, and a sum with a bias, each in one pass.
+"""Rows of numbers, on a GPU: layer norm, the gated GELU, sums with a bias, and those
+of columns, each in one pass.
 
 Sums are made in an order that never varies.
 """
@@ -8,17 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TILE, WIDEST = 4096, 1024  # numbers of a tile, and of its rows at most
-SUMMED = 64  # tiles that one program sums; few enough that all of a GPU is at work
+TILE, WIDEST = 4096, 256  # numbers of a tile, and of a gate's row in it at most
+PROGRAMS = 2048  # about as many as a GPU runs at once; each sums its tiles
 
 
 @triton.jit
-def _layer_norm(x, weight, bias, out, means, rstds, rows, width, eps, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def _layer_norm(
+    x, weight, bias, out, means, rstds, rows, width, eps, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     mine, there = column < width, row < rows
@@ -35,7 +39,7 @@ def _layer_norm(x, weight, bias, out, means, rstds, rows, width, eps, ROWS: tl.c
     tl.store(rstds + row, rstd, there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _layer_norm_back(
     x, weight, means, rstds, grad, out, products, sums, rows, width, tiles,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -102,7 +106,7 @@ def _plus(x, y, bias, out, count, width, BLOCK: tl.constexpr):
     tl.store(out + at, value.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _column_sums(x, sums, rows, width, tiles, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     program = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -115,19 +119,71 @@ def _column_sums(x, sums, rows, width, tiles, ROWS: tl.constexpr, COLUMNS: tl.co
     tl.store(sums + program * width + column, tl.sum(total, 0), mine)
 
 
+@triton.jit
+def _copy(x, out, rows, width, pitch, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    inside = (row < rows) & (column < width)
+    tl.store(out + row * width + column, tl.load(x + row * pitch + column, inside, 0.0), inside)
+
+
+def dense(x: Tensor) -> Tensor:
+    """x, [..., width], with its rows behind one another, quicker than torch if they lie evenly apart: so do
+    the gradients of what was joined with other channels."""
+    if x.is_contiguous():
+        return x
+    strides, shape = x.stride(), x.shape
+    apart = range(x.dim() - 2)
+    if strides[-1] != 1 or any(strides[i] != strides[i + 1] * shape[i + 1] for i in apart):
+        return x.contiguous()
+    out = x.new_empty(shape)
+    rows, width = x.numel() // shape[-1], shape[-1]
+    _copy[triton.cdiv(rows, 64), triton.cdiv(width, 64)](
+        x, out, rows, width, strides[-2], ROWS=64, COLUMNS=64
+    )
+    return out
+
+
+def dense_pixels(x: Tensor) -> Tensor:
+    """The same for pictures, [n, c, h, w], whose channels are to lie last."""
+    return dense(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def column_sums(x: Tensor) -> Tensor:
     """[rows, width] -> [width] in float32."""
     rows, width = x.shape
-    tiles = triton.cdiv(triton.cdiv(rows, 64), SUMMED)
+    blocks = triton.cdiv(width, 64)
+    tiles = triton.cdiv(triton.cdiv(rows, 64) * blocks, PROGRAMS)
     programs = triton.cdiv(rows, 64 * tiles)
     sums = x.new_empty((programs, width), dtype=torch.float32)
-    _column_sums[programs, triton.cdiv(width, 64)](x, sums, rows, width, tiles, ROWS=64, COLUMNS=64)
+    _column_sums[programs, blocks](x, sums, rows, width, tiles, ROWS=64, COLUMNS=64)
     return sums.sum(0)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        context.kinds = x.dtype, weight.dtype
+        x, weight = x.to(dtype), weight.to(dtype)
+        context.save_for_backward(x, weight)
+        return F.linear(x, weight, bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = context.saved_tensors
+        of_x, of_weight, of_bias, _ = context.needs_input_grad
+        rows, (kind, own) = dense(grad).flatten(0, -2), context.kinds
+        back = (rows @ weight).view(x.shape).to(kind) if of_x else None
+        learnt = (rows.t() @ x.flatten(0, -2)).to(own) if of_weight else None
+        return back, learnt, column_sums(rows) if of_bias else None, None
 
 
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        context: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    ) -> Tensor:
         x = x.contiguous()
         width = x.shape[-1]
         rows, block = x.numel() // width, triton.next_power_of_2(width)
@@ -147,7 +203,7 @@ class _LayerNorm(torch.autograd.Function):
         x, weight, means, rstds = context.saved_tensors
         grad, width = grad.contiguous(), x.shape[-1]
         rows, step = x.numel() // width, context.words["ROWS"]
-        tiles = triton.cdiv(triton.cdiv(rows, step), 8 * SUMMED)
+        tiles = triton.cdiv(triton.cdiv(rows, step), PROGRAMS)
         programs = triton.cdiv(rows, step * tiles)
         products, sums = x.new_empty((2, programs, width), dtype=torch.float32)
         out = torch.empty_like(x)
@@ -182,7 +238,7 @@ class _Gate(torch.autograd.Function):
 class _Plus(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
-        x, y = (side.contiguous(memory_format=torch.channels_last) for side in (x, y))
+        x, y = dense_pixels(x), dense_pixels(y)
         out = torch.empty_like(y)
         _plus[(triton.cdiv(x.numel(), TILE),)](x, y, bias, out, x.numel(), len(bias), BLOCK=TILE)
         context.kind = x.dtype
@@ -191,27 +247,35 @@ class _Plus(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        learns = context.needs_input_grad[2]
+        grad, learns = dense_pixels(grad), context.needs_input_grad[2]
         bias = column_sums(grad.permute(0, 2, 3, 1).flatten(0, 2)) if learns else None
         return grad.to(context.kind), grad, bias
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W^T + bias, [..., width] and [n, width] -> [..., n], in autocast's type where that is at work."""
+    made: Tensor = _Linear.apply(x, weight, bias, _dtype(x))
+    return made
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """[..., width], the weights in float32; the result in autocast's type where that is at work."""
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    made: Tensor = _LayerNorm.apply(x, weight, bias, eps, dtype)  # type: ignore[no-untyped-call]
+    made: Tensor = _LayerNorm.apply(x, weight, bias, eps, _dtype(x))
     return made
 
 
 def gate(both: Tensor) -> Tensor:
     """x gelu(y) (Shazeer 2020, GLU variants) of x and y beside each other, [..., 2 width] -> [..., width]."""
-    made: Tensor = _Gate.apply(both)  # type: ignore[no-untyped-call]
+    made: Tensor = _Gate.apply(both)
     return made
 
 
 def plus(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
     """x + y + bias of each channel, [n, c, h, w] and [c] in float32, of y's type."""
-    made: Tensor = _Plus.apply(x, y, bias)  # type: ignore[no-untyped-call]
+    made: Tensor = _Plus.apply(x, y, bias)
     return made
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,3 +57,17 @@ def same_bits_on_cuda() -> None:
     deterministic: Any = torch.utils.deterministic
     deterministic.fill_uninitialized_memory = False  # nothing here reads what it hasn't written
     torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def strictly_same_bits(device: torch.device) -> Iterator[None]:
+    """Inside, torch refuses on a GPU what has no deterministic kernel; merely asked, it takes the quicker
+    gradients of attention, whose sums vary."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -14,7 +14,7 @@ from aid.core.dataset import Dataset, Record
 from aid.train.settings import TrainingSettings
 from aid.train.step.batch import step_generator
 from aid.train.step.caption import Captions
-from aid.train.step.condition import condition
+from aid.train.step.condition import tell
 from aid.train.step.loss import Diffusion
 from aid.train.step.noising import LAWS, Noised
 from aid.train.tables import TimestepSettings
@@ -93,7 +93,8 @@ class Meter:
         noise = torch.cat([self._noise(probe.number, mean.shape[1:]) for probe in part])
         noised = Noised(mean.repeat_interleave(draws, 0), noise, noise, self.t.repeat(len(part)))
         with torch.autocast(training.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            told = condition(training.encode([probe.caption for probe in part], 0), records, draws)
+            captions = training.encode([probe.caption for probe in part], 0)
+            told = tell(training.model, captions, records, draws).condition()
             losses = diffusion.losses(training.model.unet, noised.to(training.device), told)
         return losses.float().cpu().reshape(len(part), draws)
 

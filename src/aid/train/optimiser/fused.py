@@ -63,8 +63,7 @@ class FusedAdamW(torch.optim.AdamW):
             self.kernel.move(gradients, lain.places, rule)
             return
         _, means, squares, counts = lain.tensors
-        if self.scale != 1:
-            torch._foreach_mul_(gradients, self.scale)
+        divisor = torch.full((), 1 / self.scale, device=weights[0].device) if self.scale != 1 else None
         torch._foreach_add_(counts, 1)
         torch._fused_adamw_(
             weights,
@@ -80,6 +79,7 @@ class FusedAdamW(torch.optim.AdamW):
             eps=group["eps"],
             amsgrad=False,
             maximize=False,
+            grad_scale=divisor,
         )
 
     def _lain(self, weights: list[Tensor]) -> Lain:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -20,11 +21,32 @@ from aid.train.step.loss import Condition
 REMEMBERED = 1024  # captions: 0.25 GB for SD1, a window each
 
 
+@dataclass(frozen=True)
+class Written:
+    """Captions as ids [b * windows, 77], and what encodes these."""
+
+    ids: Tensor
+    encode: Callable[[Tensor], Conditioning]
+
+
 def encode_captions(
     model: StableDiffusion, captions: Sequence[str], windows: int, clip_skip: int = 1
 ) -> Conditioning:
     """Captions in `windows` windows of 77 ids as a context [b, windows * 77, width], gradients included."""
+    written = write_captions(model, captions, windows, clip_skip)
+    return written.encode(written.ids)
+
+
+def write_captions(
+    model: StableDiffusion, captions: Sequence[str], windows: int, clip_skip: int = 1
+) -> Written:
+    """The same, not encoded yet."""
     ids = token_windows(captions, windows).to(model.device).flatten(0, 1)
+    return Written(ids, partial(encode_windows, model, windows, clip_skip))
+
+
+def encode_windows(model: StableDiffusion, windows: int, clip_skip: int, ids: Tensor) -> Conditioning:
+    """Ids [b * windows, 77] as a context [b, windows * 77, width], gradients included."""
     pooled = None
     if model.text_encoder_2 is not None:
         first = encode_penultimate(model.text_encoder, ids)[0]
@@ -36,7 +58,7 @@ def encode_captions(
         hidden = encode_ids(model.text_encoder, pad_with_zeros(ids))
     else:
         hidden = encode_ids(model.text_encoder, ids, clip_skip)
-    return Conditioning(hidden.reshape(len(captions), -1, hidden.shape[-1]), pooled)
+    return Conditioning(hidden.reshape(len(ids) // windows, -1, hidden.shape[-1]), pooled)
 
 
 def encode_weighted(
@@ -68,14 +90,44 @@ class Remembered:
         return self.encode([caption])
 
 
-def condition(conditioning: Conditioning, records: Sequence[Record], draws: int) -> Condition:
-    """A step's conditioning for `draws` draws a record, with SDXL's sizes."""
-    context = conditioning.context.repeat_interleave(draws, 0)
-    if conditioning.pooled is None:
-        return Condition(context)
-    sizes = record_sizes(records).to(context.device).repeat_interleave(draws, 0)
-    pooled = conditioning.pooled.repeat_interleave(draws, 0)
-    return Condition(context, {"text_embeds": pooled, "time_ids": sizes})
+@dataclass(frozen=True)
+class Told:
+    """What a step's U-Net is to be told, for `draws` draws a record: captions, encoded or only written, and
+    SDXL's sizes [b, 6]."""
+
+    captions: Conditioning | Written
+    sizes: Tensor | None
+    draws: int
+
+    def condition(self) -> Condition:
+        captions = self.captions
+        made = captions.encode(captions.ids) if isinstance(captions, Written) else captions
+        context = made.context.repeat_interleave(self.draws, 0)
+        if made.pooled is None or self.sizes is None:
+            return Condition(context)
+        pooled, sizes = (one.repeat_interleave(self.draws, 0) for one in (made.pooled, self.sizes))
+        return Condition(context, {"text_embeds": pooled, "time_ids": sizes})
+
+    def tensors(self) -> list[Tensor]:
+        said, sizes = self.captions, [] if self.sizes is None else [self.sizes]
+        if isinstance(said, Written):
+            return [said.ids, *sizes]
+        return [said.context, *([] if said.pooled is None else [said.pooled]), *sizes]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Told:
+        said, sizes = self.captions, None if self.sizes is None else change(self.sizes)
+        if isinstance(said, Written):
+            return Told(replace(said, ids=change(said.ids)), sizes, self.draws)
+        pooled = None if said.pooled is None else change(said.pooled)
+        return Told(Conditioning(change(said.context), pooled), sizes, self.draws)
+
+
+def tell(
+    model: StableDiffusion, captions: Conditioning | Written, records: Sequence[Record], draws: int
+) -> Told:
+    """What a model's U-Net is to be told of records."""
+    sizes = record_sizes(records).to(model.device) if model.architecture.family == "sdxl" else None
+    return Told(captions, sizes, draws)
 
 
 def record_sizes(records: Sequence[Record]) -> Tensor:

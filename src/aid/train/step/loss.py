@@ -97,13 +97,6 @@ class Condition:
     context: Tensor
     added: dict[str, Tensor] | None = None
 
-    def tensors(self) -> list[Tensor]:
-        return [self.context, *(self.added or {}).values()]
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        added = None if self.added is None else {name: change(one) for name, one in self.added.items()}
-        return Condition(change(self.context), added)
-
 
 class Diffusion:
     """A model's noise schedule on one device, and the loss under it: what hangs on the timestep alone, [1000]

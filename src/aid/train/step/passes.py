@@ -1,7 +1,6 @@
-"""The two passes of a step, forward and backward through the U-Net; on a GPU recorded as CUDA graphs.
+"""The two passes of a step, forward and backward; on a GPU recorded as CUDA graphs.
 
-They are some four thousand kernels. Launching them one by one takes longer than a fast GPU needs for a batch of
-eight. The text encoders' kernels are few, and launched while the U-Net's are at work.
+They are some six thousand kernels. Launching them one by one takes longer than a fast GPU needs for them.
 Source: PyTorch's notes on CUDA graphs.
 """
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aid.sd.drawing.recording import stream_beside
-from aid.train.step.loss import Condition
+from aid.train.step.condition import Told
 from aid.train.step.noising import Noised
 
 SHAPES_KEPT = 16  # of batches; buckets are a dozen or fewer
@@ -25,7 +24,7 @@ class Given:
     """What the passes are given: noised latents, what the U-Net is told, and weights in the loss [b*d]."""
 
     noised: Noised
-    told: Condition
+    told: Told
     weights: Tensor
 
     def tensors(self) -> list[Tensor]:
@@ -52,8 +51,9 @@ class Recording:
             torch._foreach_copy_(kept, new)
         self.graph.replay()
         learning = [(one, own.grad) for one, own in zip(new, kept, strict=True) if own.requires_grad]
-        if learning:
-            torch.autograd.backward(*map(list, zip(*learning, strict=True)))
+        if learning:  # captions were encoded before, by what learns
+            ends, gradients = zip(*learning, strict=True)
+            torch.autograd.backward(ends, gradients)
         return self.loss.clone()
 
 
