@@ -3,10 +3,10 @@
     python benchmarks/graphics_card.py [--parts draw train sdxl] [--compiled] [--rounds N] [--json FILE]
 
 Weights are random and made on the card. Drawing is SD1.5, 512 px, half precision, 32 steps Euler a with
-guidance, to PNGs: `aid generate`'s own way, diffusers' pipeline, and the bare calls. Training is U-Net and text encoder in bfloat16 from cached latents; its limit is the card's
-peak, which a product of two matrices of 8192 x 8192 tells. diffusers' loop encodes its pictures in every
-step, as its script does, but finds them on the card. With --compiled also what torch's compiler makes of
-diffusers' pipeline and of our training, in minutes each.
+guidance, to PNGs: `aid generate`'s own way, diffusers' pipeline, with --compiled also with its blocks
+compiled, which takes minutes, and the bare calls. Training is U-Net and text encoder in bfloat16 from cached
+latents; its limit is the card's peak, which a product of two matrices of 8192 x 8192 tells. diffusers' loop
+encodes its pictures in every step, as its script does, but finds them on the card.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,36 +164,31 @@ def trained(name: str, batch: int, steps: dict[str, Callable[[], Run]], limit: f
     return Row(f"{name}, pictures", rates.pop("ours", 0.0), "1/s", limit, rates)
 
 
-def train_rows(batch: int, rounds: int, peak: float) -> Iterator[Row]:
+def train_rows(batches: list[int], rounds: int, peak: float) -> Iterator[Row]:
     limit = peak / (FORWARD_AND_BACKWARD * Cost(SD1).unet_flops(64 * 64))
-    common = {"batch_size": batch, "precision": "bf16", "checkpointing": False, "ema": 0.0}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        steps: dict[str, Callable[[], Run]] = {
-            "ours, not compiled": lambda: our_step(SD1, 512, folder / "a", **common),
-            "diffusers": lambda: diffusers_step(batch, 512),
-            "ours": lambda: our_step(SD1, 512, folder / "b", **common, compiled=True),
-        }
-        yield trained(f"SD1.5 512 px bf16, batch {batch}", batch, steps, limit, rounds)
+    common = {"precision": "bf16", "checkpointing": False, "ema": 0.0}
+    for batch in batches:
+        with tempfile.TemporaryDirectory() as name:
+            steps: dict[str, Callable[[], Run]] = {
+                "ours": partial(our_step, SD1, 512, Path(name) / "data", batch_size=batch, **common),
+                "diffusers": partial(diffusers_step, batch, 512),
+            }
+            yield trained(f"SD1.5 512 px bf16, batch {batch}", batch, steps, limit, rounds)
 
 
 def sdxl_rows(batch: int, rounds: int, peak: float) -> Iterator[Row]:
     limit = peak / (FORWARD_AND_BACKWARD * Cost(SDXL).unet_flops(128 * 128))
-    common = {"batch_size": batch, "precision": "bf16", "optimiser": "adamw_bf16", "ema": 0.0}
+    common = {"precision": "bf16", "optimiser": "adamw_bf16", "ema": 0.0}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        steps: dict[str, Callable[[], Run]] = {
-            "ours, not compiled": lambda: our_step(SDXL, 1024, folder / "a", **common),
-            "ours": lambda: our_step(SDXL, 1024, folder / "b", **common, compiled=True),
-        }
-        yield trained(f"SDXL 1024 px bf16, recomputed, batch {batch}", batch, steps, limit, rounds)
+        ours = partial(our_step, SDXL, 1024, Path(name) / "data", batch_size=batch, **common)
+        yield trained(f"SDXL 1024 px bf16, recomputed, batch {batch}", batch, {"ours": ours}, limit, rounds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=["draw", "train", "sdxl"])
     parser.add_argument("--draw-batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--train-batch", type=int, default=32)
+    parser.add_argument("--train-batch", type=int, nargs="+", default=[32])
     parser.add_argument("--sdxl-batch", type=int, default=4)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)

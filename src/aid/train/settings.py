@@ -80,9 +80,6 @@ class CommonSettings(LossSettings):
     """A loss this many times the mean of the last 100 steps' is a spike; 0 sees none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of the forward and backward pass; weights and optimiser stay fp32."""
-    compiled: bool = False
-    """On a GPU, let torch compile the U-Net's blocks, with a C compiler. Each new shape of a batch takes
-    minutes once; it has not been measured yet what is gained. The same but for rounding."""
     checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
     seed: int = 0

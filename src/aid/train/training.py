@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-from aid.errors import ModelError, SettingsError
+from aid.errors import ModelError
 from aid.sd.drawing.recording import forget
 from aid.sd.file.state import laid_like
 from aid.sd.file.tensorfile import Header
 from aid.sd.model.checkpoint import StableDiffusion
-from aid.sd.model.compilation import compile_blocks
-from aid.sd.model.device import strictly_same_bits
+from aid.sd.model.device import sent, strictly_same_bits
 from aid.sd.model.learning import Learning
 from aid.sd.prompt.text import Conditioning
 from aid.train.optimiser.average import Average
@@ -67,7 +66,8 @@ class Training:
         self.beside: Callable[[], dict[str, Tensor]] = dict  # what a state holds that is no weight
         self.may_change: Callable[[], object] = list  # waits for what is still to be copied of the state
         self.norms: list[Tensor] | None = [] if fused_backward else None
-        self.passes = Passes(self._loss, self.device.type == "cuda" and not (fused_backward or team.sharded))
+        recorded = self.device.type == "cuda" and not (fused_backward or team.sharded)
+        self.passes = Passes(self._loss, self.parameters, recorded)
         if fused_backward:
             self._update_in_backward()
 
@@ -173,7 +173,7 @@ class Training:
             noised.latents.requires_grad_()
         with self._mixed():
             captions = self.encode(step.captions, step.index)
-        weights = (step.weights * share).to(self.device)
+        weights = sent(step.weights * share, self.device)
         told = tell(self.model, captions, step.records, draws)
         return Given(noised, told, weights.repeat_interleave(draws))
 
@@ -227,8 +227,7 @@ class Training:
 def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = ALONE) -> None:
     """Freeze all of a model, and lay it out for training; what is trained is thawed step by step.
 
-    Raises ModelError for an inpainting model, which would have to be shown masks, and SettingsError where
-    blocks are to be compiled and there is no GPU.
+    Raises ModelError for an inpainting model, which would have to be shown masks.
     """
     if model.architecture.inpaints:
         raise ModelError(f"{model.path} is an inpainting model", "for training, one that draws from noise")
@@ -241,10 +240,6 @@ def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = AL
         model.unet.to(memory_format=torch.channels_last)
     if settings.checkpointing:
         model.unet.train().enable_gradient_checkpointing(recompute)
-    if settings.compiled:
-        if model.device.type != "cuda":
-            raise SettingsError(f"`compiled` is given, and the device is {model.device}", "a GPU")
-        compile_blocks(model.unet)
 
 
 def recompute(layer: Callable[..., Any], *inputs: Any) -> Any:

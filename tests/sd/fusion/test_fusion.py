@@ -132,6 +132,6 @@ def test_a_whole_unet_and_its_gradients() -> None:
         if forward is not None:
             layer.forward = forward
     kinds = {type(layer) for layer, forward in layers if forward is not None}
-    assert {nn.GroupNorm, nn.LayerNorm, nn.Conv2d} < kinds and len(kinds) == 7
+    assert {nn.GroupNorm, nn.LayerNorm, nn.Conv2d} < kinds and len(kinds) == 8
     for ours, peer in zip(passes(), expected, strict=True):
         assert (ours - peer).norm() <= 1e-4 * peer.norm() + 1e-5

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 WIDEST = 64  # of a head; wider ones are torch's
-FORWARD = {"QUERIES": 128, "KEYS": 64, "num_warps": 4, "num_stages": 3}
+FORWARD = {"QUERIES": 128, "KEYS": 64, "num_warps": 8, "num_stages": 3}
 BACK_TO_KEYS = {"QUERIES": 32, "KEYS": 128, "num_warps": 4, "num_stages": 4}
-BACK_TO_QUERIES = {"QUERIES": 128, "KEYS": 32, "num_warps": 4, "num_stages": 4}
+BACK_TO_QUERIES = {"QUERIES": 128, "KEYS": 64, "num_warps": 8, "num_stages": 3}
 LOG2_E = 1.4426950408889634
 
 

@@ -232,7 +232,7 @@ class _GroupNorm(torch.autograd.Function):
         (count, channels, *edges), parts, words = x.shape, context.grid[0], context.words
         area, width = math.prod(edges), channels // context.groups
         sums, products = x.new_empty((2, count, parts, channels), dtype=torch.float32)
-        total, product = x.new_empty((2, count, channels), dtype=torch.float32)
+        of_channels = product, total = x.new_empty((2, count, channels), dtype=torch.float32)
         group_sum, group_product = torch.empty_like(mean), torch.empty_like(mean)
         shift_back = None if shift is None else torch.empty_like(shift)
         sides = x, shift, mean, rstd, weight, bias, grad
@@ -243,7 +243,7 @@ class _GroupNorm(torch.autograd.Function):
         )  # fmt: skip
         back = torch.empty_like(x)
         _back[context.grid](*sides, group_sum, group_product, back, area, channels, width, **words)
-        return back, product.sum(0), total.sum(0), shift_back, None, None, None, None
+        return back, *of_channels.sum(1), shift_back, None, None, None, None
 
 
 def group_norm(

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from aid.sd.attention.attention import by_torch
@@ -38,6 +40,8 @@ def fused_forward(layer: Any) -> Forward | None:
         return lambda x: gate(layer.proj(x))
     if kind is Attention:
         return partial(attend, layer, seen=_seen) if is_plain(layer) else None
+    if kind is Transformer2DModel:
+        return partial(transformer, layer) if layer.is_input_continuous else None
     return partial(residual, layer) if kind is ResnetBlock2D and is_plain_residual(layer) else None
 
 
@@ -51,6 +55,34 @@ def residual(block: Any, x: Tensor, temb: Tensor) -> Tensor:
         x, other = _apart(block.conv_shortcut, x)
         bias = other if bias is None else bias if other is None else bias + other
     return x + y if bias is None else plus(x, y, bias)
+
+
+def transformer(
+    layer: Any,
+    x: Tensor,
+    encoder_hidden_states: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    encoder_attention_mask: Tensor | None = None,
+    return_dict: bool = True,
+    **words: Any,
+) -> Any:
+    """A transformer whose tokens are the pixels as they lie with the channels last: nothing is copied."""
+    if return_dict or attention_mask is not None or encoder_attention_mask is not None:
+        masks = {"attention_mask": attention_mask, "encoder_attention_mask": encoder_attention_mask}
+        return type(layer).forward(layer, x, encoder_hidden_states, return_dict=return_dict, **masks, **words)
+    apart = not layer.use_linear_projection  # a convolution of single pixels, for the projections
+    tokens = layer.norm(x)
+    tokens = layer.proj_in(tokens).permute(0, 2, 3, 1) if apart else layer.proj_in(tokens.permute(0, 2, 3, 1))
+    pixels, tokens = tokens.shape[1:3], tokens.flatten(1, 2)
+    for block in layer.transformer_blocks:
+        if layer.gradient_checkpointing and torch.is_grad_enabled():
+            recompute = layer._gradient_checkpointing_func
+            tokens = recompute(block, tokens, None, encoder_hidden_states)
+        else:
+            tokens = block(tokens, encoder_hidden_states=encoder_hidden_states)
+    tokens = tokens.unflatten(1, pixels)
+    made = layer.proj_out(tokens.permute(0, 3, 1, 2)) if apart else layer.proj_out(tokens).permute(0, 3, 1, 2)
+    return (made + x,)
 
 
 def is_plain_residual(block: Any) -> bool:

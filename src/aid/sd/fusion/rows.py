@@ -48,7 +48,7 @@ def _layer_norm_back(
     column = tl.arange(0, WIDTH)
     mine = column < width
     scale = tl.load(weight + column, mine, 0.0)
-    product, total = tl.zeros((WIDTH,), tl.float32), tl.zeros((WIDTH,), tl.float32)
+    product, total = tl.zeros((ROWS, WIDTH), tl.float32), tl.zeros((ROWS, WIDTH), tl.float32)
     for tile in range(tiles):
         row = (program.to(tl.int64) * tiles + tile) * ROWS + tl.arange(0, ROWS)
         there = row < rows
@@ -58,14 +58,14 @@ def _layer_norm_back(
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
         normed = tl.where(inside, (value - tl.load(means + row, there, 0.0)[:, None]) * rstd[:, None], 0.0)
         given = tl.load(grad + at, inside, 0.0).to(tl.float32)
-        product += tl.sum(given * normed, 0)
-        total += tl.sum(given, 0)
+        product += given * normed
+        total += given
         given *= scale[None, :]
         along, even = tl.sum(given * normed, 1) / width, tl.sum(given, 1) / width
         back = rstd[:, None] * (given - even[:, None] - normed * along[:, None])
         tl.store(out + at, back.to(out.dtype.element_ty), inside)
-    tl.store(products + program * width + column, product, mine)
-    tl.store(sums + program * width + column, total, mine)
+    tl.store(products + program * width + column, tl.sum(product, 0), mine)
+    tl.store(sums + program * width + column, tl.sum(total, 0), mine)
 
 
 @triton.jit
@@ -205,12 +205,11 @@ class _LayerNorm(torch.autograd.Function):
         rows, step = x.numel() // width, context.words["ROWS"]
         tiles = triton.cdiv(triton.cdiv(rows, step), PROGRAMS)
         programs = triton.cdiv(rows, step * tiles)
-        products, sums = x.new_empty((2, programs, width), dtype=torch.float32)
-        out = torch.empty_like(x)
+        sums, out = x.new_empty((2, programs, width), dtype=torch.float32), torch.empty_like(x)
         _layer_norm_back[(programs,)](
-            x, weight, means, rstds, grad, out, products, sums, rows, width, tiles, **context.words
+            x, weight, means, rstds, grad, out, *sums, rows, width, tiles, num_warps=8, **context.words
         )
-        return out, products.sum(0), sums.sum(0), None, None
+        return out, *sums.sum(1), None, None
 
 
 class _Gate(torch.autograd.Function):

@@ -12,6 +12,7 @@ from torch import Tensor
 from aid.core.dataset import Record
 from aid.sd.embedding.file import Embedding
 from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.model.device import sent
 from aid.sd.model.text_encoder import encode_ids, encode_penultimate, pad_with_zeros, pool
 from aid.sd.prompt.chunk import Chunk, Spelling, chunk_prompt, empty_chunk, spell
 from aid.sd.prompt.text import Conditioning, encode_chunks, size_ids
@@ -41,7 +42,7 @@ def write_captions(
     model: StableDiffusion, captions: Sequence[str], windows: int, clip_skip: int = 1
 ) -> Written:
     """The same, not encoded yet."""
-    ids = token_windows(captions, windows).to(model.device).flatten(0, 1)
+    ids = sent(token_windows(captions, windows).flatten(0, 1), model.device)
     return Written(ids, partial(encode_windows, model, windows, clip_skip))
 
 
@@ -126,7 +127,7 @@ def tell(
     model: StableDiffusion, captions: Conditioning | Written, records: Sequence[Record], draws: int
 ) -> Told:
     """What a model's U-Net is to be told of records."""
-    sizes = record_sizes(records).to(model.device) if model.architecture.family == "sdxl" else None
+    sizes = sent(record_sizes(records), model.device) if model.architecture.family == "sdxl" else None
     return Told(captions, sizes, draws)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from aid.sd.model.device import sent
 from aid.train.settings import LossSettings
 from aid.train.tables import TimestepSettings
 
@@ -40,9 +41,7 @@ class Noised:
     mask: Tensor | None = None
 
     def to(self, device: torch.device) -> Noised:
-        if device.type == "cpu":
-            return self
-        return self.each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+        return self.each(lambda tensor: sent(tensor, device))
 
     def rows(self, rows: slice | list[int]) -> Noised:
         return self.each(lambda tensor: tensor[rows])

@@ -6,7 +6,7 @@ Source: PyTorch's notes on CUDA graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,42 +58,34 @@ class Recording:
 
 
 class Passes:
-    """Adds the gradients of a loss to those that are there, and returns the loss. Recorded, weights and their
+    """Adds the gradients of a loss to those of `parameters`, and returns the loss. Recorded, weights and their
     gradients are written and read where they are: they may change, but not move."""
 
-    def __init__(self, loss: Loss, recorded: bool) -> None:
-        self.loss, self.recorded = loss, recorded
-        self.recordings: dict[object, Recording | None] = {}
-        """By the shapes of what is given; None where such was seen once."""
+    def __init__(self, loss: Loss, parameters: Sequence[Tensor], recorded: bool) -> None:
+        self.loss, self.parameters, self.recorded = loss, parameters, recorded
+        self.recordings: dict[object, Recording] = {}
+        """By the shapes of what is given."""
 
     def __call__(self, given: Given) -> Tensor:
         if not self.recorded:
             return self._plainly(given)
         key = tuple((one.shape, one.stride(), one.dtype, one.requires_grad) for one in given.tensors())
-        if key not in self.recordings:  # a first time: libraries choose kernels and take memory
-            self.recordings[key] = None
-            return self._plainly(given)
-        recording = self.recordings[key]
-        if recording is None:
+        if key not in self.recordings:
             try:
-                recording = self.recordings[key] = self._record(given)
-            except torch.cuda.OutOfMemoryError:  # recordings keep their memory; the bare passes fit
+                self.recordings[key] = self._record(given)
+            except torch.cuda.OutOfMemoryError:  # recordings keep their memory; the bare passes may fit
                 self.recorded = False
                 self.forget()
                 return self._plainly(given)
-            self._limit()
-        return recording.play(given)
+            if len(self.recordings) > SHAPES_KEPT:
+                self.recordings.pop(next(iter(self.recordings)))
+        return self.recordings[key].play(given)
 
     def forget(self) -> None:
         """Free the memory of what was recorded."""
-        if any(self.recordings.values()):
-            self.recordings = dict.fromkeys(self.recordings)
+        if self.recordings:
+            self.recordings.clear()
             torch.cuda.empty_cache()
-
-    def _limit(self) -> None:
-        kept = [key for key, recording in self.recordings.items() if recording is not None]
-        for key in kept[:-SHAPES_KEPT]:
-            self.recordings[key] = None
 
     def _plainly(self, given: Given) -> Tensor:
         loss = self.loss(given)
@@ -102,11 +94,30 @@ class Passes:
 
     def _record(self, given: Given) -> Recording:
         kept = given.each(lambda one: one.detach().clone().requires_grad_(one.requires_grad))
+        self._rehearse(kept)
         graph, device = torch.cuda.CUDAGraph(), kept.weights.device
-        pool = next((one.graph.pool() for one in self.recordings.values() if one is not None), None)
+        pool = next((one.graph.pool() for one in self.recordings.values()), None)
         with (
             torch.cuda.device(device),
             torch.cuda.graph(graph, pool, stream_beside(device), capture_error_mode="thread_local"),
         ):
             loss = self._plainly(kept)
         return Recording(graph, kept, loss)
+
+    def _rehearse(self, given: Given) -> None:
+        """A first time, in which libraries choose kernels and take memory. It only makes room for gradients
+        where there are none: what is given and what kernels are chosen may differ while recording, and a
+        training that resumes must not."""
+        known = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        try:
+            self._plainly(given)
+        finally:
+            for parameter, gradient in zip(self.parameters, known, strict=True):
+                if gradient is None and parameter.grad is not None:
+                    parameter.grad.zero_()
+                else:
+                    parameter.grad = gradient
+            for one in given.tensors():
+                one.grad = None
