@@ -1,7 +1,7 @@
-"""Attention on a GPU whose gradients don't vary from run to run: each is summed by one program, in order.
+"""Attention on a GPU whose gradients don't vary from run to run: one program sums each, in order.
 
-torch's quick kernels add to the queries' gradient as they come. Scores are computed again for the backward pass
-and never kept. Source: Dao 2023, FlashAttention-2.
+torch's quick kernels add to the queries' gradient as they come. Scores are computed again for the backward
+pass and never kept. Source: Dao 2023, FlashAttention-2.
 """
 
 from __future__ import annotations

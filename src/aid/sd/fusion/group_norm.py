@@ -1,7 +1,7 @@
 """Group norm and SiLU in one, on a GPU, for pictures whose channels lie last.
 
-Three passes over the picture forward, five backward; torch's own kernels want the channels first, and in mixed
-precision numbers of twice the size. Sums are made in an order that never varies.
+Three passes over the picture forward, five backward; torch's own kernels want the channels first, and in
+mixed precision numbers of twice the size. Sums are made in an order that never varies.
 Source: Wu and He 2018, Group Normalization; variances of parts joined as Chan et al. 1979 do.
 """
 
@@ -22,20 +22,28 @@ ROWS, CHANNELS = 64, 64  # of a tile
 
 
 @triton.jit
+def _place(area, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """A program's picture, its channels and which of them there are, and where its tile lies and is."""
+    picture = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    mine = channel < channels
+    at = picture * area * channels + row[:, None] * channels + channel[None, :]
+    return picture, channel, mine, at, (row < area)[:, None] & mine[None, :]
+
+
+@triton.jit
 def _moments(x, means, squares, area, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """Of each channel in each part of a picture: the mean, and the sum of squares about it."""
-    part, parts, picture = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
-    row = part * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (row < area)[:, None] & (channel < channels)[None, :]
-    at = x + picture * area * channels + row[:, None] * channels + channel[None, :]
-    value = tl.load(at, inside, 0.0).to(tl.float32)
+    part, parts = tl.program_id(0), tl.num_programs(0)
+    picture, channel, mine, at, inside = _place(area, channels, ROWS, CHANNELS)
+    value = tl.load(x + at, inside, 0.0).to(tl.float32)
     count = tl.minimum(area - part * ROWS, ROWS)
     mean = tl.sum(value, 0) / count
     off = tl.where(inside, value - mean[None, :], 0.0)
     out = (picture * parts + part) * channels + channel
-    tl.store(means + out, mean, channel < channels)
-    tl.store(squares + out, tl.sum(off * off, 0), channel < channels)
+    tl.store(means + out, mean, mine)
+    tl.store(squares + out, tl.sum(off * off, 0), mine)
 
 
 @triton.jit(do_not_specialize=["width", "parts"])
@@ -78,8 +86,7 @@ def _join(
 @triton.jit
 def _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, width, SHIFTED: tl.constexpr):
     """A tile as it is normalised, and the 1 / standard deviation of each of its channels."""
-    mine, groups = channel < channels, channels // width
-    group = picture * groups + channel // width
+    mine, group = channel < channels, (picture * channels + channel) // width
     value = tl.load(x + at, inside, 0.0).to(tl.float32)
     centre = tl.load(mean + group, mine, 0.0)
     if SHIFTED:
@@ -93,12 +100,7 @@ def _apply(
     x, shift, mean, rstd, weight, bias, out, area, channels, width,
     SHIFTED: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    picture = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    mine = channel < channels
-    inside = (row < area)[:, None] & mine[None, :]
-    at = picture * area * channels + row[:, None] * channels + channel[None, :]
+    picture, channel, mine, at, inside = _place(area, channels, ROWS, CHANNELS)
     normed, _ = _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, width, SHIFTED)
     made = (
         normed * tl.load(weight + channel, mine, 0.0)[None, :] + tl.load(bias + channel, mine, 0.0)[None, :]
@@ -127,13 +129,10 @@ def _sums_back(
     x, shift, mean, rstd, weight, bias, grad, sums, products, area, channels, width,
     SHIFTED: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Of each channel in each part of a picture: the gradient's sum, and that of its product with the norm."""
-    part, parts, picture = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
-    row = part * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    mine = channel < channels
-    inside = (row < area)[:, None] & mine[None, :]
-    at = picture * area * channels + row[:, None] * channels + channel[None, :]
+    """Of each channel in each part of a picture: the gradient's sum, and that of its product with the
+    norm."""
+    part, parts = tl.program_id(0), tl.num_programs(0)
+    picture, channel, mine, at, inside = _place(area, channels, ROWS, CHANNELS)
     normed, _ = _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, width, SHIFTED)
     given = _before_silu(grad, at, inside, normed, weight, bias, channel, mine, SILU)
     out = (picture * parts + part) * channels + channel
@@ -143,8 +142,8 @@ def _sums_back(
 
 @triton.jit(do_not_specialize=["width", "parts"])
 def _join_back(
-    sums, products, weight, shift, centre, mean, rstd, sum_out, product_out, shift_out, group_sum, group_product,
-    area, channels, width, parts,
+    sums, products, weight, shift, centre, mean, rstd, sum_out, product_out, shift_out, group_sum,
+    group_product, channels, width, parts,
     SHIFTED: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of each group of a picture: the same sums, of its channels and, weighted, of the whole; and the shift's
@@ -181,16 +180,11 @@ def _back(
     x, shift, mean, rstd, weight, bias, grad, group_sum, group_product, out, area, channels, width,
     SHIFTED: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    picture = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    mine, groups = channel < channels, channels // width
-    inside = (row < area)[:, None] & mine[None, :]
-    at = picture * area * channels + row[:, None] * channels + channel[None, :]
+    picture, channel, mine, at, inside = _place(area, channels, ROWS, CHANNELS)
     normed, scale = _normed(x, shift, mean, rstd, picture, channel, inside, at, channels, width, SHIFTED)
     given = _before_silu(grad, at, inside, normed, weight, bias, channel, mine, SILU)
     given *= tl.load(weight + channel, mine, 0.0)[None, :]
-    group, count = picture * groups + channel // width, area * width
+    group, count = (picture * channels + channel) // width, area * width
     whole = tl.load(group_sum + group, mine, 0.0) / count
     product = tl.load(group_product + group, mine, 0.0) / count
     back = scale[None, :] * (given - whole[None, :] - normed * product[None, :])
@@ -238,8 +232,8 @@ class _GroupNorm(torch.autograd.Function):
         sides = x, shift, mean, rstd, weight, bias, grad
         _sums_back[context.grid](*sides, sums, products, area, channels, width, **words)
         _join_back[context.groups, count](
-            sums, products, weight, shift, centre, mean, rstd, total, product, shift_back, group_sum, group_product,
-            area, channels, width, parts, SHIFTED=words["SHIFTED"], **context.joined,
+            sums, products, weight, shift, centre, mean, rstd, total, product, shift_back, group_sum,
+            group_product, channels, width, parts, SHIFTED=words["SHIFTED"], **context.joined,
         )  # fmt: skip
         back = torch.empty_like(x)
         _back[context.grid](*sides, group_sum, group_product, back, area, channels, width, **words)

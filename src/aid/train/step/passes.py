@@ -6,6 +6,7 @@ Source: PyTorch's notes on CUDA graphs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -58,8 +59,8 @@ class Recording:
 
 
 class Passes:
-    """Adds the gradients of a loss to those of `parameters`, and returns the loss. Recorded, weights and their
-    gradients are written and read where they are: they may change, but not move."""
+    """Adds the gradients of a loss to those of `parameters`, and returns the loss. Recorded, weights and
+    their gradients are read and written where they are: they may change, but not move."""
 
     def __init__(self, loss: Loss, parameters: Sequence[Tensor], recorded: bool) -> None:
         self.loss, self.parameters, self.recorded = loss, parameters, recorded
@@ -73,7 +74,12 @@ class Passes:
         if key not in self.recordings:
             try:
                 self.recordings[key] = self._record(given)
-            except torch.cuda.OutOfMemoryError:  # recordings keep their memory; the bare passes may fit
+            except (
+                RuntimeError
+            ) as error:  # of memory, say: recordings keep theirs, and the bare passes may fit
+                warnings.warn(
+                    f"steps aren't recorded, and slower ({str(error).splitlines()[0]})", stacklevel=2
+                )
                 self.recorded = False
                 self.forget()
                 return self._plainly(given)
