@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from PIL import Image, ImageDraw
 # The same examples everywhere: `make fuzz` is what looks further. A busy machine is no failure.
 settings.register_profile("aid", deadline=None, derandomize=True)
 settings.load_profile("aid")
+if not shutil.which("nvidia-smi"):
+    os.environ["TRITON_INTERPRET"] = "1"  # for kernels of a GPU; read when Triton is first imported
 
 
 @pytest.fixture(scope="session")
