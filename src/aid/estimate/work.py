@@ -48,6 +48,7 @@ MOMENT_BYTES = {
 """Kept by an optimiser for a trained parameter."""
 STATE_BYTES = 16  # a trained parameter in a saved state: weight, two moments, average
 AUTOCAST_BYTES = 2.5  # an activation under bf16: some stay in 32 bits
+FUSED_BYTES = 1.6  # where layers are fused, on a GPU: fewer are kept, and none of those
 ROUNDED_BYTES = 35  # of a number while `adamw_bf16` changes it: its parts side by side, and in float32
 BETWEEN = 1.04  # of training's memory, with what lies free between tensors and is too small for others; a
 # LoRA's outputs, which come and go beside the layers', leave as much again
@@ -90,22 +91,23 @@ def _standing_bytes(settings: TrainingSettings) -> int:
 
 
 def _passing_bytes(
-    settings: TrainingSettings, trained: float, kept: float, largest: float, piece: int
+    settings: TrainingSettings, trained: float, kept: float, largest: float, gpu: bool
 ) -> float:
     """Most that activations, `kept` numbers a picture, and gradients take at once. The backward pass frees
-    the ones as it makes the others; parts find the gradients of those before them. Fused, it has one gradient
-    at a time, the `largest` at its end. When the optimiser works there are gradients, no activations unless
-    fused, and of what it rounds a `piece` of so many numbers."""
+    the ones as it makes the others; parts find the gradients of those before them, and passes that are
+    recorded, on a GPU, all gradients. A fused backward pass has one gradient at a time, the `largest` at its
+    end. When the optimiser works there are gradients, no activations unless fused, and of what it rounds a
+    piece."""
     half, number = settings.precision == "bf16", 2 if settings.optimiser == "adamw_bf16" else 4
     part = min(settings.part_size or settings.batch_size, settings.batch_size)
-    activations = part * kept * (AUTOCAST_BYTES if half else 4)
+    activations = part * kept * ((FUSED_BYTES if gpu else AUTOCAST_BYTES) if half else 4)
     if half and number == 4 and not settings.checkpointing:
         activations += COPY_BYTES * trained
     gradients = number * (min(largest, trained) if settings.fused_backward else trained)
-    first = gradients if part < settings.batch_size else 0.0
+    first = gradients if part < settings.batch_size or (gpu and not settings.fused_backward) else 0.0
     late = activations / (4 if settings.checkpointing else 2)
     rounded = largest if settings.fused_backward else trained
-    rounding = ROUNDED_BYTES * min(piece, rounded) if settings.optimiser == "adamw_bf16" else 0.0
+    rounding = ROUNDED_BYTES * min(most_numbers(gpu), rounded) if settings.optimiser == "adamw_bf16" else 0.0
     at_work = gradients + rounding + (late if settings.fused_backward else 0.0)
     return max(activations + first, late + gradients, at_work)
 
@@ -174,7 +176,7 @@ def _style(
         * (
             4 * (cost.parameters - trained)
             + trained * _standing_bytes(settings)
-            + _passing_bytes(settings, trained, kept, cost.largest, most_numbers(scene.gpu))
+            + _passing_bytes(settings, trained, kept, cost.largest, scene.gpu)
         ),
         disk=disk,
         scratch=trained * STATE_BYTES * min(steps // settings.save_every, settings.keep_states + 1)
