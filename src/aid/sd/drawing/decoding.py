@@ -14,10 +14,13 @@ from torch import Tensor
 
 from aid.core.shot import Shot
 from aid.errors import ModelError
+from aid.sd.drawing.few import few_at_once
 from aid.sd.model.checkpoint import StableDiffusion
 
 FACTOR = 8  # pixels a latent
 WHOLE_PIXELS = 1 << 21  # a larger picture is cut into tiles
+SMALL_PIXELS = 1 << 14  # a larger picture is decoded by itself, which is no slower
+FEW = 4  # pictures; more don't fit into the caches
 TILE, OVERLAP = 96, 16  # latents: tiles of 768 pixels that fade into each other over 128
 
 Change = Callable[[Tensor], Tensor]
@@ -93,17 +96,22 @@ def _ramp(length: int, overlap: int) -> Tensor:
 
 
 def _decode(model: StableDiffusion, latents: Tensor) -> Tensor:
-    """One by one: so a picture is the same in any batch, and no slower from 128 px on."""
+    """A few at once where they are small, each the same as by itself; others one by one."""
     scaled = (latents / model.architecture.vae_scale).to(model.vae_dtype)
-    whole = FACTOR * FACTOR * latents.shape[-1] * latents.shape[-2] <= WHOLE_PIXELS
+    pixels = FACTOR * FACTOR * latents.shape[-1] * latents.shape[-2]
 
-    def one(part: Tensor) -> Tensor:
+    def decoded(part: Tensor) -> Tensor:
         made: Tensor = model.vae.decode(part, return_dict=False)[0]
         return made.float()
 
-    return torch.cat(
-        [one(part) if whole else tiled(one, part, TILE, OVERLAP, FACTOR) for part in torch.split(scaled, 1)]
-    )
+    if pixels > WHOLE_PIXELS:
+        return torch.cat([tiled(decoded, part, TILE, OVERLAP, FACTOR) for part in torch.split(scaled, 1)])
+    steady = scaled.is_cpu and scaled.dtype == torch.float32
+    small = FACTOR * FACTOR < pixels <= SMALL_PIXELS  # how a single latent lies in memory is ambiguous
+    if len(scaled) == 1 or not (steady and small):
+        return torch.cat([decoded(part) for part in torch.split(scaled, 1)])
+    with few_at_once(model.vae):
+        return torch.cat([decoded(part) for part in torch.split(scaled, FEW)])
 
 
 def to_pictures(pixels: Tensor, shots: Sequence[Shot], model: StableDiffusion) -> list[Image.Image]:

@@ -6,8 +6,8 @@ While a sampler runs the text and the weights stay as they are, and no gradient 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -27,12 +27,17 @@ from aid.sd.model.checkpoint import StableDiffusion
 Forward = Callable[..., Any]
 
 
-@contextmanager
-def quick(model: StableDiffusion) -> Iterator[None]:
+def quick(model: StableDiffusion) -> AbstractContextManager[None]:
     """The U-Net made quick; it is as it was at the end."""
+    return exchanged(_forwards(model))
+
+
+@contextmanager
+def exchanged(forwards: Iterable[tuple[Any, Forward]]) -> Iterator[None]:
+    """Layers with these forwards for their own; they are as they were at the end."""
     changed: list[Any] = []
     try:
-        for layer, forward in list(_forwards(model)):
+        for layer, forward in list(forwards):
             layer.forward = forward
             changed.append(layer)
         yield
