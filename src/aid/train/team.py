@@ -150,7 +150,10 @@ def join(bench: Workbench) -> Team:
             "an installed library",
             "pip install accelerate",
         ) from error
-    PartialState(cpu=bench.device == "cpu" or not torch.cuda.is_available())
+    own = torch.cuda.current_device() if torch.cuda.is_available() else None
+    PartialState(cpu=bench.device == "cpu" or own is None)
+    if own is not None:
+        torch.cuda.set_device(own)  # which `torch_device` has chosen
     return Team(bench.rank, bench.ranks, bench.sharded)
 
 

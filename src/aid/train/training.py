@@ -67,7 +67,7 @@ class Training:
         self.may_change: Callable[[], object] = list  # waits for what is still to be copied of the state
         self.norms: list[Tensor] | None = [] if fused_backward else None
         recorded = self.device.type == "cuda" and not (fused_backward or team.sharded)
-        self.passes = Passes(self._loss, self.parameters, recorded)
+        self.passes = Passes(self._loss, recorded)
         if fused_backward:
             self._update_in_backward()
 
@@ -192,12 +192,12 @@ class Training:
     @contextmanager
     def whole(self, averaged: bool = True) -> Iterator[StableDiffusion]:
         """The whole model on the device with its averaged weights, if there are any, or with the newest."""
+        self.passes.forget()
         self.model.vae.to(self.device)
         with self.settled(averaged):
             yield self.team.whole_model(self.model)
         self.model.vae.to("cpu")
         forget(self.model.unet)
-        self.passes.forget()
 
     @contextmanager
     def settled(self, averaged: bool = True) -> Iterator[None]:

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from aid.sd.fusion.rows import dense_pixels
+from aid.sd.fusion.rows import computed_in, dense_pixels
 
 ROWS, CHANNELS = 64, 64  # of a tile
 
@@ -251,6 +251,5 @@ def group_norm(
 ) -> Tensor:
     """Group norm of x + `shift`, then SiLU if wanted; x is [n, c, h, w], `shift` [n, c], the weights [c] in
     float32. The result lies with the channels last, in autocast's type where that is at work."""
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    made: Tensor = _GroupNorm.apply(x, weight, bias, shift, groups, eps, silu, dtype)
+    made: Tensor = _GroupNorm.apply(x, weight, bias, shift, groups, eps, silu, computed_in(x))
     return made

@@ -99,7 +99,7 @@ def _normed(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None, silu: bo
 
 def _apart(layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """A convolution without its bias, and the bias. A layer on whose call something hangs keeps it."""
-    if layer._forward_hooks:
+    if layer._forward_hooks or layer._forward_pre_hooks:
         return layer(x), None
     if _is_pixelwise(layer):
         return _pixelwise(x, layer.weight), layer.bias

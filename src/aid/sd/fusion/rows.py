@@ -163,9 +163,9 @@ def column_sums(x: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        context.kinds = x.dtype, weight.dtype
+        context.kinds, context.shape = (x.dtype, weight.dtype), x.shape
         x, weight = x.to(dtype), weight.to(dtype)
-        context.save_for_backward(x, weight)
+        context.save_for_backward(x if context.needs_input_grad[1] else None, weight)
         return F.linear(x, weight, bias.to(dtype))
 
     @staticmethod
@@ -174,7 +174,7 @@ class _Linear(torch.autograd.Function):
         x, weight = context.saved_tensors
         of_x, of_weight, of_bias, _ = context.needs_input_grad
         rows, (kind, own) = dense(grad).flatten(0, -2), context.kinds
-        back = (rows @ weight).view(x.shape).to(kind) if of_x else None
+        back = (rows @ weight).view(context.shape).to(kind) if of_x else None
         learnt = (rows.t() @ x.flatten(0, -2)).to(own) if of_weight else None
         return back, learnt, column_sums(rows) if of_bias else None, None
 
@@ -253,13 +253,13 @@ class _Plus(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W^T + bias, [..., width] and [n, width] -> [..., n], in autocast's type where that is at work."""
-    made: Tensor = _Linear.apply(x, weight, bias, _dtype(x))
+    made: Tensor = _Linear.apply(x, weight, bias, computed_in(x))
     return made
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """[..., width], the weights in float32; the result in autocast's type where that is at work."""
-    made: Tensor = _LayerNorm.apply(x, weight, bias, eps, _dtype(x))
+    made: Tensor = _LayerNorm.apply(x, weight, bias, eps, computed_in(x))
     return made
 
 
@@ -275,6 +275,7 @@ def plus(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
     return made
 
 
-def _dtype(x: Tensor) -> torch.dtype:
+def computed_in(x: Tensor) -> torch.dtype:
+    """The type of what is made of x: autocast's where that is at work."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

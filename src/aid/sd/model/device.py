@@ -34,10 +34,12 @@ def torch_device(bench: Workbench) -> torch.device:
     if name == "cpu":
         keep_freed_memory()
     try:
-        torch.empty(1, device=name)
+        device = torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise SettingsError(f"device {name} can't be used ({reason})", "auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where kernels are launched that aren't torch's
     return torch.device(name)
 
 
@@ -67,11 +69,13 @@ def strictly_same_bits(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
+    asked = torch.are_deterministic_algorithms_enabled()
+    merely = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(asked, warn_only=merely)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

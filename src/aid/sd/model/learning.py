@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
@@ -19,8 +21,8 @@ Forward = Callable[..., Any]
 
 
 class Learning:
-    """While open, layers of models compute so. What hangs on a layer's call is heard; drawing, outside, has
-    forwards of its own."""
+    """While open, layers of models compute so. What hangs on the call of a linear layer or a convolution is
+    heard; drawing, outside, has forwards of its own."""
 
     def __init__(self, *models: nn.Module) -> None:
         layers = [layer for model in models for layer in model.modules()]
@@ -55,9 +57,17 @@ def _on_cpu(layer: Any) -> Forward | None:
 
 @cache
 def find_fusion() -> Callable[[Any], Forward | None] | None:
-    """What fuses layers on a GPU; None where Triton, which comes with torch for one, is missing."""
-    if find_spec("triton") is None:
+    """What fuses layers on a GPU; None where Triton, which comes with torch for one, is missing or of no use:
+    it knows GPUs from Ampere on, and needs a C compiler."""
+    if find_spec("triton") is None or torch.cuda.get_device_capability() < (8, 0):
         return None
     from aid.sd.fusion.layers import fused_forward
+    from aid.sd.fusion.rows import dense
 
+    try:
+        dense(torch.zeros(2, 32, device="cuda")[:, :16])
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"layers aren't fused on the GPU, and slower: Triton fails ({reason})", stacklevel=2)
+        return None
     return fused_forward

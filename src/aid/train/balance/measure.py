@@ -93,8 +93,9 @@ class Meter:
         noise = torch.cat([self._noise(probe.number, mean.shape[1:]) for probe in part])
         noised = Noised(mean.repeat_interleave(draws, 0), noise, noise, self.t.repeat(len(part)))
         with torch.autocast(training.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            captions = training.encode([probe.caption for probe in part], 0)
-            told = tell(training.model, captions, records, draws).condition()
+            with training.learning:  # what is remembered of captions must not hang on who asked first
+                captions = training.encode([probe.caption for probe in part], 0)
+                told = tell(training.model, captions, records, draws).condition()
             losses = diffusion.losses(training.model.unet, noised.to(training.device), told)
         return losses.float().cpu().reshape(len(part), draws)
 

@@ -7,7 +7,7 @@ Source: PyTorch's notes on CUDA graphs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from aid.sd.drawing.recording import stream_beside
 from aid.train.step.condition import Told
 from aid.train.step.noising import Noised
 
-SHAPES_KEPT = 16  # of batches; buckets are a dozen or fewer
+SHAPES_KEPT = 64  # of batches: a dozen buckets, with what is left over of each, in some sizes
 
 
 @dataclass(frozen=True)
@@ -59,38 +59,54 @@ class Recording:
 
 
 class Passes:
-    """Adds the gradients of a loss to those of `parameters`, and returns the loss. Recorded, weights and
-    their gradients are read and written where they are: they may change, but not move."""
+    """Adds the gradients of a loss to those that are there, and returns the loss. Recorded, weights and their
+    gradients are read and written where they are: they may change, but not move."""
 
-    def __init__(self, loss: Loss, parameters: Sequence[Tensor], recorded: bool) -> None:
-        self.loss, self.parameters, self.recorded = loss, parameters, recorded
+    def __init__(self, loss: Loss, recorded: bool) -> None:
+        self.loss, self.recorded = loss, recorded
         self.recordings: dict[object, Recording] = {}
         """By the shapes of what is given."""
+        self.rehearsed: set[object] = set()
 
     def __call__(self, given: Given) -> Tensor:
-        if not self.recorded:
-            return self._plainly(given)
-        key = tuple((one.shape, one.stride(), one.dtype, one.requires_grad) for one in given.tensors())
-        if key not in self.recordings:
-            try:
-                self.recordings[key] = self._record(given)
-            except (
-                RuntimeError
-            ) as error:  # of memory, say: recordings keep theirs, and the bare passes may fit
-                warnings.warn(
-                    f"steps aren't recorded, and slower ({str(error).splitlines()[0]})", stacklevel=2
-                )
-                self.recorded = False
-                self.forget()
-                return self._plainly(given)
-            if len(self.recordings) > SHAPES_KEPT:
-                self.recordings.pop(next(iter(self.recordings)))
-        return self.recordings[key].play(given)
+        recording = self._recording(given) if self.recorded else None
+        return self._plainly(given) if recording is None else recording.play(given)
 
     def forget(self) -> None:
-        """Free the memory of what was recorded."""
-        if self.recordings:
-            self.recordings.clear()
+        """Free the memory of what was recorded. What learns, and where its gradients are, may change then."""
+        self.rehearsed.clear()
+        self._free()
+
+    def _recording(self, given: Given) -> Recording | None:
+        """Of passes of such shapes, if need be in place of all others. None where even that fails: nothing is
+        recorded then."""
+        key = tuple((one.shape, one.stride(), one.dtype, one.requires_grad) for one in given.tensors())
+        why = "" if key in self.recordings else self._try_to_record(key, given)
+        if why:
+            self._free()  # only here, as an error that is being handled keeps alive what was
+            why = self._try_to_record(key, given)
+        if not why:
+            return self.recordings[key]
+        warnings.warn(f"steps aren't recorded, and slower ({why})", stacklevel=3)
+        self.forget()
+        self.recorded = False
+        return None
+
+    def _try_to_record(self, key: object, given: Given) -> str:
+        """What went wrong: most likely there is too little memory, which the bare passes give back."""
+        stream = torch.cuda.current_stream(given.weights.device)
+        try:
+            self.recordings[key] = self._record(key, given)
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)
+            return str(error).splitlines()[0]
+        if len(self.recordings) > SHAPES_KEPT:
+            self.recordings.pop(next(iter(self.recordings)))
+        return ""
+
+    def _free(self) -> None:
+        self.recordings.clear()
+        if self.recorded:
             torch.cuda.empty_cache()
 
     def _plainly(self, given: Given) -> Tensor:
@@ -98,9 +114,11 @@ class Passes:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _record(self, given: Given) -> Recording:
+    def _record(self, key: object, given: Given) -> Recording:
         kept = given.each(lambda one: one.detach().clone().requires_grad_(one.requires_grad))
-        self._rehearse(kept)
+        if key not in self.rehearsed:
+            self._rehearse(kept)
+            self.rehearsed.add(key)
         graph, device = torch.cuda.CUDAGraph(), kept.weights.device
         pool = next((one.graph.pool() for one in self.recordings.values()), None)
         with (
@@ -111,19 +129,10 @@ class Passes:
         return Recording(graph, kept, loss)
 
     def _rehearse(self, given: Given) -> None:
-        """A first time, in which libraries choose kernels and take memory. It only makes room for gradients
-        where there are none: what is given and what kernels are chosen may differ while recording, and a
-        training that resumes must not."""
-        known = [parameter.grad for parameter in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = None
-        try:
-            self._plainly(given)
-        finally:
-            for parameter, gradient in zip(self.parameters, known, strict=True):
-                if gradient is None and parameter.grad is not None:
-                    parameter.grad.zero_()
-                else:
-                    parameter.grad = gradient
-            for one in given.tensors():
-                one.grad = None
+        """A first time, in which libraries choose kernels and take memory, and gradients get their places.
+        The loss weighs nothing, so that they stay what they are: other kernels may be chosen while recording,
+        and a training that resumes must not differ."""
+        given.weights.zero_()
+        self._plainly(given)
+        for one in given.tensors():
+            one.grad = None
