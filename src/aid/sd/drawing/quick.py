@@ -1,5 +1,5 @@
-"""The U-Net made quick for drawing: on a GPU its calls are recorded, elsewhere its layers are exchanged, also
-for such as compute each row alike in any batch.
+"""The U-Net made quick for drawing: on a GPU its layers are fused and its calls recorded, elsewhere they are
+exchanged, also for such as compute each row alike in any batch.
 
 While a sampler runs the text and the weights stay as they are, and no gradient is asked for.
 """
@@ -22,6 +22,7 @@ from aid.sd.drawing import layers
 from aid.sd.drawing.layers import StepShares
 from aid.sd.drawing.recording import recorder
 from aid.sd.drawing.steady import steady_forward
+from aid.sd.fusion.find import find_fusion
 from aid.sd.model.checkpoint import StableDiffusion
 
 Forward = Callable[..., Any]
@@ -51,6 +52,7 @@ def _forwards(model: StableDiffusion) -> Iterator[tuple[Any, Forward]]:
     unet, on_cpu = model.unet, model.device.type == "cpu"
     if model.device.type == "cuda":
         if "forward" not in vars(unet):
+            yield from _fused(model)
             yield unet, partial(recorder(unet).forward, unet)
         return
     timed = [layer for _, layer in model.unet_layers if _is_timed(layer)] if on_cpu else []
@@ -58,6 +60,14 @@ def _forwards(model: StableDiffusion) -> Iterator[tuple[Any, Forward]]:
     for _, layer in model.unet_layers:
         if "forward" not in vars(layer) and (forward := _quick_forward(layer, on_cpu, shares)):
             yield layer, forward
+
+
+def _fused(model: StableDiffusion) -> Iterator[tuple[Any, Forward]]:
+    """What is fused on a GPU, for the recording."""
+    if fused := find_fusion():
+        for _, layer in model.unet_layers:
+            if "forward" not in vars(layer) and (forward := fused(layer)):
+                yield layer, forward
 
 
 def _quick_forward(layer: Any, on_cpu: bool, shares: StepShares | None) -> Forward | None:

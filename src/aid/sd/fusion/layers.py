@@ -1,4 +1,4 @@
-"""Layers as they learn on a GPU: what torch does in many passes done in one or two, and the same but for
+"""Layers on a GPU: what torch does in many passes done in one or two, with gradients, and the same but for
 rounding. Each forward takes what the layer's own takes.
 """
 
@@ -118,5 +118,6 @@ def _pixelwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _seen(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    taken = is_taken(query, heads)
+    """Ours only for its gradients' sake: without them torch's is quicker, and doesn't vary."""
+    taken = query.requires_grad and is_taken(query, heads)
     return attention(query, key, value, heads) if taken else by_torch(query, key, value, heads)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from functools import cache, partial
-from importlib.util import find_spec
+from functools import partial
 from typing import Any
 
-import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from aid.sd.attention.block import attend, is_plain
 from aid.sd.attention.kernel import find_kernel as find_attention
+from aid.sd.fusion.find import find_fusion
 from aid.sd.product.kernel import find_kernel as find_product
 from aid.sd.product.product import convolution, linear
 
@@ -53,21 +51,3 @@ def _on_cpu(layer: Any) -> Forward | None:
     if kernel is None or kind not in (nn.Linear, nn.Conv2d):
         return None
     return partial(linear if kind is nn.Linear else convolution, layer, kernel)
-
-
-@cache
-def find_fusion() -> Callable[[Any], Forward | None] | None:
-    """What fuses layers on a GPU; None where Triton, which comes with torch for one, is missing or of no use:
-    it knows GPUs from Ampere on, and needs a C compiler."""
-    if find_spec("triton") is None or torch.cuda.get_device_capability() < (8, 0):
-        return None
-    from aid.sd.fusion.layers import fused_forward
-    from aid.sd.fusion.rows import dense
-
-    try:
-        dense(torch.zeros(2, 32, device="cuda")[:, :16])
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        warnings.warn(f"layers aren't fused on the GPU, and slower: Triton fails ({reason})", stacklevel=2)
-        return None
-    return fused_forward
