@@ -155,7 +155,7 @@ def trained(name: str, batch: int, steps: dict[str, Callable[[], Run]], limit: f
             rates[way] = batch / timed(step, rounds)
         except torch.cuda.OutOfMemoryError as error:
             print(f"{name}, {way}: {str(error).splitlines()[0]}", flush=True)
-        memory = torch.cuda.max_memory_allocated() / 2**30
+        memory = torch.cuda.max_memory_reserved() / 2**30  # recordings keep what they don't count as taken
         print(f"{name}, {way}: {rates.get(way, 0):.1f} pictures/s, {memory:.1f} GiB", flush=True)
         step = idle
         gc.collect()
