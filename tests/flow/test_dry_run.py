@@ -188,17 +188,6 @@ def test_parameters_are_read_from_the_header(tiny_checkpoint: Path) -> None:
     assert cost.architecture == TINY and not cost.note
 
 
-def test_what_a_gpu_rounds_at_once_is_in_the_peak() -> None:
-    """Of small pictures, beside which it is the most of what passes."""
-    settings, made = FinetuneSettings(steps=9, memory_profile="16gb", batch_size=1), Path("dataset")
-    inputs = FinetuneInputs(checkpoint=Path("model"), dataset=made)
-    steps = {made: "data", Path("model"): "model"}, {made: Pictures(pixels=64 * 64), Path("model"): Cost()}
-    gpu, cpu = (
-        WORK["train finetune"](settings, inputs, Scene(*steps, gpu=gpu)).memory for gpu in (True, False)
-    )
-    assert 0.5e9 < gpu - cpu < 0.7e9
-
-
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_memory_profile_fits_what_it_is_named_after(name: Profile) -> None:
     """By the estimate, which benchmarks/memory.py compares with real runs."""

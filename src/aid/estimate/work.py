@@ -29,7 +29,7 @@ from aid.release.settings import ReleaseInputs, ReleaseSettings
 from aid.sd.adapter.target import kohya_targets, skeleton
 from aid.sd.model.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost
 from aid.search.settings import SearchInputs, SearchSettings, SheetInputs, SheetSettings
-from aid.train.optimiser.rounding import most_numbers
+from aid.train.optimiser.rounding import PIECE_NUMBERS
 from aid.train.settings import (
     EmbeddingInputs,
     EmbeddingSettings,
@@ -97,7 +97,7 @@ def _passing_bytes(
     the ones as it makes the others; parts find the gradients of those before them, and passes that are
     recorded, on a GPU, all gradients. A fused backward pass has one gradient at a time, the `largest` at its
     end. When the optimiser works there are gradients, no activations unless fused, and of what it rounds a
-    piece."""
+    piece, unless a GPU's kernel does it."""
     half, number = settings.precision == "bf16", 2 if settings.optimiser == "adamw_bf16" else 4
     part = min(settings.part_size or settings.batch_size, settings.batch_size)
     activations = part * kept * ((FUSED_BYTES if gpu else AUTOCAST_BYTES) if half else 4)
@@ -107,7 +107,8 @@ def _passing_bytes(
     first = gradients if part < settings.batch_size or (gpu and not settings.fused_backward) else 0.0
     late = activations / (4 if settings.checkpointing else 2)
     rounded = largest if settings.fused_backward else trained
-    rounding = ROUNDED_BYTES * min(most_numbers(gpu), rounded) if settings.optimiser == "adamw_bf16" else 0.0
+    apart = settings.optimiser == "adamw_bf16" and not gpu
+    rounding = ROUNDED_BYTES * min(PIECE_NUMBERS, rounded) if apart else 0.0
     at_work = gradients + rounding + (late if settings.fused_backward else 0.0)
     return max(activations + first, late + gradients, at_work)
 

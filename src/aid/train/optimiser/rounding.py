@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aid.sd.file.state import laid_like
+from aid.sd.fusion.find import find_fusion
+
 LOW_BITS = 16  # of a float32, those that a bfloat16 has not
 PIECE_NUMBERS = 1 << 20  # changed at once, so that little beside the weights is in memory
 GPU_PIECE_NUMBERS = 1 << 24  # there, launching forty kernels a piece takes longer than computing small ones
@@ -22,8 +25,13 @@ GPU_PIECE_NUMBERS = 1 << 24  # there, launching forty kernels a piece takes long
 
 def random_bits(seed: int, step: int, index: int, device: torch.device) -> torch.Generator:
     """The generator of one tensor's rounding at one step: nothing has to be stored to continue."""
-    mixed = np.random.SeedSequence([seed & 0xFFFFFFFF, step, index]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(mixed >> np.uint64(1)))
+    return torch.Generator(device).manual_seed(mixed(seed, step, index))
+
+
+def mixed(seed: int, step: int, index: int) -> int:
+    """63 bits of three numbers."""
+    bits = np.random.SeedSequence([seed & 0xFFFFFFFF, step, index]).generate_state(1, np.uint64)[0]
+    return int(bits >> np.uint64(1))
 
 
 def round_stochastically(values: Tensor, chance: torch.Generator) -> Tensor:
@@ -54,6 +62,7 @@ class RoundedAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.seed = seed
+        self.kernel: Any = None  # of a GPU, once it was asked for
         everything = [parameter for group in self.param_groups for parameter in group["params"]]
         self.places = {parameter: index for index, parameter in enumerate(everything)}
 
@@ -65,6 +74,9 @@ class RoundedAdamW(torch.optim.Optimizer):
                 if weight.grad is not None:
                     alike.setdefault((weight.dtype, self._count(weight)), []).append(weight)
             for (_, step), weights in alike.items():
+                if weights[0].is_cuda and find_fusion():
+                    self._change_all(weights, step, group)
+                    continue
                 for together in pieces(weights):
                     chance = random_bits(self.seed, step, self.places[together[0]], together[0].device)
                     self._change(together, step, group, chance)
@@ -77,6 +89,18 @@ class RoundedAdamW(torch.optim.Optimizer):
         state["step"] += 1
         count: int = state["step"]
         return count
+
+    def _change_all(self, weights: list[Tensor], step: int, group: dict[str, Any]) -> None:
+        """By the kernel of a GPU."""
+        if self.kernel is None:
+            from aid.train.optimiser.rounding_kernel import RoundingKernel
+
+            self.kernel = RoundingKernel()
+        gradients = [_laid_like(weight.grad, weight) for weight in weights if weight.grad is not None]
+        means, squares = ([self.state[weight][name] for weight in weights] for name in ("mean", "square"))
+        numbered = [self.places[weight] for weight in weights]
+        seed = mixed(self.seed, step, 0)
+        self.kernel.move(weights, (gradients, means, squares), numbered, seed, step, group)
 
     def _change(
         self, weights: list[Tensor], step: int, group: dict[str, Any], chance: torch.Generator
@@ -92,6 +116,10 @@ class RoundedAdamW(torch.optim.Optimizer):
         whole = (weights[0], weights[0].grad, means[0], squares[0])
         for w, g, m, v in strips(*whole):  # type: ignore[arg-type]
             change(w, g, m, v, step, group, chance)
+
+
+def _laid_like(gradient: Tensor, weight: Tensor) -> Tensor:
+    return gradient if gradient.stride() == weight.stride() else laid_like(gradient, weight)
 
 
 def pieces(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:

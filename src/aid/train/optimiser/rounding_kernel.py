@@ -1,0 +1,145 @@
+"""AdamW with random rounding on a GPU: all weights in one launch, each number read and written once.
+
+The bits that a number is rounded by are Philox's (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1,
+2, 3"), of the seed, the weight's place among the others, and the number's place in it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from aid.sd.model.device import sent
+from aid.train.optimiser.kernel import places_of
+
+NUMBERS = 2048  # of a program
+COLUMNS = 6  # of the table
+ALIGNMENT = 16  # bytes
+
+
+@triton.jit
+def _place(row, column, first, KIND: tl.constexpr, ALIGNED: tl.constexpr):
+    """Where a program's numbers begin, in a column of the table."""
+    place = tl.load(row + column).to(tl.pointer_type(KIND)) + first
+    if ALIGNED:
+        place = tl.multiple_of(place, 16)
+    return place
+
+
+@triton.jit
+def _read(place, lane, count, WHOLE: tl.constexpr):
+    """Without a mask where there is all: many numbers are read at once then."""
+    if WHOLE:
+        return tl.load(place + lane).to(tl.float32)
+    return tl.load(place + lane, lane < count, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _store(place, lane, count, value, noise, KIND: tl.constexpr, WHOLE: tl.constexpr):
+    """A float32, or for it one of the two nearest bfloat16: 16 random bits are added below what stays."""
+    if tl.bfloat16 == KIND:
+        raw = value.to(tl.int32, bitcast=True) + (noise & 0xFFFF).to(tl.int32)
+        cut = (raw & -65536).to(tl.float32, bitcast=True)
+        value = tl.where(tl.abs(value) < float("inf"), cut, value)
+    if WHOLE:
+        tl.store(place + lane, value.to(KIND))
+    else:
+        tl.store(place + lane, value.to(KIND), lane < count)
+
+
+@triton.jit
+def _step(
+    weights, gradients, means, squares, count, first, number, seed, rule,
+    KIND: tl.constexpr, NUMBERS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    to_mean, to_square, mean_whole, square_whole, rate, kept, epsilon = rule
+    lane = tl.arange(0, NUMBERS)
+    weight, gradient = _read(weights, lane, count, WHOLE), _read(gradients, lane, count, WHOLE)
+    mean, square = _read(means, lane, count, WHOLE), _read(squares, lane, count, WHOLE)
+    mean += (gradient - mean) * to_mean
+    square += (gradient * gradient - square) * to_square
+    moved = mean / mean_whole / (tl.sqrt(square / square_whole) + epsilon)
+    at, zero = first + lane, lane * 0
+    low, high = at.to(tl.uint32), (at >> 32).to(tl.uint32)
+    one, two, three, _ = tl.philox(seed, low, high, (zero + number).to(tl.uint32), zero.to(tl.uint32))
+    _store(means, lane, count, mean, one, KIND, WHOLE)
+    _store(squares, lane, count, square, two, KIND, WHOLE)
+    _store(weights, lane, count, weight * kept - moved * rate, three, KIND, WHOLE)
+
+
+@triton.jit(do_not_specialize=["seed"])
+def _change(
+    table, tensors, firsts, seed, to_mean, to_square, mean_whole, square_whole, rate, kept, epsilon,
+    KIND: tl.constexpr, ALIGNED: tl.constexpr, COLUMNS: tl.constexpr, NUMBERS: tl.constexpr,
+):  # fmt: skip
+    """Some numbers of one weight. The table has a row for each: where it, its gradient, its mean and its
+    square are, how many numbers it has, and its place."""
+    program = tl.program_id(0)
+    row, first = table + tl.load(tensors + program) * COLUMNS, tl.load(firsts + program)
+    first = tl.multiple_of(first, NUMBERS)
+    weights, gradients = _place(row, 0, first, KIND, ALIGNED), _place(row, 1, first, KIND, ALIGNED)
+    means, squares = _place(row, 2, first, KIND, ALIGNED), _place(row, 3, first, KIND, ALIGNED)
+    count, number = tl.load(row + 4) - first, tl.load(row + 5)
+    rule = to_mean, to_square, mean_whole, square_whole, rate, kept, epsilon
+    if count >= NUMBERS:
+        _step(weights, gradients, means, squares, count, first, number, seed, rule, KIND, NUMBERS, True)
+    else:
+        _step(weights, gradients, means, squares, count, first, number, seed, rule, KIND, NUMBERS, False)
+
+
+class Known(NamedTuple):
+    """Of weights that are changed together: where all lies, whether many numbers can be read at once, the
+    table, and each program's row in it and first number."""
+
+    places: list[array[int]]
+    aligned: bool
+    table: Tensor
+    tensors: Tensor
+    firsts: Tensor
+
+
+class RoundingKernel:
+    """Changes weights of one type, that lie as their gradients and moments do."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, ...], Known] = {}
+
+    def move(
+        self, weights: Sequence[Tensor], sides: Sequence[Sequence[Tensor]], numbered: Sequence[int],
+        seed: int, step: int, group: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """The `step`-th step, from 1. `sides` are gradients, means and squares, `numbered` the weights'
+        places."""
+        known = self._known(weights, sides, numbered)
+        first, second = group["betas"]
+        kind = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[weights[0].dtype]
+        _change[(len(known.firsts),)](
+            known.table, known.tensors, known.firsts, seed, 1 - first, 1 - second, 1 - first**step,
+            1 - second**step, group["lr"], 1 - group["lr"] * group["weight_decay"], group["eps"],
+            KIND=kind, ALIGNED=known.aligned, COLUMNS=COLUMNS, NUMBERS=NUMBERS,
+            num_warps=8,
+        )  # fmt: skip
+
+    def _known(
+        self, weights: Sequence[Tensor], sides: Sequence[Sequence[Tensor]], numbered: Sequence[int]
+    ) -> Known:
+        """What was found for the same weights before, if all still lies there."""
+        key, places = tuple(map(id, weights)), [*map(places_of, (weights, *sides))]
+        known = self.known.get(key)
+        if known is not None and known.places == places:
+            return known
+        counts, device = [weight.numel() for weight in weights], weights[0].device
+        rows = np.array([*places, counts, numbered], np.int64)
+        programs = [-(-count // NUMBERS) for count in counts]
+        tensors = np.repeat(np.arange(len(counts)), programs)
+        firsts = np.concatenate([np.arange(count) * NUMBERS for count in programs])
+        lain = (sent(torch.from_numpy(one), device) for one in (rows.T.copy(), tensors, firsts))
+        self.known[key] = Known(places, bool((rows[: len(places)] % ALIGNMENT == 0).all()), *lain)
+        return self.known[key]
