@@ -14,7 +14,7 @@ from aid.core.workbench import Workbench
 from aid.sd.model.checkpoint import load_checkpoint
 from aid.sd.model.device import torch_device
 from aid.train.optimiser.group import weights_of
-from aid.train.run import style_training
+from aid.train.run import lighten, style_training
 from aid.train.settings import FinetuneSettings
 from aid.train.step.passes import Passes
 from aid.train.step.plan import plan_styles
@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "the text encoder stops": {"text_stop": 3, "checkpointing": False},
     "frozen text": {"text_rate": 0.0, "checkpointing": False},
     "captions with weights": {"caption": CaptionSettings(weighted=True), "checkpointing": False},
+    "rounded": {"optimiser": "adamw_bf16", "precision": "bf16"},
     "lion": {"optimiser": "lion", "checkpointing": False},
 }
 
@@ -45,6 +46,8 @@ def trained(
     }
     settings = FinetuneSettings(steps=6, **common | words)
     model = load_checkpoint(checkpoint, torch_device(Workbench(device="cuda")))
+    if settings.optimiser == "adamw_bf16":
+        lighten(model)
     plan = plan_styles(Dataset(dataset), settings, model.architecture.vae_scale)
     training = style_training(model, weights_of(model), settings, plan.steps)
     training.passes.recorded &= recorded

@@ -32,6 +32,7 @@ from aid.train.step.passes import Given, Passes
 from aid.train.step.plan import Step
 from aid.train.team import ALONE, Team
 
+BARE = "bare"  # in a state: passes weren't recorded
 Encode = Callable[[Sequence[str], int], Conditioning | Written]  # captions, and the step they are for
 Factor = Callable[[int], float]  # of the rates at a step
 
@@ -194,10 +195,12 @@ class Training:
         """The whole model on the device with its averaged weights, if there are any, or with the newest."""
         self.passes.forget()
         self.model.vae.to(self.device)
-        with self.settled(averaged):
-            yield self.team.whole_model(self.model)
-        self.model.vae.to("cpu")
-        forget(self.model.unet)
+        try:
+            with self.settled(averaged):
+                yield self.team.whole_model(self.model)
+        finally:
+            self.model.vae.to("cpu")
+            forget(self.model.unet)
 
     @contextmanager
     def settled(self, averaged: bool = True) -> Iterator[None]:
@@ -213,7 +216,9 @@ class Training:
         """Everything that the next step depends on."""
         weights = {f"weight.{index}": p.detach() for index, p in enumerate(self.parameters)}
         average = {f"average.{index}": value for index, value in enumerate(self.average.values)}
-        return {**self.team.whole({**weights, **average, **state_tensors(self.optimiser)}), **self.beside()}
+        held = {**self.team.whole({**weights, **average, **state_tensors(self.optimiser)}), **self.beside()}
+        bare = self.device.type == "cuda" and not self.passes.recorded
+        return held | ({BARE: torch.ones(1)} if bare else {})
 
     @torch.no_grad()
     def restore(self, saved: Header) -> None:
@@ -222,6 +227,9 @@ class Training:
         for index, value in enumerate(self.average.values):
             value.copy_(laid_like(saved.read(f"average.{index}"), value))
         restore_state(self.optimiser, saved)
+        if BARE in saved.tensors and self.passes.recorded:
+            self.passes.recorded = False  # as it was then given up: bits would differ
+            self.passes.forget()
 
 
 def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = ALONE) -> None:

@@ -59,16 +59,25 @@ class Recorder:
         added = added_cond_kwargs or {}
         given = (sample, timestep, encoder_hidden_states, *added.values())
         key = tuple(added), *((one.shape, one.stride(), one.dtype) for one in given)
-        if key not in self.recordings:
-            if len(self.recordings) == SHAPES_KEPT:
-                self.recordings.pop(next(iter(self.recordings)))
-            try:
-                self.recordings[key] = self._record(unet, given, tuple(added))
-            except torch.cuda.OutOfMemoryError:  # a recording keeps its memory; the bare call may fit
-                self.recordings.clear()
-                torch.cuda.empty_cache()
-                return (bare(unet, given, tuple(added)),)
+        if key not in self.recordings and not self._try_to_record(key, unet, given, tuple(added)):
+            self.recordings.clear()  # only here, as an error that is being handled keeps alive what was
+            torch.cuda.empty_cache()
+            return (bare(unet, given, tuple(added)),)
         return (self.recordings[key].play(given),)
+
+    def _try_to_record(
+        self, key: tuple[object, ...], unet: Any, given: Sequence[Tensor], names: Sequence[str]
+    ) -> bool:
+        """Whether there was the memory, which a recording keeps; the bare call may fit all the same."""
+        if len(self.recordings) == SHAPES_KEPT:
+            self.recordings.pop(next(iter(self.recordings)))
+        stream = torch.cuda.current_stream(unet.device)
+        try:
+            self.recordings[key] = self._record(unet, given, names)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.set_stream(stream)
+            return False
+        return True
 
     def _record(self, unet: Any, given: Sequence[Tensor], names: Sequence[str]) -> Recording:
         inputs = tuple(one.to(unet.device, copy=True) for one in given)

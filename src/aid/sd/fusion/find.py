@@ -25,7 +25,7 @@ def find_fusion() -> Callable[[Any], Forward | None] | None:
     try:
         dense(torch.zeros(2, 32, device="cuda")[:, :16])
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         warnings.warn(f"layers aren't fused on the GPU, and slower: Triton fails ({reason})", stacklevel=2)
         return None
     return fused_forward

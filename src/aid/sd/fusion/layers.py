@@ -119,5 +119,6 @@ def _pixelwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _seen(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Ours only for its gradients' sake: without them torch's is quicker, and doesn't vary."""
-    taken = query.requires_grad and is_taken(query, heads)
+    learns = any(side.requires_grad for side in (query, key, value))
+    taken = learns and is_taken(query, heads)
     return attention(query, key, value, heads) if taken else by_torch(query, key, value, heads)

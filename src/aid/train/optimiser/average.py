@@ -18,7 +18,8 @@ FINENESS = 20  # updates at least within the steps that it remembers
 class Average:
     """An exponential moving average of parameters, in their type; bfloat16 is rounded at random, by `seed`.
     Its decay d warms up as (1 + n) / (10 + n). As it comes to remember many steps, 1 / (1 - d), it is brought
-    up to date at every 2nd, 4th, then 8th only: each time costs a third of the optimiser's step."""
+    up to date at every 2nd, 4th, then 8th only: each time costs a third of the optimiser's step, and where a
+    GPU rounds more than all of it."""
 
     def __init__(self, parameters: Sequence[Tensor], decay: float, seed: int = 0) -> None:
         self.parameters, self.decay, self.seed = list(parameters), decay, seed

@@ -1,4 +1,4 @@
-"""AdamW whose weights and moments are bfloat16, rounded at random so that small changes are not lost.
+"""AdamW whose weights and moments can be bfloat16, rounded at random so that small changes are not lost.
 
 A bfloat16 has 8 bits of precision: a step below 1/512 of its weight would be rounded away every time. Rounded
 up or down with the chances that make the expected value exact, such steps add up (Gupta et al. 2015, "Deep
@@ -8,7 +8,9 @@ those of torchastic and OneTrainer: 16 random ones are added below the kept ones
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -74,7 +76,8 @@ class RoundedAdamW(torch.optim.Optimizer):
                 if weight.grad is not None:
                     alike.setdefault((weight.dtype, self._count(weight)), []).append(weight)
             for (_, step), weights in alike.items():
-                if weights[0].is_cuda and find_fusion():
+                if weights[0].is_cuda and (kind := find_rounding()):
+                    self.kernel = self.kernel or kind()
                     self._change_all(weights, step, group)
                     continue
                 for together in pieces(weights):
@@ -92,10 +95,6 @@ class RoundedAdamW(torch.optim.Optimizer):
 
     def _change_all(self, weights: list[Tensor], step: int, group: dict[str, Any]) -> None:
         """By the kernel of a GPU."""
-        if self.kernel is None:
-            from aid.train.optimiser.rounding_kernel import RoundingKernel
-
-            self.kernel = RoundingKernel()
         gradients = [_laid_like(weight.grad, weight) for weight in weights if weight.grad is not None]
         means, squares = ([self.state[weight][name] for weight in weights] for name in ("mean", "square"))
         numbered = [self.places[weight] for weight in weights]
@@ -118,8 +117,28 @@ class RoundedAdamW(torch.optim.Optimizer):
             change(w, g, m, v, step, group, chance)
 
 
+@cache
+def find_rounding() -> Any:
+    """The kernel's class; None where there is no Triton for a GPU, or it fails."""
+    if find_fusion() is None:
+        return None
+    from aid.train.optimiser.rounding_kernel import RoundingKernel
+
+    one = [torch.zeros(8, device="cuda", dtype=torch.bfloat16)]
+    group = {"betas": (0.9, 0.999), "lr": 0.0, "eps": 1.0, "weight_decay": 0.0}
+    try:
+        RoundingKernel().move(one, [one, one, one], [0], 0, 1, group)
+    except Exception as error:  # whatever a compiler can say
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        warnings.warn(f"`adamw_bf16` is slower on this GPU: Triton fails ({reason})", stacklevel=2)
+        return None
+    return RoundingKernel
+
+
 def _laid_like(gradient: Tensor, weight: Tensor) -> Tensor:
-    return gradient if gradient.stride() == weight.stride() else laid_like(gradient, weight)
+    """A gradient whose numbers lie in a weight's order; of a dimension of one the stride says nothing."""
+    pairs = zip(weight.shape, gradient.stride(), weight.stride(), strict=True)
+    return gradient if all(a == b for size, a, b in pairs if size > 1) else laid_like(gradient, weight)
 
 
 def pieces(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:

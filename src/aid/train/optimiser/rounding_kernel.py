@@ -95,36 +95,35 @@ def _change(
 
 
 class Known(NamedTuple):
-    """Of weights that are changed together: where all lies, whether many numbers can be read at once, the
-    table, and each program's row in it and first number."""
+    """Of weights that are changed together: where all lies, whether many numbers can be read at once, and the
+    table."""
 
     places: list[array[int]]
     aligned: bool
     table: Tensor
-    tensors: Tensor
-    firsts: Tensor
 
 
 class RoundingKernel:
-    """Changes weights of one type, that lie as their gradients and moments do."""
+    """Changes weights of one type."""
 
     def __init__(self) -> None:
         self.known: dict[tuple[int, ...], Known] = {}
+        self.programs: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        """Each one's row in the table and first number, by how many numbers the weights have."""
 
     def move(
         self, weights: Sequence[Tensor], sides: Sequence[Sequence[Tensor]], numbered: Sequence[int],
         seed: int, step: int, group: dict[str, Any],
     ) -> None:  # fmt: skip
-        """The `step`-th step, from 1. `sides` are gradients, means and squares, `numbered` the weights'
-        places."""
-        known = self._known(weights, sides, numbered)
+        """The `step`-th step, from 1. `sides` are gradients, means and squares, which lie as the weights do,
+        and `numbered` the weights' places. Raises ValueError for sides of another size or type."""
+        known, (tensors, firsts) = self._known(weights, sides, numbered), self._programs(weights)
         first, second = group["betas"]
         kind = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[weights[0].dtype]
-        _change[(len(known.firsts),)](
-            known.table, known.tensors, known.firsts, seed, 1 - first, 1 - second, 1 - first**step,
-            1 - second**step, group["lr"], 1 - group["lr"] * group["weight_decay"], group["eps"],
-            KIND=kind, ALIGNED=known.aligned, COLUMNS=COLUMNS, NUMBERS=NUMBERS,
-            num_warps=8,
+        _change[(len(firsts),)](
+            known.table, tensors, firsts, seed, 1 - first, 1 - second, 1 - first**step, 1 - second**step,
+            group["lr"], 1 - group["lr"] * group["weight_decay"], group["eps"],
+            KIND=kind, ALIGNED=known.aligned, COLUMNS=COLUMNS, NUMBERS=NUMBERS, num_warps=8,
         )  # fmt: skip
 
     def _known(
@@ -132,14 +131,28 @@ class RoundingKernel:
     ) -> Known:
         """What was found for the same weights before, if all still lies there."""
         key, places = tuple(map(id, weights)), [*map(places_of, (weights, *sides))]
-        known = self.known.get(key)
-        if known is not None and known.places == places:
-            return known
-        counts, device = [weight.numel() for weight in weights], weights[0].device
-        rows = np.array([*places, counts, numbered], np.int64)
-        programs = [-(-count // NUMBERS) for count in counts]
-        tensors = np.repeat(np.arange(len(counts)), programs)
-        firsts = np.concatenate([np.arange(count) * NUMBERS for count in programs])
-        lain = (sent(torch.from_numpy(one), device) for one in (rows.T.copy(), tensors, firsts))
-        self.known[key] = Known(places, bool((rows[: len(places)] % ALIGNMENT == 0).all()), *lain)
+        if key not in self.known or self.known[key].places != places:
+            for side in sides:
+                for one, weight in zip(side, weights, strict=True):
+                    if (one.shape, one.dtype) != (weight.shape, weight.dtype):
+                        raise ValueError(
+                            f"{one.dtype} {list(one.shape)} beside a weight {list(weight.shape)}"
+                        )
+            counts = [weight.numel() for weight in weights]
+            rows = np.array([*places, counts, numbered], np.int64)
+            table = sent(torch.from_numpy(rows.T.copy()), weights[0].device)
+            self.known[key] = Known(places, not (rows[: len(places)] % ALIGNMENT).any(), table)
         return self.known[key]
+
+    def _programs(self, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        key = tuple(weight.numel() for weight in weights)
+        if key not in self.programs:
+            programs = [-(-count // NUMBERS) for count in key]
+            tensors = np.repeat(np.arange(len(key)), programs)
+            firsts = np.concatenate([np.arange(count) * NUMBERS for count in programs])
+            device = weights[0].device
+            self.programs[key] = (
+                sent(torch.from_numpy(tensors), device),
+                sent(torch.from_numpy(firsts), device),
+            )
+        return self.programs[key]

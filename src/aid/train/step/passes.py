@@ -99,7 +99,7 @@ class Passes:
             self.recordings[key] = self._record(key, given)
         except RuntimeError as error:
             torch.cuda.set_stream(stream)
-            return str(error).splitlines()[0]
+            return str(error).partition("\n")[0] or type(error).__name__
         if len(self.recordings) > SHAPES_KEPT:
             self.recordings.pop(next(iter(self.recordings)))
         return ""
