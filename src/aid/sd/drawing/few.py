@@ -17,8 +17,9 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from aid.sd.drawing.quick import Forward, exchanged
+from aid.sd.drawing.quick import exchanged
 from aid.sd.drawing.steady import PIXELS_SHARED_OUT, silu_
+from aid.sd.fusion.find import Forward
 
 TORCH: Any = torch._C
 

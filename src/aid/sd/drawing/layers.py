@@ -140,13 +140,6 @@ class ResidualBlock:
         return made
 
 
-def is_plain_residual(block: Any) -> bool:
-    """Whether `ResidualBlock` does all that the block does."""
-    sized = block.upsample is not None or block.downsample is not None or block.output_scale_factor != 1
-    timed = block.time_emb_proj is not None and block.time_embedding_norm == "default"
-    return timed and not (sized or block.skip_time_act) and type(block.nonlinearity) is nn.SiLU
-
-
 def quick_convolution(layer: nn.Conv2d) -> Callable[[Tensor], Tensor] | None:
     """None for one of which a second copy of the weights isn't small, or that does more."""
     plain = layer.groups == 1 and layer.dilation == (1, 1) and not isinstance(layer.padding, str)

@@ -6,7 +6,7 @@ While a sampler runs the text and the weights stay as they are, and no gradient 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -22,10 +22,9 @@ from aid.sd.drawing import layers
 from aid.sd.drawing.layers import StepShares
 from aid.sd.drawing.recording import recorder
 from aid.sd.drawing.steady import steady_forward
-from aid.sd.fusion.find import find_fusion
+from aid.sd.fusion.find import Forward, find_fusion
+from aid.sd.fusion.plain import is_plain_residual
 from aid.sd.model.checkpoint import StableDiffusion
-
-Forward = Callable[..., Any]
 
 
 def quick(model: StableDiffusion) -> AbstractContextManager[None]:
@@ -94,7 +93,7 @@ def _quick_forward(layer: Any, on_cpu: bool, shares: StepShares | None) -> Forwa
 
 def _is_timed(layer: Any) -> bool:
     """Whether a residual block gets its share of the step with the others."""
-    return type(layer) is ResnetBlock2D and layers.is_plain_residual(layer) and _is_own(layer.time_emb_proj)
+    return type(layer) is ResnetBlock2D and is_plain_residual(layer) and _is_own(layer.time_emb_proj)
 
 
 def _is_own(*parts: nn.Module) -> bool:

@@ -22,10 +22,16 @@ def find_fusion() -> Callable[[Any], Forward | None] | None:
     from aid.sd.fusion.layers import fused_forward
     from aid.sd.fusion.rows import dense
 
+    rows = torch.zeros(2, 32, device="cuda")[:, :16]
+    return fused_forward if works(lambda: dense(rows), "layers aren't fused on the GPU, and slower") else None
+
+
+def works(call: Callable[[], object], otherwise: str) -> bool:
+    """Whether a kernel can be had here, by trying it; a warning says what happens otherwise."""
     try:
-        dense(torch.zeros(2, 32, device="cuda")[:, :16])
-    except Exception as error:
+        call()
+    except Exception as error:  # whatever a compiler can say
         reason = str(error).partition("\n")[0] or type(error).__name__
-        warnings.warn(f"layers aren't fused on the GPU, and slower: Triton fails ({reason})", stacklevel=2)
-        return None
-    return fused_forward
+        warnings.warn(f"{otherwise}: Triton fails ({reason})", stacklevel=2)
+        return False
+    return True

@@ -4,7 +4,6 @@ rounding. Each forward takes what the layer's own takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 from aid.sd.attention.attention import by_torch
 from aid.sd.attention.block import attend, is_plain
 from aid.sd.fusion.attention import attention, is_taken
+from aid.sd.fusion.find import Forward
 from aid.sd.fusion.group_norm import group_norm
+from aid.sd.fusion.plain import is_plain_residual
 from aid.sd.fusion.rows import gate, layer_norm, linear, plus
-
-Forward = Callable[..., Any]
 
 
 def fused_forward(layer: Any) -> Forward | None:
@@ -83,14 +82,6 @@ def transformer(
     tokens = tokens.unflatten(1, pixels)
     made = layer.proj_out(tokens.permute(0, 3, 1, 2)) if apart else layer.proj_out(tokens).permute(0, 3, 1, 2)
     return (made + x,)
-
-
-def is_plain_residual(block: Any) -> bool:
-    """Whether `residual` does all that the block does."""
-    sized = block.upsample is not None or block.downsample is not None or block.output_scale_factor != 1
-    timed = block.time_emb_proj is not None and block.time_embedding_norm == "default"
-    quiet = type(block.nonlinearity) is nn.SiLU and not block.dropout.p
-    return timed and quiet and not (sized or block.skip_time_act)
 
 
 def _normed(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None, silu: bool = False) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,11 +10,9 @@ from torch import nn
 
 from aid.sd.attention.block import attend, is_plain
 from aid.sd.attention.kernel import find_kernel as find_attention
-from aid.sd.fusion.find import find_fusion
+from aid.sd.fusion.find import Forward, find_fusion
 from aid.sd.product.kernel import find_kernel as find_product
 from aid.sd.product.product import convolution, linear
-
-Forward = Callable[..., Any]
 
 
 class Learning:

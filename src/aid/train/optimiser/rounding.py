@@ -8,9 +8,8 @@ those of torchastic and OneTrainer: 16 random ones are added below the kept ones
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from aid.sd.file.state import laid_like
-from aid.sd.fusion.find import find_fusion
+from aid.sd.fusion.find import find_fusion, works
 
 LOW_BITS = 16  # of a float32, those that a bfloat16 has not
 PIECE_NUMBERS = 1 << 20  # changed at once, so that little beside the weights is in memory
@@ -79,10 +78,8 @@ class RoundedAdamW(torch.optim.Optimizer):
                 if weights[0].is_cuda and (kind := find_rounding()):
                     self.kernel = self.kernel or kind()
                     self._change_all(weights, step, group)
-                    continue
-                for together in pieces(weights):
-                    chance = random_bits(self.seed, step, self.places[together[0]], together[0].device)
-                    self._change(together, step, group, chance)
+                else:
+                    self._change_apart(weights, step, group)
 
     def _count(self, weight: Tensor) -> int:
         """Which of a weight's steps this is, from 1."""
@@ -100,6 +97,12 @@ class RoundedAdamW(torch.optim.Optimizer):
         numbered = [self.places[weight] for weight in weights]
         seed = mixed(self.seed, step, 0)
         self.kernel.move(weights, (gradients, means, squares), numbered, seed, step, group)
+
+    def _change_apart(self, weights: list[Tensor], step: int, group: dict[str, Any]) -> None:
+        """By torch, piece by piece."""
+        for together in pieces(weights):
+            chance = random_bits(self.seed, step, self.places[together[0]], together[0].device)
+            self._change(together, step, group, chance)
 
     def _change(
         self, weights: list[Tensor], step: int, group: dict[str, Any], chance: torch.Generator
@@ -126,13 +129,8 @@ def find_rounding() -> Any:
 
     one = [torch.zeros(8, device="cuda", dtype=torch.bfloat16)]
     group = {"betas": (0.9, 0.999), "lr": 0.0, "eps": 1.0, "weight_decay": 0.0}
-    try:
-        RoundingKernel().move(one, [one, one, one], [0], 0, 1, group)
-    except Exception as error:  # whatever a compiler can say
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        warnings.warn(f"`adamw_bf16` is slower on this GPU: Triton fails ({reason})", stacklevel=2)
-        return None
-    return RoundingKernel
+    move = partial(RoundingKernel().move, one, [one, one, one], [0], 0, 1, group)
+    return RoundingKernel if works(move, "`adamw_bf16` is slower on this GPU") else None
 
 
 def _laid_like(gradient: Tensor, weight: Tensor) -> Tensor:
