@@ -25,6 +25,7 @@ from aid.train.profile import PROFILES, Profile
 from aid.train.settings import FinetuneInputs, FinetuneSettings
 
 AID_V1 = Path(__file__).parents[2] / "recipes" / "aid-v1.toml"
+AID_XL = AID_V1.with_name("aid-xl.toml")
 TINY_RECIPE = Path(__file__).with_name("tiny.toml")
 LEFT_OPEN = {"$pictures", "$base", "$detail", "$composition", "$vae"}
 RATE = 50e9
@@ -63,6 +64,18 @@ def test_the_full_scale_recipe_is_explained_with_nothing_given(
     assert 20e9 < training["memory_bytes"] < 40e9, "weights, gradients, two moments and the average of 982 M"
     assert 100_000 < int(training["sizes"].split()[0].replace(",", "")) < 110_000, "100 epochs of 4,300 by 4"
     assert list(tmp_path.iterdir()) == [], "nothing was made"
+
+
+def test_the_sdxl_recipe_takes_a_missing_model_to_be_sdxl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told: dict[str, Any] = json.loads(dry_run(capsys, str(AID_XL), "--json"))
+    assert set(told["missing"]) == LEFT_OPEN
+    steps = {step["step"]: step for step in told["steps"]}
+    assert 30e9 < steps["style"]["memory_bytes"] < 40e9, "as its memory profile promises"
+    assert "3,468.8 M parameters" in steps["merged"]["sizes"]
+    assert any("as large as SDXL" in note for note in steps["style"]["notes"])
 
 
 def test_a_person_reads_what_is_missing_and_how_to_give_it(

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from aid.core.artifact import Inputs, Settings, verb
+from aid.core.catalogue import Parameters
+from aid.core.dataset import Record
 from aid.core.report import Report, StyleRow, mean, proportion
 from aid.core.workbench import Workbench
 from aid.dataset.run import prepare
@@ -16,7 +18,12 @@ from aid.generate.run import generate
 from aid.generate.settings import GenerateInputs, GenerateSettings, Plan
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
+from aid.release.bundle import FileHash, ReleasedEmbedding
+from aid.release.facts import Facts
+from aid.release.listing import list_release
+from aid.release.samples import Sheets
 from aid.release.settings import ReleaseInputs, ReleaseSettings
+from aid.sd.model.architecture import SD1
 from aid.train.embedding import embedding
 from aid.train.run import finetune
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings, FinetuneInputs, FinetuneSettings
@@ -125,3 +132,40 @@ def settings() -> ReleaseSettings:
 def worse() -> Report:
     """What the judge might have found of an earlier version."""
     return report(hits=40)
+
+
+@pytest.fixture
+def facts() -> Facts:
+    """A full-size model's release, as its card sees it."""
+    settings = ReleaseSettings(
+        name="aid",
+        version="v1",
+        licence="Fair-AI-Public-1.0",
+        parameters=Parameters(cfg_scale=7, negative_embedding="aidbad"),
+    )
+    record = Record(
+        sha256="0",
+        source="s",
+        file="f",
+        style='it\'s | "me"',
+        tags=(),
+        split="train",
+        width=512,
+        height=768,
+        row=0,
+        credit="<script>alert(1)</script>",
+    )
+    return Facts(
+        settings=settings,
+        catalogue=list_release(settings, [record], None, None),
+        records=[record],
+        architecture=SD1,
+        report=None,
+        previous_reports={},
+        steps=(),
+        embedding_steps=(),
+        drew_bad_pictures=False,
+        embeddings=[ReleasedEmbedding("aidbad", 8, True)],
+        files=[FileHash("model.safetensors", 2_132_000_000, "ab" * 32, "cd" * 32)],
+        sheets=Sheets(),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shlex
@@ -12,27 +11,23 @@ from importlib import resources
 from pathlib import Path
 from string import Formatter
 
-import diffusers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aid.core.blocks import SD1_BLOCKS, expand
-from aid.core.catalogue import Parameters, Text
-from aid.core.dataset import Record
+from aid.core.catalogue import Text
 from aid.core.lineage import Lineage, Node, Source
 from aid.core.shot import Shot
-from aid.release.bundle import FileHash, ReleasedEmbedding
-from aid.release.card import hub_page, use, write_card
+from aid.release.card import hub_page, write_card
 from aid.release.facts import Facts
 from aid.release.language import wording
-from aid.release.listing import list_release
 from aid.release.making import making
 from aid.release.markdown import table
 from aid.release.method import block_text, making_of
 from aid.release.modelspec import describe_model
-from aid.release.samples import Sample, Sheets, group_samples
-from aid.release.settings import ReleaseSettings
+from aid.release.samples import Sample, group_samples
+from aid.release.usage import use
 from aid.sd.file.tensorfile import hash_tensors
 from aid.sd.model.architecture import SD1
 
@@ -100,11 +95,20 @@ def test_a_weighted_merge_is_told_from_its_settings_alone() -> None:
     models = {f"models.{name}": Source(sha256=name * 32) for name in ("ab", "cd")}
     settings = {"preset": "", "primary": "ab", "steps": [], "weights": {"cd": {"IN00-05": 0.3, "M00": 1.0}}}
     merged = Node(verb="merge", settings=settings, inputs=models)
-    (step,) = making_of(lineage_of_run("release", {"checkpoint": merged}))
+    (step,) = making_of(lineage_of_run("release", {"checkpoint": merged}), "sd1")
     assert step.shares is not None
     assert block_text(step.shares["cd"]) == "IN00-IN05 × 0.3, M00"
     assert block_text(step.shares["ab"]) == "BASE, IN00-IN05 × 0.7, IN06-IN11, OUT00-OUT11"
     assert step.sources["models.cd"] == "cdcdcdcdcd"
+
+
+def test_blocks_of_an_sdxl_merge_end_at_08() -> None:
+    models = {f"models.{name}": Source(sha256=name * 32) for name in ("ab", "cd")}
+    settings = {"primary": "ab", "weights": {"cd": {"IN00-05": 1.0}}}
+    merged = Node(verb="merge", settings=settings, inputs=models)
+    (step,) = making_of(lineage_of_run("release", {"checkpoint": merged}), "sdxl")
+    assert step.shares is not None
+    assert block_text(step.shares["ab"]) == "BASE, IN06-IN08, M00, OUT00-OUT08"
 
 
 def test_a_chain_is_told_by_its_steps(facts: Facts) -> None:
@@ -115,7 +119,7 @@ def test_a_chain_is_told_by_its_steps(facts: Facts) -> None:
     models = {f"models.{name}": Source(sha256=name * 32) for name in ("ab", "cd", "ef")}
     merged = Node(verb="merge", settings={"chain": chain, "weights": {}}, inputs=models)
     run = lineage_of_run("release", {"checkpoint": merged})
-    steps = making_of(run, json.dumps({"shares": {"ab": {"BASE": 1.0}}}))
+    steps = making_of(run, "sd1", json.dumps({"shares": {"ab": {"BASE": 1.0}}}))
     assert steps[0].shares is None, "no model has a share of what isn't a weighing"
     for language in ("en", "zh"):
         text = making(replace(facts, steps=steps), wording(language))
@@ -127,62 +131,15 @@ def test_a_lineage_that_bites_its_own_tail_ends() -> None:
     looped = Node(verb="merge", settings={}, inputs={"models.a": Source(sha256="0", key="loop")})
     release = Node(verb="release", settings={}, inputs={"checkpoint": Source(sha256="0", key="loop")})
     lineage = Lineage(key="top", nodes={"top": release, "loop": looped})
-    assert [step.verb for step in making_of(lineage)] == ["merge"]
+    assert [step.verb for step in making_of(lineage, "sd1")] == ["merge"]
 
 
-@pytest.fixture
-def facts() -> Facts:
-    """A full-size model's release, as its card sees it."""
-    settings = ReleaseSettings(
-        name="aid",
-        version="v1",
-        licence="Fair-AI-Public-1.0",
-        parameters=Parameters(cfg_scale=7, negative_embedding="aidbad"),
-    )
-    record = Record(
-        sha256="0",
-        source="s",
-        file="f",
-        style='it\'s | "me"',
-        tags=(),
-        split="train",
-        width=512,
-        height=768,
-        row=0,
-        credit="<script>alert(1)</script>",
-    )
-    return Facts(
-        settings=settings,
-        catalogue=list_release(settings, [record], None, None),
-        records=[record],
-        architecture=SD1,
-        report=None,
-        previous_reports={},
-        steps=(),
-        embedding_steps=(),
-        drew_bad_pictures=False,
-        embeddings=[ReleasedEmbedding("aidbad", 8, True)],
-        files=[FileHash("model.safetensors", 2_132_000_000, "ab" * 32, "cd" * 32)],
-        sheets=Sheets(),
-    )
-
-
-def test_a_full_size_models_card_has_code_that_diffusers_understands(facts: Facts) -> None:
+def test_a_full_size_models_card_tells_how_to_use_it(facts: Facts) -> None:
     text = use(facts, wording("en"))
     assert (
         "`models/Stable-diffusion/aid-v1.safetensors` and the files of `embeddings/` to `embeddings/`" in text
     )
-    code = re.search(r"```python\n(.*?)\n```", text, re.DOTALL)
-    assert code is not None
-    tree = ast.parse(code[1])
-    imported = next(node for node in tree.body if isinstance(node, ast.ImportFrom))
-    assert all(hasattr(diffusers, name.name) for name in imported.names)
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert all(
-        hasattr(diffusers.StableDiffusionPipeline, name)
-        for name in names & {"from_single_file", "load_textual_inversion"}
-    )
-    assert "guidance_scale=7, width=512, height=768" in code[1]
+    assert "guidance_scale=7, width=512, height=768" in text
     words = shlex.split(re.search(r"```sh\n(.*?)\n```", text)[1])  # type: ignore[index]
     assert words[:5] == ["aid", "generate", 'by it\'s | "me"', "--checkpoint", "."]
     assert words[5:] == ["--embeddings", "embeddings", "--negative-prompt", "aidbad", "--height", "768"]

@@ -142,7 +142,7 @@ def test_the_card_tells_what_the_artifacts_tell(folder: Path) -> None:
     assert "- Do no harm." in english and "- 请勿作恶。" in chinese
     assert "aid generate 'best quality, by alpha' --checkpoint . --embeddings embeddings" in english
     assert "--negative-prompt tinybad\n" in english
-    assert "AID draws with it; tools made for full-size SD1 models cannot open it." in english
+    assert "AID draws with it; tools made for full-size models cannot open it." in english
 
 
 def test_the_hub_page_is_the_card_behind_valid_front_matter(folder: Path) -> None:

@@ -49,7 +49,8 @@ class Parameters(Noun):
     steps: tuple[int, ...] = Field(default=(32, 40), min_length=1)
     """Step counts that work; the first is the default."""
     sizes: tuple[tuple[int, int], ...] = Field(default=((512, 768), (640, 960), (768, 1152)), min_length=1)
-    """Width and height in pixels; the first is the default."""
+    """Width and height in pixels; the first is the default. Left out of a release's settings, a model trained
+    at another size than 512 px gets that."""
     clip_skip: int = Field(default=1, ge=1, le=12)
     """1 is the last layer."""
     cfg_scale: float | None = Field(default=None, ge=0, le=100)

@@ -1,6 +1,6 @@
 """The Release noun: a finished model's folder, as it is uploaded and as AID draws with it.
 
-model.safetensors      the checkpoint (LDM SD1 layout, ModelSpec metadata)
+model.safetensors      the checkpoint (LDM or SGM layout, ModelSpec metadata)
 embeddings/            NAME.safetensors and NAME.pt; the file's stem is what calls it
 catalogue.toml         styles, characters, category words, versions, recommended parameters
 samples/               all.png and one contact sheet a style

@@ -8,7 +8,7 @@ from pathlib import Path
 from aid import starter
 from aid.core.dataset import Dataset
 from aid.errors import AidError
-from aid.sd.model.cost import Cost, read_cost
+from aid.sd.model.cost import SD1_COST, Cost, read_cost
 
 DISK_RATE = 0.3e9  # bytes/s
 
@@ -48,13 +48,14 @@ class Work:
 @dataclass(frozen=True)
 class Scene:
     """The steps so far: folder -> name, what they will have made; which may make something new, or wait.
-    Whether a GPU is meant, whose memory is to suffice."""
+    Whether a GPU is meant, whose memory is to suffice. What a model is like that is missing."""
 
     names: dict[Path, str] = field(default_factory=dict)
     made: dict[Path, Cost | Pictures | None] = field(default_factory=dict)
     changed: set[Path] = field(default_factory=set)
     waiting: set[Path] = field(default_factory=set)
     gpu: bool = True
+    model: Cost = SD1_COST
 
     def maker(self, path: Path) -> Path | None:
         """The folder of the earlier step that `path` is or lies in."""
@@ -71,7 +72,7 @@ class Scene:
 
     def cost(self, path: Path) -> Cost:
         found = self.made.get(self.maker(path) or path)
-        return found if isinstance(found, Cost) else read_cost(path)
+        return found if isinstance(found, Cost) else read_cost(path, self.model)
 
     def pictures(self, path: Path) -> Pictures:
         found = self.made.get(self.maker(path) or path)

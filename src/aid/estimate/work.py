@@ -46,7 +46,6 @@ MOMENT_BYTES = {
     "prodigy": 16, "schedule_free": 8,
 }  # fmt: skip
 """Kept by an optimiser for a trained parameter."""
-STATE_BYTES = 16  # a trained parameter in a saved state: weight, two moments, average
 AUTOCAST_BYTES = 2.5  # an activation under bf16: some stay in 32 bits
 FUSED_BYTES = 1.6  # where layers are fused, on a GPU: fewer are kept, and none of those
 ROUNDED_BYTES = 35  # of a number while `adamw_bf16` changes it: its parts side by side, and in float32
@@ -85,7 +84,7 @@ def _prepare(settings: PrepareSettings, inputs: PrepareInputs, scene: Scene) -> 
 
 
 def _standing_bytes(settings: TrainingSettings) -> int:
-    """Of a trained parameter while it is trained: weight, moments, average."""
+    """Of a trained parameter while it is trained, and in a saved state: weight, moments, average."""
     number = 2 if settings.optimiser == "adamw_bf16" else 4
     return number + MOMENT_BYTES[settings.optimiser] + (number if settings.ema else 0)
 
@@ -163,7 +162,7 @@ def _style(
     drawn += _judged(settings, pictures, steps)
     measured = _measured(settings.balance, pictures, steps)
     kept = cost.unet_numbers(alive, cells) * settings.noise_draws + cost.text_numbers()
-    disk = saved * (2 if settings.output == "fp16" else 4)
+    disk, state = saved * (2 if settings.output == "fp16" else 4), trained * _standing_bytes(settings)
     unet = passes * settings.noise_draws * cost.unet_flops(cells)
     return Work(
         f"{_many(steps, 'step')} of {_many(batch, 'picture')} x {_many(settings.noise_draws, 'draw')}, "
@@ -176,13 +175,13 @@ def _style(
         memory=BETWEEN
         * (
             4 * (cost.parameters - trained)
-            + trained * _standing_bytes(settings)
+            + state
             + _passing_bytes(settings, trained, kept, cost.largest, scene.gpu)
         ),
         disk=disk,
-        scratch=trained * STATE_BYTES * min(steps // settings.save_every, settings.keep_states + 1)
+        scratch=state * min(steps // settings.save_every, settings.keep_states + 1)
         + (4 * trained if settings.balance.stop_at != "never" else 0),
-        notes=(cost.note, pictures.note, _copied(trained * STATE_BYTES * settings.save_behind)),
+        notes=(cost.note, pictures.note, _copied(state * settings.save_behind)),
     )
 
 

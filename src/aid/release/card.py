@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import shlex
 
 from aid.core.catalogue import Language, Style
-from aid.core.release import EMBEDDING_FOLDER
 from aid.core.report import Score
-from aid.core.shot import Shot
 from aid.release.facts import Facts
 from aid.release.language import Wording, wording
 from aid.release.listing import joined_unique
 from aid.release.making import making
 from aid.release.markdown import bullets, fenced, paragraphs, section, table
-from aid.sd.model.architecture import SD1
+from aid.release.usage import use
 from aid.sd.prompt.prompt import escape
 
 HUB_LICENCES = (  # names that model hubs know; others are written out
     "apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
     "creativeml-openrail-m",
 )  # fmt: skip
+HUB_TAGS = {"sd1": "stable-diffusion", "sd2": "stable-diffusion", "sdxl": "stable-diffusion-xl"}
+GENERATIONS = {"sd1": "1", "sd2": "2", "sdxl": "XL"}
 
 
 def write_card(facts: Facts, language: Language) -> str:
@@ -41,7 +40,7 @@ def hub_page(facts: Facts) -> str:
         **named,
         "language": ["en", "zh"],
         "pipeline_tag": "text-to-image",
-        "tags": [*facts.settings.tags, "stable-diffusion", "text-to-image"],
+        "tags": [*facts.settings.tags, HUB_TAGS[facts.architecture.family], "text-to-image"],
     }
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
     return "---\n" + "\n".join(lines) + "\n---\n\n" + write_card(facts, "en")
@@ -73,12 +72,13 @@ def introduction(facts: Facts, words: Wording) -> str:
         words.say("needs_negative", names=words.together(negative)) if negative else "",
     ]
     shape = facts.architecture
-    narrow = words.say("narrow", unet=shape.unet_widths[0], text=shape.text_width)
+    generation = GENERATIONS[shape.family]
+    widths = {"unet": shape.unet_widths[0], "text": shape.text_width}
     return section(
         words.say("introduction"),
         words.pick(facts.settings.description),
         words.say("space").join(filter(None, sentences)),
-        narrow if shape != SD1 else "",
+        words.say("narrow", generation=generation, **widths) if shape.is_narrow else "",
         bullets(map(words.pick, facts.settings.notes)),
     )
 
@@ -91,7 +91,7 @@ def parameters(facts: Facts, words: Wording) -> str:
         "sampler": advice.sampler,
         "steps": steps,
         "sizes": ", ".join(f"{width}x{height}" for width, height in advice.sizes),
-        "clip_skip": str(advice.clip_skip),
+        "clip_skip": str(advice.clip_skip) if facts.architecture.has_clip_skip else "",
         "cfg_scale": "" if advice.cfg_scale is None else f"{advice.cfg_scale:g}",
         "vae": advice.vae,
         "negative_embedding": advice.negative_embedding,
@@ -104,19 +104,6 @@ def parameters(facts: Facts, words: Wording) -> str:
         paragraphs(words.say("negative_format"), fenced(negative)) if advice.negative() else "",
         words.say("placeholders", section=words.say("triggers")),
     )
-
-
-def use(facts: Facts, words: Wording) -> str:
-    """The ways to draw with the release; tools that can't open a narrow model aren't named for one."""
-    trigger = escape(next(iter(facts.catalogue.triggers()), ""))
-    prompt = facts.catalogue.parameters.positive(trigger)
-    parts = [words.say("use_aid"), fenced(_command(facts, prompt), "sh")]
-    if facts.architecture == SD1:
-        file = f"{facts.settings.name}-{facts.settings.version}.safetensors"
-        embeddings = words.say("use_webui_embeddings") if facts.embeddings else ""
-        parts += [words.say("use_webui", file=file, embeddings=embeddings)]
-        parts += [words.say("use_diffusers"), fenced(_diffusers(facts, prompt), "python")]
-    return section(words.say("use"), *parts)
 
 
 def triggers(facts: Facts, words: Wording) -> str:
@@ -165,7 +152,7 @@ def embedding_use(facts: Facts, words: Wording) -> str:
         words.say("embedding_negative" if one.negative else "embedding_positive", name=one.name)
         for one in facts.embeddings
     ]
-    put = "embedding_put" if facts.architecture == SD1 else "embedding_put_narrow"
+    put = "embedding_put_narrow" if facts.architecture.is_narrow else "embedding_put"
     return section(words.say("embedding_use"), words.say(put), bullets(lines))
 
 
@@ -294,50 +281,6 @@ def _changes(facts: Facts, words: Wording, version: str) -> str:
             names = words.code([f"by {style}" for style in styles])
             lines.append(words.say(key, version=version, styles=names))
     return bullets(lines)
-
-
-def _command(facts: Facts, prompt: str) -> str:
-    """A command line that draws as recommended; what AID does unasked is left out."""
-    advice, usual = facts.catalogue.parameters, Shot(prompt="")
-    (width, height), native = advice.sizes[0], facts.architecture.native_edge_px
-    flags = {
-        "checkpoint": ".",
-        "embeddings": EMBEDDING_FOLDER if facts.embeddings else "",
-        "negative-prompt": advice.negative(),
-        "sampler": "" if advice.sampler == usual.sampler else advice.sampler,
-        "steps": "" if advice.steps[0] == usual.steps else str(advice.steps[0]),
-        "clip-skip": "" if advice.clip_skip == usual.clip_skip else str(advice.clip_skip),
-        "cfg-scale": "" if advice.cfg_scale in (None, usual.cfg_scale) else f"{advice.cfg_scale:g}",
-        "width": "" if width == native else str(width),
-        "height": "" if height == native else str(height),
-    }
-    given = [f"--{flag} {shlex.quote(value)}" for flag, value in flags.items() if value]
-    return " ".join(["aid generate", shlex.quote(prompt), *given])
-
-
-def _diffusers(facts: Facts, prompt: str) -> str:
-    advice = facts.catalogue.parameters
-    is_euler = advice.sampler == "Euler a"
-    scheduler = ["pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)"]
-    load = [
-        f'pipe.load_textual_inversion("embeddings/{one.name}.safetensors", token="{one.name}")'
-        for one in facts.embeddings
-    ]
-    guidance = "" if advice.cfg_scale is None else f"guidance_scale={advice.cfg_scale:g}, "
-    size = f"width={advice.sizes[0][0]}, height={advice.sizes[0][1]}"
-    lines = [
-        f"from diffusers import {'EulerAncestralDiscreteScheduler, ' * is_euler}StableDiffusionPipeline",
-        "",
-        'pipe = StableDiffusionPipeline.from_single_file("model.safetensors")',
-        *scheduler * is_euler,
-        *load,
-        f"prompt = {json.dumps(prompt, ensure_ascii=False)}",
-        f"negative = {json.dumps(advice.negative(), ensure_ascii=False)}",
-        "picture = pipe(",
-        f"    prompt, negative_prompt=negative, num_inference_steps={advice.steps[0]}, {guidance}{size}",
-        ").images[0]",
-    ]
-    return "\n".join(lines)
 
 
 def _size(count: int) -> str:

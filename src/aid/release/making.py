@@ -14,7 +14,7 @@ from aid.release.method import Step, block_text, flat, link_text
 def making(facts: Facts, words: Wording) -> str:
     trained = [step for step in facts.steps if step.verb != "merge"]
     merged = [step for step in facts.steps if step.verb == "merge"]
-    training = bullets(_training(step, words) for step in trained) or words.say("no_training")
+    training = bullets(_training(facts, step, words) for step in trained) or words.say("no_training")
     merging = paragraphs(*(_merging(step, words) for step in merged)) or words.say("no_merging")
     return section(
         words.say("method"),
@@ -41,7 +41,7 @@ def _data(facts: Facts, words: Wording) -> str:
     return paragraphs(text, words.say("data_replay", count=replayed) if replayed else "")
 
 
-def _training(step: Step, words: Wording) -> str:
+def _training(facts: Facts, step: Step, words: Wording) -> str:
     start = step.sources.get("checkpoint", "?")
     start = words.say("earlier") if start == "train finetune" else start
     if step.verb != "train finetune":
@@ -54,9 +54,10 @@ def _training(step: Step, words: Wording) -> str:
         _if(words, "batch", count=step.settings.get("batch_size")),
         _rate(step.settings, words, "unet"),
         _rate(step.settings, words, "text"),
+        _rate(step.settings, words, "text_2"),
         _weighting(step.settings, words),
         _if(words, "noise_offset", offset=step.settings.get("noise_offset")),
-        _if(words, "trained_skip", count=step.settings.get("clip_skip")),
+        _skip(facts, step, words),
         _if(words, "ema", decay=step.settings.get("ema")),
         _replay(step.settings, words),
     ]
@@ -96,7 +97,7 @@ def _embeddings(facts: Facts, words: Wording) -> list[str]:
             _if(words, "step_count", count=step.settings.get("steps")),
             _if(words, "batch", count=step.settings.get("batch_size")),
             _if(words, "embedding_rate", rate=step.settings.get("rate")),
-            _if(words, "trained_skip", count=step.settings.get("clip_skip")),
+            _skip(facts, step, words),
         ]
         lines.append(words.sentence(clauses))
     drew_its_own = facts.drew_bad_pictures and any(one.negative for one in facts.embeddings)
@@ -115,6 +116,11 @@ def _all_settings(facts: Facts, words: Wording) -> str:
 def _if(words: Wording, key: str, **fields: Any) -> str:
     """The phrase, unless what it would tell is missing, zero or empty."""
     return words.say(key, **fields) if all(fields.values()) else ""
+
+
+def _skip(facts: Facts, step: Step, words: Wording) -> str:
+    count = step.settings.get("clip_skip") if facts.architecture.has_clip_skip else None
+    return _if(words, "trained_skip", count=count)
 
 
 def _length(settings: Mapping[str, Any], words: Wording) -> str:

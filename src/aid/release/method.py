@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aid.core.blocks import SD1_BLOCKS, expand
+from aid.core.blocks import BLOCKS, SD1_BLOCKS, expand
 from aid.core.lineage import Lineage, Node, Source
 from aid.errors import SettingsError
 
@@ -35,21 +35,22 @@ class Step:
     is_own: bool = False
 
 
-def making_of(lineage: Lineage, merge_metadata: str = "") -> tuple[Step, ...]:
+def making_of(lineage: Lineage, family: str, merge_metadata: str = "") -> tuple[Step, ...]:
     """The training and merging runs behind the checkpoint of a release's `lineage`, oldest first.
 
-    `merge_metadata` is the checkpoint's own `aid.merge`, which knows the shares of the last merge exactly.
+    `family` is the checkpoint's, and `merge_metadata` its own `aid.merge`, which knows the shares of the last
+    merge exactly.
     """
-    steps = _steps(lineage, "checkpoint", ("train finetune", "train lora", "merge"))
+    steps = _steps(lineage, family, "checkpoint", ("train finetune", "train lora", "merge"))
     exact = _exact_shares(merge_metadata)
     if exact and steps and steps[-1].verb == "merge" and not steps[-1].settings.get("chain"):
         steps[-1] = replace(steps[-1], shares=exact)
     return tuple(steps)
 
 
-def embedding_steps(lineage: Lineage) -> tuple[Step, ...]:
+def embedding_steps(lineage: Lineage, family: str) -> tuple[Step, ...]:
     """The trainings of the embeddings that a release's `lineage` takes in."""
-    return tuple(_steps(lineage, "embeddings", ("train embedding",)))
+    return tuple(_steps(lineage, family, "embeddings", ("train embedding",)))
 
 
 def drew_for_embeddings(lineage: Lineage) -> bool:
@@ -96,7 +97,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{name}", json.dumps(value, ensure_ascii=False)
 
 
-def _steps(lineage: Lineage, name: str, verbs: Sequence[str]) -> list[Step]:
+def _steps(lineage: Lineage, family: str, name: str, verbs: Sequence[str]) -> list[Step]:
     """The runs of some verbs behind the inputs called `name`, oldest first."""
     labels = _labels(lineage)
     own = lineage.node.inputs.get("dataset")
@@ -106,7 +107,7 @@ def _steps(lineage: Lineage, name: str, verbs: Sequence[str]) -> list[Step]:
             label=labels.get(key, ""),
             settings=node.settings,
             sources={input_: _source(lineage, labels, source) for input_, source in node.inputs.items()},
-            shares=_shares(node),
+            shares=_shares(node, family),
             is_own=own is not None and _dataset(node) == own.key,
         )
         for key, node in _ancestors(lineage, name)
@@ -173,16 +174,18 @@ def _exact_shares(metadata: str) -> dict[str, dict[str, float]] | None:
         return None
 
 
-def _shares(node: Node) -> dict[str, dict[str, float]] | None:
+def _shares(node: Node, family: str) -> dict[str, dict[str, float]] | None:
     """The shares that a merge's settings spell out; None for a preset, series or chain, which don't."""
     settings = node.settings
     if node.verb != "merge" or any(settings.get(name) for name in ("preset", "steps", "chain")):
         return None
     try:
-        given = {name: expand(weights) for name, weights in settings.get("weights", {}).items()}
+        given = {
+            name: expand(weights, family=family) for name, weights in settings.get("weights", {}).items()
+        }
     except (SettingsError, TypeError, ValueError, AttributeError):
         return None
-    rest = {block: round(1.0 - sum(row[block] for row in given.values()), 9) for block in SD1_BLOCKS}
+    rest = {block: round(1.0 - sum(row[block] for row in given.values()), 9) for block in BLOCKS[family]}
     return {settings.get("primary") or "base": rest, **given}
 
 

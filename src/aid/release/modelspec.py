@@ -36,7 +36,7 @@ def describe_model(
 ) -> dict[str, str]:
     """The metadata of the model's file; `kept` is the checkpoint's own, of which what is still true stays.
 
-    A model of SD1's topology but other widths calls itself `stable-diffusion-v1/narrow`, so that no
+    A model of its family's topology but other widths calls itself `stable-diffusion-v1/narrow`, so that no
     tool takes it for one that it can open.
     """
     hash_sha256 = hash_tensors(tensors)
@@ -51,11 +51,11 @@ def describe_model(
         "license": settings.licence,
         "tags": ", ".join(settings.tags),
         "trigger_phrase": ", ".join(catalogue.triggers()),
-        "usage_hint": usage_hint(catalogue),
+        "usage_hint": usage_hint(catalogue, architecture),
         "resolution": training_size(records),
         "prediction_type": architecture.prediction,
         "timestep_range": "0,1000",
-        "encoder_layer": str(catalogue.parameters.clip_skip),
+        "encoder_layer": str(catalogue.parameters.clip_skip) if architecture.has_clip_skip else "",
         "hash_sha256": f"0x{hash_sha256}",
     }
     return {
@@ -65,10 +65,12 @@ def describe_model(
     }
 
 
-def usage_hint(catalogue: Catalogue) -> str:
+def usage_hint(catalogue: Catalogue, architecture: Architecture) -> str:
     """One line: `Euler a, 32 steps, clip skip 1; negative prompt: aid210`."""
     parameters = catalogue.parameters
-    drawing = f"{parameters.sampler}, {parameters.steps[0]} steps, clip skip {parameters.clip_skip}"
+    drawing = f"{parameters.sampler}, {parameters.steps[0]} steps"
+    if architecture.has_clip_skip:
+        drawing += f", clip skip {parameters.clip_skip}"
     negative = parameters.negative()
     return f"{drawing}; negative prompt: {negative}" if negative else drawing
 

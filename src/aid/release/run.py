@@ -28,6 +28,7 @@ from aid.release.samples import Sheets, draw_sheets, group_samples, read_samples
 from aid.release.settings import ReleaseInputs, ReleaseSettings
 from aid.sd.file.precision import PRECISIONS
 from aid.sd.file.tensorfile import write_tensors
+from aid.sd.model.architecture import SD1, Architecture
 from aid.sd.model.checkpoint import StableDiffusion, ldm_tensors, load_checkpoint
 
 
@@ -48,7 +49,7 @@ def release(settings: ReleaseSettings, inputs: ReleaseInputs, out: Path, bench: 
         tick(1, "read")
 
         embeddings = release_embeddings(settings, inputs.embeddings, out, model.architecture)
-        settings = with_embedding(settings, embeddings)
+        settings = with_size(with_embedding(settings, embeddings), model.architecture)
         catalogue = list_release(settings, records, report, previous)
         tick(1, "embeddings")
 
@@ -58,7 +59,7 @@ def release(settings: ReleaseSettings, inputs: ReleaseInputs, out: Path, bench: 
         release_model(settings, model, catalogue, records, sheets, out)
         tick(1, "model")
 
-        lineage = under_construction(out)
+        lineage, family = under_construction(out), model.architecture.family
         facts = Facts(
             settings=settings,
             catalogue=catalogue,
@@ -66,8 +67,8 @@ def release(settings: ReleaseSettings, inputs: ReleaseInputs, out: Path, bench: 
             architecture=model.architecture,
             report=report,
             previous_reports=earlier,
-            steps=making_of(lineage, model.metadata.get("aid.merge", "")),
-            embedding_steps=embedding_steps(lineage),
+            steps=making_of(lineage, family, model.metadata.get("aid.merge", "")),
+            embedding_steps=embedding_steps(lineage, family),
             drew_bad_pictures=drew_for_embeddings(lineage),
             embeddings=embeddings,
             files=hash_files(out, [MODEL_FILE, *embedding_files(embeddings)]),
@@ -115,6 +116,14 @@ def with_embedding(settings: ReleaseSettings, embeddings: Sequence[ReleasedEmbed
         return settings
     parameters = settings.parameters.model_copy(update={"negative_embedding": negative[0]})
     return settings.model_copy(update={"parameters": parameters})
+
+
+def with_size(settings: ReleaseSettings, architecture: Architecture) -> ReleaseSettings:
+    """The settings with the size that the model was trained at, if they name none: the card's suit 512 px."""
+    edge, given = architecture.native_edge_px, settings.parameters
+    if edge == SD1.native_edge_px or "sizes" in given.model_fields_set:
+        return settings
+    return settings.model_copy(update={"parameters": given.model_copy(update={"sizes": ((edge, edge),)})})
 
 
 def release_sheets(

@@ -14,6 +14,7 @@ Width = Annotated[int, Field(ge=1, le=8192)]
 Count = Annotated[int, Field(ge=0, le=64)]
 Family = Literal["sd1", "sd2", "sdxl"]
 Prediction = Literal["epsilon", "v"]
+USE = {"prediction", "zero_terminal_snr", "unet_inputs", "native_edge_px"}  # all other fields are its shape
 FAMILY_NAMES: dict[Family, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
 
@@ -93,6 +94,17 @@ class Architecture(BaseModel):
     def inpaints(self) -> bool:
         """Whether its U-Net is shown the mask and what lies around it (Rombach et al. 2022)."""
         return self.unet_inputs == 9
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its shape isn't that of its family's released models, so that only AID can open it."""
+        real = REAL[self.family].model_dump(exclude=USE)
+        return self.model_dump(exclude=USE) != real
+
+    @property
+    def has_clip_skip(self) -> bool:
+        """SDXL's encoders always end at their last layer but one."""
+        return self.family != "sdxl"
 
     @property
     def context_width(self) -> int:

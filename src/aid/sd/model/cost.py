@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aid.core.release import MODEL_FILE
 from aid.errors import AidError
 from aid.sd.file.tensorfile import is_pickle, read_header
-from aid.sd.model.architecture import REAL, SD1, Architecture, Family
+from aid.sd.model.architecture import FAMILY_NAMES, REAL, SD1, SDXL, Architecture, Family
 from aid.sd.model.detection import detect
 from aid.sd.model.layouts import TEXT_ROOT, UNET, VAE, modern_key
 
@@ -90,10 +90,16 @@ class Cost:
         return alive * pixels * self.architecture.vae_widths[0]
 
 
-def read_cost(path: Path) -> Cost:
-    """The cost of a checkpoint, from its header. SD1's, with a note, where it has none or can't be read."""
+SD1_COST = Cost()
+SDXL_COST = Cost(SDXL, unet=2_567_463_684, text=817_720_320, vae=83_653_863)
+
+
+def read_cost(path: Path, instead: Cost = SD1_COST) -> Cost:
+    """The cost of a checkpoint, from its header, or `instead`, with a note, where there is none yet. SD1's,
+    with a note, where the header can't be read."""
     if not path.exists():
-        return Cost(note=f"{path} is taken to be as large as SD1")
+        size = FAMILY_NAMES[instead.architecture.family]
+        return replace(instead, note=f"{path} is taken to be as large as {size}")
     file = path / MODEL_FILE if path.is_dir() else path
     try:
         if is_pickle(file):

@@ -232,10 +232,9 @@ def architecture_name(architecture: Architecture) -> str:
     for real, name in NAMES:
         if architecture == real:
             return name
-    bare = architecture.model_copy(update={"prediction": "epsilon", "zero_terminal_snr": False})
     by_family = {"sd1": NAMES[0][1], "sd2": NAMES[2][1], "sdxl": NAMES[3][1]}
     name = by_family[architecture.family]
-    return name if any(bare == real for real, _ in NAMES) else f"{name}/narrow"
+    return f"{name}/narrow" if architecture.is_narrow else name
 
 
 def base_version(architecture: Architecture) -> str:
