@@ -127,13 +127,13 @@ def take(training: Training, step: Step, log: Log, saver: Saver) -> str:
         return ""
     training.discard()
     rule, count = training.settings.trouble, 1 + sum("left_out" in row for row in log.rows)
-    where = f"{found} at step {step.index + 1} on {names(step.records)}"
+    where = f"{found} at step {step.index + 1} on {names(step.whole)}"
     if rule == "stop" or count >= MOST_TROUBLE:
         often = f" (the {count}th step to be left out)" if rule != "stop" else ""
         raise AidError(
             where + often, "finite numbers", "Lower the learning rates, or look at these pictures."
         )
-    log.add(**row, left_out=[record.source for record in step.records])
+    log.add(**row, left_out=[record.source for record in step.whole])
     if rule == "roll_back":
         roll_back(training, step.index + 1, log, saver)
         return f"{where}: back to the newest state"

@@ -57,6 +57,7 @@ class Team:
             captions=tuple(step.captions[row] for row in rows),
             noised=step.noised.rows([row * draws + draw for row in rows for draw in range(draws)]),
             weights=step.weights[rows] * real,
+            beside=tuple(map(self.share, step.beside)),
         )
 
     def led(self, value: T) -> T:

@@ -76,11 +76,12 @@ class Training:
         """Fill the gradients of a step; its mean loss and the gradient's norm. No weight is changed, but with
         a fused backward pass: there all are, unless the loss is no finite number. A picture counts the same
         in a batch that is not full."""
-        whole = max(len(step.records), self.settings.batch_size)
+        count = len(step.whole)
+        whole = max(count, self.settings.batch_size)
         self._thaw(step.index)
         if self.norms is not None:
             with self.learning, strictly_same_bits(self.device):
-                return self._fused(step, len(step.records) / whole)
+                return self._fused(step, count / whole)
         total = torch.zeros((), device=self.device)
         with self.learning, strictly_same_bits(self.device):
             for part in self.team.share(step).parts(self.settings.part_size):
@@ -89,7 +90,7 @@ class Training:
         norm = self.team.norm(self.parameters)
         loss_value, norm_value = torch.stack([self.team.sum(total), norm.to(total)]).tolist()
         self._clip(norm_value)
-        return loss_value * whole / len(step.records), norm_value
+        return loss_value * whole / count, norm_value
 
     def _clip(self, norm: float) -> None:
         """Bring gradients to the limit of their norm, at the latest when they are used."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import floor
@@ -21,6 +21,10 @@ from aid.errors import SettingsError
 Size = tuple[int, int]
 Batch = tuple[Record, ...]
 Shares = Mapping[str, float]  # by style; only their proportions count
+
+
+def size_of(record: Record) -> Size:
+    return record.width, record.height
 
 
 class Deck:
@@ -75,7 +79,7 @@ class Order:
             for style in sorted({record.style for record in records})
         }
         self.shares = shares or {style: len(deck) for style, deck in self.decks.items()}
-        self.sizes = sorted({(record.width, record.height) for record in records})
+        self.sizes = sorted({size_of(record) for record in records})
         self.places = max(places or len(records), len(self.decks))
         sizes = {
             (record.width, record.height, record.row): (record.width, record.height) for record in records
@@ -128,7 +132,7 @@ class Order:
         waiting: dict[Size, list[Record]] = {size: [] for size in self.sizes}
         batches: list[Batch] = []
         for record in self._line(index):
-            bucket = waiting[record.width, record.height]
+            bucket = waiting[size_of(record)]
             bucket.append(record)
             if len(bucket) == self.batch_size:
                 batches.append(tuple(bucket))
@@ -157,18 +161,25 @@ def steps_of(records: Sequence[Record], batch_size: int) -> int:
 
 
 class Replay:
-    """Regularisation pictures that go with a batch: `count` a step, of its size; none if there are none."""
+    """Regularisation pictures that go with batches of `sizes`: `count` a step. They are of the batch's size,
+    or of one that no batch has; where there are neither, of any. So none goes unused, and no batch has none.
+    """
 
-    def __init__(self, records: Sequence[Record], count: int, seed: int) -> None:
+    def __init__(self, records: Sequence[Record], count: int, seed: int, sizes: Collection[Size]) -> None:
         self.count = count
-        sizes = {(record.width, record.height) for record in records}
+        strays = [record for record in records if size_of(record) not in sizes]
         self.decks = {
-            size: Deck([r for r in records if (r.width, r.height) == size], f"{seed}/replay/{size}")
+            size: Deck(
+                [record for record in records if size_of(record) == size] + strays or records,
+                f"{seed}/replay/{size}",
+            )
             for size in sizes
         }
 
+    @property
+    def fits(self) -> bool:
+        """Whether every batch is of one size with what goes with it."""
+        return all(size_of(one) == size for size, deck in self.decks.items() for one in deck.records)
+
     def batch(self, step: int, size: Size) -> Batch:
-        deck = self.decks.get(size)
-        if deck is None:
-            return ()
-        return tuple(deck.at(step * self.count + index) for index in range(self.count))
+        return tuple(self.decks[size].at(step * self.count + index) for index in range(self.count))

@@ -17,7 +17,7 @@ from aid.train.settings import CommonSettings, TrainingSettings
 from aid.train.step.batch import read_latents, read_masks, step_generator, token_windows
 from aid.train.step.caption import Captions
 from aid.train.step.noising import Noised, draw_noise
-from aid.train.step.order import Order, Replay, steps_of
+from aid.train.step.order import Order, Replay, Size, size_of, steps_of
 from aid.train.step.share import repeated, shares_of
 
 Write = Callable[[Sequence[Record], int], list[str]]  # the captions of a step's records
@@ -32,9 +32,20 @@ class Step:
     captions: tuple[str, ...]
     noised: Noised
     weights: Tensor
+    beside: tuple[Step, ...] = ()
+    """Its replayed records of other sizes, which are computed by themselves."""
+
+    @property
+    def whole(self) -> tuple[Record, ...]:
+        """All its records, of whatever size."""
+        return self.records + tuple(record for one in self.beside for record in one.records)
 
     def parts(self, size: int) -> Iterator[Step]:
-        """The step cut into pieces of at most `size` records; 0 leaves it whole."""
+        """The step cut into pieces of one size and of at most `size` records; 0 leaves them whole."""
+        for one in (replace(self, beside=()), *self.beside):
+            yield from one._pieces(size)
+
+    def _pieces(self, size: int) -> Iterator[Step]:
         if not 0 < size < len(self.records):
             yield self
             return
@@ -65,16 +76,36 @@ class Plan:
     def step(self, index: int) -> Step:
         settings, records = self.settings, self.order.batch(index)
         if self.replay is not None:
-            records += self.replay.batch(index, (records[0].width, records[0].height))
+            records += self.replay.batch(index, size_of(records[0]))
         mirrored = self._mirrored(index, len(records))
-        generator = step_generator(settings.seed, index)
+        turned = [one.mirrored if flag else one for one, flag in zip(records, mirrored, strict=True)]
+        captions, generator = self.write(turned, index), step_generator(settings.seed, index)
+        alike: dict[Size, list[int]] = {}
+        for row, record in enumerate(records):
+            alike.setdefault(size_of(record), []).append(row)
+        first, *beside = (
+            Step(
+                index,
+                own := tuple(records[row] for row in rows),
+                tuple(captions[row] for row in rows),
+                self._noised(own, [mirrored[row] for row in rows], generator),
+                torch.tensor([self.weight if record.regularisation else 1.0 for record in own]),
+            )
+            for rows in alike.values()
+        )
+        return replace(first, beside=tuple(beside))
+
+    def _noised(
+        self, records: Sequence[Record], mirrored: Sequence[bool], generator: torch.Generator
+    ) -> Noised:
+        """Records of one size."""
+        settings = self.settings
         latents = read_latents(self.dataset, records, mirrored, self.scale, generator)
         noised = draw_noise(latents, settings.noise_draws, settings, generator)
-        if settings.masked and (mask := read_masks(self.dataset, records, mirrored)) is not None:
-            noised = replace(noised, mask=mask.repeat_interleave(settings.noise_draws, 0))
-        turned = [one.mirrored if flag else one for one, flag in zip(records, mirrored, strict=True)]
-        weights = [self.weight if record.regularisation else 1.0 for record in records]
-        return Step(index, records, tuple(self.write(turned, index)), noised, torch.tensor(weights))
+        mask = read_masks(self.dataset, records, mirrored) if settings.masked else None
+        return (
+            noised if mask is None else replace(noised, mask=mask.repeat_interleave(settings.noise_draws, 0))
+        )
 
     def _mirrored(self, index: int, count: int) -> list[bool]:
         """Which of a step's pictures are taken mirrored."""
@@ -108,7 +139,12 @@ def plan_styles(dataset: Dataset, settings: TrainingSettings, scale: float) -> P
     every = settings.balance.interval(steps)
     order = order_styles(new, settings, batch_size, every)
     check_replay(len(replayed), replays)
-    replay = Replay(replayed, replays, settings.seed) if replays else None
+    replay = Replay(replayed, replays, settings.seed, order.sizes) if replays else None
+    if settings.fused_backward and replay is not None and not replay.fits:
+        raise SettingsError(
+            "with `fused_backward` a step is of one size, and regularisation pictures differ from the others",
+            "`fused_backward` = false, or pictures in the same buckets, as without `buckets`",
+        )
     captions = Captions(settings.caption, count_tags(trained))
 
     def write(records: Sequence[Record], index: int) -> list[str]:
