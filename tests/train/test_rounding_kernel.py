@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(
     DEVICE == "cuda" and not torch.cuda.is_available(), reason="torch has no use for this GPU"
 )
 
+from aid.train.optimiser.average import Average  # noqa: E402
 from aid.train.optimiser.rounding import RoundedAdamW, change, random_bits  # noqa: E402
 from aid.train.optimiser.rounding_kernel import RoundingKernel  # noqa: E402
 
@@ -74,11 +75,46 @@ def test_bits_are_those_of_seed_step_and_place() -> None:
         assert len(one) == 3 or not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_averages_follow_their_weights(dtype: torch.dtype) -> None:
+    """In bfloat16 to one of two neighbours, right on average; the same again, by another seed other bits."""
+    share = 0.01
+    values, targets, *_ = made(dtype)
+    exact = [v.float().lerp(t.float(), share) for v, t in zip(values, targets, strict=True)]
+
+    def follow(seed: int) -> list[Tensor]:
+        moved = [value.clone() for value in values]
+        RoundingKernel().follow(moved, targets, range(len(moved)), seed, share)
+        return moved
+
+    ours, again, other = follow(1 << 40), follow(1 << 40), follow(1 << 41)
+    off = [(one.float() - right) / right for one, right in zip(ours, exact, strict=True)]
+    assert all(one.abs().max() < (2**-7 if dtype == torch.bfloat16 else 2e-7) for one in off)
+    assert abs(float(off[2].mean())) < 4 * 2**-8 / 9100**0.5
+    assert all(map(torch.equal, ours, again))
+    assert torch.equal(ours[2], other[2]) == (dtype == torch.float32)
+
+
 def test_what_belongs_to_another_weight_is_refused() -> None:
     weights, gradients, means, squares = made(torch.bfloat16)
     means[2] = means[2].float()
     with pytest.raises(ValueError, match="float32"):
         RoundingKernel().move(weights, [gradients, means, squares], range(4), 1, 1, GROUP)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_averages_on_a_gpu_are_near_those_of_a_cpu() -> None:
+    weights, targets, *_ = made(torch.bfloat16)
+    here = [weight.cpu() for weight in weights]
+    averages = [Average(weights, 0.9), Average(here, 0.9)]
+    for weight, other, target in zip(weights, here, targets, strict=True):
+        weight.copy_(target), other.copy_(target)
+    for average in averages:
+        for step in range(3):
+            average.update(step)
+    assert averages[0].kernel is not None
+    for value, other in zip(averages[0].values, averages[1].values, strict=True):
+        torch.testing.assert_close(value.cpu(), other, rtol=2**-6, atol=0)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

@@ -9,7 +9,7 @@ those of torchastic and OneTrainer: 16 random ones are added below the kept ones
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -129,8 +129,13 @@ def find_rounding() -> Any:
 
     one = [torch.zeros(8, device="cuda", dtype=torch.bfloat16)]
     group = {"betas": (0.9, 0.999), "lr": 0.0, "eps": 1.0, "weight_decay": 0.0}
-    move = partial(RoundingKernel().move, one, [one, one, one], [0], 0, 1, group)
-    return RoundingKernel if works(move, "`adamw_bf16` is slower on this GPU") else None
+    kernel = RoundingKernel()
+
+    def trial() -> None:
+        kernel.move(one, [one, one, one], [0], 0, 1, group)
+        kernel.follow(one, one, [0], 0, 0.0)
+
+    return RoundingKernel if works(trial, "`adamw_bf16` is slower on this GPU") else None
 
 
 def _laid_like(gradient: Tensor, weight: Tensor) -> Tensor:

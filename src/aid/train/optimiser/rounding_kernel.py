@@ -1,4 +1,5 @@
-"""AdamW with random rounding on a GPU: all weights in one launch, each number read and written once.
+"""AdamW and averages with random rounding on a GPU: all weights in one launch, each number read and written
+once.
 
 The bits that a number is rounded by are Philox's (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1,
 2, 3"), of the seed, the weight's place among the others, and the number's place in it.
@@ -20,7 +21,6 @@ from aid.sd.model.device import sent
 from aid.train.optimiser.kernel import places_of
 
 NUMBERS = 2048  # of a program
-COLUMNS = 6  # of the table
 ALIGNMENT = 16  # bytes
 
 
@@ -55,6 +55,14 @@ def _store(place, lane, count, value, noise, KIND: tl.constexpr, WHOLE: tl.const
 
 
 @triton.jit
+def _noise(first, lane, number, seed):
+    """Random bits for each number, four times 32."""
+    at, zero = first + lane, lane * 0
+    low, high = at.to(tl.uint32), (at >> 32).to(tl.uint32)
+    return tl.philox(seed, low, high, (zero + number).to(tl.uint32), zero.to(tl.uint32))
+
+
+@triton.jit
 def _step(
     weights, gradients, means, squares, count, first, number, seed, rule,
     KIND: tl.constexpr, NUMBERS: tl.constexpr, WHOLE: tl.constexpr,
@@ -66,9 +74,7 @@ def _step(
     mean += (gradient - mean) * to_mean
     square += (gradient * gradient - square) * to_square
     moved = mean / mean_whole / (tl.sqrt(square / square_whole) + epsilon)
-    at, zero = first + lane, lane * 0
-    low, high = at.to(tl.uint32), (at >> 32).to(tl.uint32)
-    one, two, three, _ = tl.philox(seed, low, high, (zero + number).to(tl.uint32), zero.to(tl.uint32))
+    one, two, three, _ = _noise(first, lane, number, seed)
     _store(means, lane, count, mean, one, KIND, WHOLE)
     _store(squares, lane, count, square, two, KIND, WHOLE)
     _store(weights, lane, count, weight * kept - moved * rate, three, KIND, WHOLE)
@@ -94,6 +100,35 @@ def _change(
         _step(weights, gradients, means, squares, count, first, number, seed, rule, KIND, NUMBERS, False)
 
 
+@triton.jit
+def _nearer(
+    values, targets, count, first, number, seed, share,
+    KIND: tl.constexpr, NUMBERS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    lane = tl.arange(0, NUMBERS)
+    value, target = _read(values, lane, count, WHOLE), _read(targets, lane, count, WHOLE)
+    one, _, _, _ = _noise(first, lane, number, seed)
+    _store(values, lane, count, value + (target - value) * share, one, KIND, WHOLE)
+
+
+@triton.jit(do_not_specialize=["seed"])
+def _follow(
+    table, tensors, firsts, seed, share,
+    KIND: tl.constexpr, ALIGNED: tl.constexpr, COLUMNS: tl.constexpr, NUMBERS: tl.constexpr,
+):  # fmt: skip
+    """Some numbers of one average. The table has a row for each: where it and its weight are, how many it
+    has, and its place."""
+    program = tl.program_id(0)
+    row, first = table + tl.load(tensors + program) * COLUMNS, tl.load(firsts + program)
+    first = tl.multiple_of(first, NUMBERS)
+    values, targets = _place(row, 0, first, KIND, ALIGNED), _place(row, 1, first, KIND, ALIGNED)
+    count, number = tl.load(row + 2) - first, tl.load(row + 3)
+    if count >= NUMBERS:
+        _nearer(values, targets, count, first, number, seed, share, KIND, NUMBERS, True)
+    else:
+        _nearer(values, targets, count, first, number, seed, share, KIND, NUMBERS, False)
+
+
 class Known(NamedTuple):
     """Of weights that are changed together: where all lies, whether many numbers can be read at once, and the
     table."""
@@ -104,7 +139,7 @@ class Known(NamedTuple):
 
 
 class RoundingKernel:
-    """Changes weights of one type."""
+    """Changes weights of one type, or averages."""
 
     def __init__(self) -> None:
         self.known: dict[tuple[int, ...], Known] = {}
@@ -117,13 +152,30 @@ class RoundingKernel:
     ) -> None:  # fmt: skip
         """The `step`-th step, from 1. `sides` are gradients, means and squares, which lie as the weights do,
         and `numbered` the weights' places. Raises ValueError for sides of another size or type."""
-        known, (tensors, firsts) = self._known(weights, sides, numbered), self._programs(weights)
         first, second = group["betas"]
-        kind = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[weights[0].dtype]
-        _change[(len(firsts),)](
-            known.table, tensors, firsts, seed, 1 - first, 1 - second, 1 - first**step, 1 - second**step,
+        rule = (
+            1 - first, 1 - second, 1 - first**step, 1 - second**step,
             group["lr"], 1 - group["lr"] * group["weight_decay"], group["eps"],
-            KIND=kind, ALIGNED=known.aligned, COLUMNS=COLUMNS, NUMBERS=NUMBERS, num_warps=8,
+        )  # fmt: skip
+        self._launch(_change, weights, sides, numbered, seed, *rule)
+
+    def follow(
+        self, values: Sequence[Tensor], targets: Sequence[Tensor], numbered: Sequence[int], seed: int,
+        share: float,
+    ) -> None:  # fmt: skip
+        """Bring averages nearer to their targets, by a share of what lies between. Raises ValueError for
+        targets of another size or type."""
+        self._launch(_follow, values, [targets], numbered, seed, share)
+
+    def _launch(
+        self, kernel: Any, weights: Sequence[Tensor], sides: Sequence[Sequence[Tensor]],
+        numbered: Sequence[int], seed: int, *rule: float,
+    ) -> None:  # fmt: skip
+        known, (tensors, firsts) = self._known(weights, sides, numbered), self._programs(weights)
+        kind = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[weights[0].dtype]
+        kernel[(len(firsts),)](
+            known.table, tensors, firsts, seed, *rule, KIND=kind, ALIGNED=known.aligned,
+            COLUMNS=known.table.shape[1], NUMBERS=NUMBERS, num_warps=8,
         )  # fmt: skip
 
     def _known(
