@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aid.core.blocks import SD1_BLOCKS
+from aid.core.blocks import BLOCKS, block_range
 from aid.core.gallery import SHOTS_FILE
 from aid.core.shot import Shot
 from aid.dataset.finding.find import find
@@ -319,7 +319,9 @@ def _look(pictures: Pictures) -> float:
 def _sheet(settings: SheetSettings, inputs: SheetInputs, scene: Scene) -> Work:
     """A picture a block and weight."""
     given = GenerateInputs(checkpoint=next(iter(inputs.models.values())))
-    pictures = (len(settings.blocks) or len(SD1_BLOCKS)) * len(settings.weights)
+    family = scene.cost(given.checkpoint).architecture.family
+    named = [block for name in settings.blocks for block in block_range(name, family)]
+    pictures = len(named or BLOCKS[family]) * len(settings.weights)
     drawing = GenerateSettings(**settings.drawing.model_dump(), count=pictures)
     return replace(_generate(drawing, given, scene), made=None)
 
