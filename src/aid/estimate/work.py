@@ -27,6 +27,7 @@ from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.settings import DrawingInputs, DrawingSettings, GenerateInputs, GenerateSettings
 from aid.release.settings import ReleaseInputs, ReleaseSettings
 from aid.sd.adapter.target import kohya_targets, skeleton
+from aid.sd.model.blocks import extra_blocks
 from aid.sd.model.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost
 from aid.search.settings import SearchInputs, SearchSettings, SheetInputs, SheetSettings
 from aid.train.optimiser.rounding import PIECE_NUMBERS
@@ -320,8 +321,9 @@ def _sheet(settings: SheetSettings, inputs: SheetInputs, scene: Scene) -> Work:
     """A picture a block and weight."""
     given = GenerateInputs(checkpoint=next(iter(inputs.models.values())))
     family = scene.cost(given.checkpoint).architecture.family
-    named = [block for name in settings.blocks for block in block_range(name, family)]
-    pictures = len(named or BLOCKS[family]) * len(settings.weights)
+    extra = extra_blocks(family, settings.merge.convention)
+    blocks = [block for name in settings.blocks for block in block_range(name, family, extra)]
+    pictures = len(blocks or (*BLOCKS[family], *extra)) * len(settings.weights)
     drawing = GenerateSettings(**settings.drawing.model_dump(), count=pictures)
     return replace(_generate(drawing, given, scene), made=None)
 
