@@ -44,6 +44,10 @@ SPELLINGS = {  # down, up -> the one name
     "peft": (f"unet.{UNET_PATH}.to_q.lora_A.weight", f"unet.{UNET_PATH}.to_q.lora_B.weight", NAME),
     "peft-named": (f"base_model.model.{UNET_PATH}.to_q.lora_A.style.weight",
                    f"base_model.model.{UNET_PATH}.to_q.lora_B.style.weight", NAME),
+    "peft-saved-by-diffusers": (f"unet.base_model.model.{UNET_PATH}.to_q.lora_A.weight",
+                                f"unet.base_model.model.{UNET_PATH}.to_q.lora_B.weight", NAME),
+    "lycoris": (f"{NAME.replace('lora_unet', 'lycoris')}.lora_down.weight",
+                f"{NAME.replace('lora_unet', 'lycoris')}.lora_up.weight", NAME),
     "diffusers": (f"unet.{UNET_PATH}.to_q.lora.down.weight", f"unet.{UNET_PATH}.to_q.lora.up.weight", NAME),
     "processor": (f"unet.{UNET_PATH}.processor.to_q_lora.down.weight",
                   f"unet.{UNET_PATH}.processor.to_q_lora.up.weight", NAME),
@@ -66,6 +70,15 @@ SPELLINGS = {  # down, up -> the one name
     "ldm": ("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_A.weight",
             "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_B.weight",
             "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"),
+    "text-comfyui": (f"text_encoders.clip_l.transformer.{TEXT_PATH}.q_proj.lora_down.weight",
+                     f"text_encoders.clip_l.transformer.{TEXT_PATH}.q_proj.lora_up.weight", TEXT_NAME),
+    "text-comfyui-sd2": (f"text_encoders.clip_h.transformer.{TEXT_PATH}.q_proj.lora_down.weight",
+                         f"text_encoders.clip_h.transformer.{TEXT_PATH}.q_proj.lora_up.weight", TEXT_NAME),
+    "text-comfyui-xl": (f"text_encoders.clip_g.transformer.{TEXT_PATH}.q_proj.lora_down.weight",
+                        f"text_encoders.clip_g.transformer.{TEXT_PATH}.q_proj.lora_up.weight",
+                        TEXT_NAME.replace("te1", "te2")),
+    "text-dotted": (f"lora_te.{TEXT_PATH}.q_proj.lora_down.weight",
+                    f"lora_te.{TEXT_PATH}.q_proj.lora_up.weight", TEXT_NAME),
 }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """The many names that files have for one module, brought to one: `lora_unet_`, `lora_te1_` or `lora_te2_`
 and the module's path with `_` for dots.
 
-Known: kohya's names (diffusers' paths; for SDXL the SGM's), diffusers' and PEFT's of every age, and LDM's
-paths. Source: kohya-ss/sd-scripts networks/lora.py, diffusers loaders, A1111 extensions-builtin/Lora.
+Known: kohya's names (diffusers' paths; for SDXL the SGM's), diffusers' and PEFT's of every age, LyCORIS's
+own, LDM's paths and ComfyUI's. Source: kohya-ss/sd-scripts networks/lora.py, diffusers loaders, A1111
+extensions-builtin/Lora, ComfyUI comfy/lora.py.
 """
 
 from __future__ import annotations
@@ -28,13 +29,25 @@ _FOREIGN = (
     (re.compile(r"[._]lora(?:_linear_layer)?\.down\.weight$"), "lora_down.weight"),
     (re.compile(r"[._]lora(?:_linear_layer)?\.up\.weight$"), "lora_up.weight"),
 )
+_WORDS = {  # the first of a path whose dots are _
+    "lora_unet_": UNET,
+    "lora_te1_": TEXT,
+    "lora_te2_": TEXT_2,
+    "lora_te_": TEXT,
+    "lycoris_": UNET,  # LyCORIS by itself, as SimpleTuner trains with it
+}
+_PEFT = "base_model.model."  # with or without the part before it
 _PARTS = {  # the first words of a dotted path
     "unet.": UNET,
     "text_encoder.": TEXT,
     "text_encoder_2.": TEXT_2,
     "model.diffusion_model.": UNET,
     "diffusion_model.": UNET,
+    "text_encoders.clip_l.transformer.": TEXT,  # ComfyUI's extracted LoRA
+    "text_encoders.clip_h.transformer.": TEXT,
+    "text_encoders.clip_g.transformer.": TEXT_2,
     "lora_unet.": UNET,
+    "lora_te.": TEXT,
     "lora_te1.": TEXT,
     "lora_te2.": TEXT_2,
 }
@@ -81,13 +94,12 @@ def group_keys(keys: Iterable[str]) -> Keys:
 
 def module_name(raw: str) -> str:
     """The one name of a module that a file calls `raw`."""
-    for old, new in (("lora_unet_", UNET), ("lora_te1_", TEXT), ("lora_te2_", TEXT_2), ("lora_te_", TEXT)):
-        if raw.startswith(old):
-            return _flat(new, raw[len(old) :])
-    path = raw.removeprefix("base_model.model.")
+    if word := next((word for word in _WORDS if raw.startswith(word)), None):
+        return _flat(_WORDS[word], raw.removeprefix(word))
+    path = raw.removeprefix(_PEFT)
     part = next((word for word in _PARTS if path.startswith(word)), None)
     prefix = _PARTS[part] if part else TEXT if path.startswith("text_model.") else UNET
-    return _flat(prefix, _modern_path(path.removeprefix(part or "")))
+    return _flat(prefix, _modern_path(path.removeprefix(part or "").removeprefix(_PEFT)))
 
 
 def _modern_path(path: str) -> str:
