@@ -340,6 +340,14 @@ def test_pictures_that_tell_nothing(tmp_path: Path) -> None:
         again(tmp_path / "theirs.png", [], tmp_path, BENCH)
 
 
+def test_another_tools_json_is_no_prompt(lively_checkpoint: Path, tmp_path: Path) -> None:
+    """SwarmUI's, under the key that A1111 uses."""
+    text = '{"sui_image_params": {"prompt": "a cat", "seed": 1, "steps": 20}}'
+    (tmp_path / "theirs.png").write_bytes(png_bytes(Image.new("RGB", (8, 8)), text))
+    with pytest.raises(PictureError, match="doesn't tell its steps, seed and size as A1111 does"):
+        again(tmp_path / "theirs.png", [lively_checkpoint], tmp_path, BENCH)
+
+
 def test_the_command_says_how_alike_they_are(
     lively_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

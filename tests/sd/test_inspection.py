@@ -200,9 +200,31 @@ def test_pictures(tmp_path: Path) -> None:
     for ending in ("jpg", "webp"):
         picture.save(tmp_path / f"b.{ending}", exif=exif)
         assert inspect(tmp_path / f"b.{ending}").about["parameters"] == parameters
+    picture.save(tmp_path / "b.gif", comment=parameters.encode())
+    assert inspect(tmp_path / "b.gif").about["parameters"] == parameters
+    picture.save(tmp_path / "plain.jpg", comment=b"made with a camera: yes")
+    assert "parameters" not in inspect(tmp_path / "plain.jpg").about
     (tmp_path / "c.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     with pytest.raises(PictureError, match=r"c\.png is not a readable picture"):
         inspect(tmp_path / "c.png")
+
+
+@pytest.mark.parametrize("prompt", ["a cat", "猫、青い髪"])
+@pytest.mark.parametrize(
+    ("head", "encoding"),
+    [
+        (b"UNICODE\x00", "utf-16-be"), (b"UNICODE\x00", "utf-16-le"), (b"UNICODE\x00", "utf-16"),
+        (b"UNICODE\x00", "utf-8"), (b"ASCII\x00\x00\x00", "utf-8"), (bytes(8), "utf-8"), (b"", "utf-8"),
+    ],
+)  # fmt: skip
+def test_tools_encode_comments_each_in_its_own_way(
+    head: bytes, encoding: str, prompt: str, tmp_path: Path
+) -> None:
+    parameters = f"{prompt}\nNegative prompt: dog\nSteps: 3, Sampler: Euler a, Seed: 1"
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = head + parameters.encode(encoding)
+    Image.new("RGB", (8, 16)).save(tmp_path / "theirs.webp", exif=exif.tobytes())
+    assert inspect(tmp_path / "theirs.webp").about["parameters"] == parameters
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:

@@ -110,8 +110,7 @@ def read_infotext(picture: Path) -> Infotext:
         found = "is a folder" if picture.is_dir() else "does not exist"
         raise PictureError(f"{picture} {found}", "a picture")
     told = picture_text(picture)
-    text = told.parameters
-    if not text:
+    if not told.parameters:
         if others := [name for name in ("prompt", "workflow", "Comment") if name in told.texts]:
             raise PictureError(
                 f"{picture} tells how it was made as another tool does ({', '.join(others)})",
@@ -123,7 +122,14 @@ def read_infotext(picture: Path) -> Infotext:
             "A1111's parameters",
             "Sites and messengers often strip them: find the original file.",
         )
-    return parse_infotext(text)
+    infotext = parse_infotext(told.parameters)
+    if not infotext.fields:
+        raise PictureError(
+            f"{picture} doesn't tell its steps, seed and size as A1111 does",
+            "A1111's parameters",
+            "`aid inspect` shows what it says.",
+        )
+    return infotext
 
 
 class Finder:

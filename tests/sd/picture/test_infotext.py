@@ -108,6 +108,17 @@ def test_a1111s_second_pass_is_read() -> None:
     assert shot.hires and shot.hires.upscaler == "Lanczos"
 
 
+@pytest.mark.parametrize(("first", "size"), [("512x768", (512, 768)), ("0x0", (448, 640))])
+def test_a_second_pass_of_2022_is_read(first: str, size: tuple[int, int]) -> None:
+    fields = f"Seed: 1, Size: 1024x1536, Denoising strength: 0.45, ENSD: 31337, First pass size: {first}"
+    infotext = parse_infotext(f"cat\nSteps: 24, Sampler: DPM++ SDE Karras, CFG scale: 10, {fields}")
+    shot = shot_of(infotext)
+    assert (shot.width, shot.height) == size and shot.drawn_size == (1024, 1536)
+    assert shot.hires == Hires(width=1024, height=1536, denoising_strength=0.45, upscaler="Lanczos")
+    assert unread_fields(infotext.fields) == {}
+    assert "Hires resize: 1024x1536, Hires upscaler: Lanczos" in write_infotext(shot)
+
+
 def test_what_is_default_or_unknown_is_left_out() -> None:
     text = write_infotext(Shot(prompt="cat", cfg_scale=7))
     assert "Clip skip" not in text
@@ -131,6 +142,13 @@ def test_a_picture_of_a1111_is_read() -> None:
     assert infotext.fields["Lora hashes"] == "add_detail: 7c6bad76eb54, x: 12"
     shot = shot_of(infotext)
     assert (shot.steps, shot.seed, shot.width, shot.height, shot.clip_skip) == (20, 965400086, 512, 768, 1)
+
+
+def test_lines_below_the_fields_are_no_prompt() -> None:
+    below = "\nTemplate: {girl|boy}, beret\nNegative Template: ugly"
+    told = parse_infotext(A1111_TEXT)
+    assert parse_infotext(A1111_TEXT + below) == told
+    assert parse_infotext(A1111_TEXT + "\n\nUsed embeddings: bad_prompt_version2 [afea]") == told
 
 
 HASHES = """cat <lora:soft:1>

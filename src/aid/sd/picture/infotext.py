@@ -10,7 +10,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from json import JSONDecoder
@@ -31,6 +31,7 @@ FIELD = re.compile(r'(\w[\w \-/]{1,99}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')  #
 JSON_FIELD = re.compile(r"(?:^|(?<=[\s,]))(Hashes|Civitai resources|Civitai metadata): *(?=[{\[])")
 """What other tools add, as bare JSON with commas and quotes of its own."""
 JSON_FIELDS = 3  # of one text
+FIRST_FIELD = "Steps: "
 FEWEST_FIELDS = 3  # a last line with fewer is part of the prompt
 
 
@@ -93,11 +94,12 @@ def write_infotext(shot: Shot, weights: Weights | None = None) -> str:
 
 def parse_infotext(text: str) -> Infotext:
     """Read A1111's text, or any. Never raises: what can't be a field is part of the prompt."""
-    *lines, last = text.strip().split("\n")
-    bare, others = _without_json(last)
-    fields = [*FIELD.findall(bare), *others.items()]
-    if len(fields) < FEWEST_FIELDS:
-        lines, fields = [*lines, last], []
+    lines = text.strip().split("\n")
+    fields: list[tuple[str, str]] = []
+    for at in _places_of_fields(lines):
+        if len(found := _fields_of(lines[at])) >= FEWEST_FIELDS:
+            lines, fields = lines[:at], found
+            break
     prompts: tuple[list[str], list[str]] = [], []
     side = 0
     for line in map(str.strip, lines):
@@ -140,6 +142,17 @@ def _listed(fields: Mapping[str, str], key: str) -> dict[str, str]:
     """`a: 1, b: 2` as name -> hash."""
     pairs = (item.rpartition(":") for item in fields.get(key, "").split(","))
     return {name.strip(): sha.strip() for name, colon, sha in pairs if colon and name.strip()}
+
+
+def _places_of_fields(lines: Sequence[str]) -> Iterator[int]:
+    """The last line; or else the last that begins as fields do: extensions wrote lines of their own below."""
+    yield len(lines) - 1
+    yield from islice((at for at in reversed(range(len(lines))) if lines[at].startswith(FIRST_FIELD)), 1)
+
+
+def _fields_of(line: str) -> list[tuple[str, str]]:
+    bare, others = _without_json(line)
+    return [*FIELD.findall(bare), *others.items()]
 
 
 def _without_json(line: str) -> tuple[str, dict[str, str]]:

@@ -6,9 +6,9 @@ missing field means, by version).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from math import inf
 from pathlib import PurePath
 from typing import Any
 
@@ -23,7 +23,9 @@ EDITING_CHANGED, ALPHAS_CHANGED = (1, 6, 0, 0), (1, 7, 0, 225)
 EMBEDDINGS_LISTED = (1, 6)  # at the latest
 SAMPLER_ETA = "Eta DDIM"  # A1111's name for it where the sampler is DDIM
 FIRST = ("Denoising strength", "Conditional mask weight")  # of a second pass's fields
+FIRST_SIZE = "First pass size"
 HIRES = ("Hires upscale", "Hires resize", "Hires upscaler")
+HIRES_LAST = ("Hires steps", "Hires upscaler")
 
 Fields = dict[str, str]
 
@@ -72,7 +74,8 @@ OF_HIRES = {
 OTHERS = {
     "Size", "Eta", SAMPLER_ETA, "CFG sigmas", "Init image", "Mask", *HIRES, "Model hash", "Model", "VAE hash",
     "VAE", "Lora hashes", "TI hashes", "Version", "User", "Hashes", "Init image hash", "Civitai resources",
-    "Civitai metadata", "Created Date",
+    "Civitai metadata", "Created Date", FIRST_SIZE, "Template", "Negative Template", "Batch size",
+    "Batch pos",
 }  # fmt: skip
 """Fields that are read elsewhere, or decide no pixel."""
 
@@ -111,6 +114,7 @@ def written_fields(shot: Shot) -> tuple[Fields, Fields, Fields]:
 
 def read_fields(prompt: str, negative_prompt: str, fields: Mapping[str, str]) -> Shot:
     """The shot that a text's fields describe. Raises SettingsError for a value that no picture can have."""
+    fields = _with_second_pass(fields)
     given: dict[str, Any] = {name: fields[key] for name, key in PLAIN.items() if key in fields}
     given |= _implied(fields, prompt + negative_prompt)
     if given.get("clip_skip") == "0":
@@ -162,7 +166,8 @@ def _fields_of_source(source: Source) -> Fields:
 def _fields_of_hires(hires: Hires) -> Fields:
     fields = {key: _text(getattr(hires, name)) for name, key in OF_HIRES.items()}
     if hires.width or hires.height:
-        fields["Hires resize"] = f"{hires.width}x{hires.height}"
+        last = {key: fields.pop(key) for key in HIRES_LAST}
+        fields |= {"Hires resize": f"{hires.width}x{hires.height}", **last}
         if hires.scale == type(hires).model_fields["scale"].default:
             fields["Hires upscale"] = ""
     if not hires.steps:
@@ -200,9 +205,27 @@ def _implied(fields: Mapping[str, str], prompts: str) -> dict[str, Any]:
     return implied
 
 
+def _with_second_pass(fields: Mapping[str, str]) -> Mapping[str, str]:
+    """A text of 2022 as A1111 reads it now: it had the first pass's size (0x0: chosen by A1111) beside the
+    finished picture's. That was enlarged as a picture, unless one had set otherwise, which no field told."""
+    first, whole = (SIZE.match(fields.get(key, "")) for key in (FIRST_SIZE, "Size"))
+    if not (first and whole):
+        return fields
+    width, height = map(int, first.groups())
+    if not (width and height):
+        width, height = _first_size(*map(int, whole.groups()))
+    return {"Hires upscaler": "Lanczos", **fields, "Size": f"{width}x{height}", "Hires resize": whole[0]}
+
+
+def _first_size(width: int, height: int) -> tuple[int, int]:
+    """In the same proportions about as many pixels as 512x512 has, in multiples of 64."""
+    scale = 512 / math.sqrt(max(1, width * height))
+    return math.ceil(scale * width / 64) * 64, math.ceil(scale * height / 64) * 64
+
+
 def tells_no_embeddings(fields: Mapping[str, str]) -> bool:
     """Whether it is a text of the time when A1111 didn't list the embeddings that prompts use."""
-    made = () if "Version" not in fields else _version(fields) or (inf,)
+    made = () if "Version" not in fields else _version(fields) or (math.inf,)
     return "TI hashes" not in fields and made < EMBEDDINGS_LISTED
 
 

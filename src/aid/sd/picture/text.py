@@ -1,6 +1,6 @@
 """The text that a picture carries, read without decoding its pixels.
 
-Source: A1111 modules/images.py: PNG text chunks, and EXIF's UserComment in JPEG, WebP and AVIF.
+Source: A1111 modules/images.py: PNG text chunks, EXIF's UserComment in JPEG, WebP and AVIF, GIF's comment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from aid.errors import PictureError
 from aid.sd.picture.infotext import KEY
 
 HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
-UNICODE, ASCII = b"UNICODE\x00", b"ASCII\x00\x00\x00"
+UNICODE, OTHER = b"UNICODE\x00", (b"ASCII\x00\x00\x00", bytes(8))
+MARKS = (b"\xfe\xff", b"\xff\xfe")  # of UTF-16's byte order
+TOLD = "Steps: "  # by which a comment of A1111's is known from any other
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ def picture_text(path: Path) -> PictureText:
 def _comment(picture: Image.Image) -> object:
     if picture.format == "PNG" and "exif" not in picture.info:
         return None  # Pillow would decode the pixels to look behind them
-    return picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    comment = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    other = picture.info.get("comment")  # GIF's, and JPEG's
+    return other if not comment and TOLD in _decoded(other) else comment
 
 
 def _decoded(comment: object) -> str:
@@ -73,5 +77,17 @@ def _decoded(comment: object) -> str:
     if not isinstance(comment, bytes):
         return comment if isinstance(comment, str) else ""
     if comment.startswith(UNICODE):
-        return comment[len(UNICODE) :].decode("utf-16-be", "replace")
-    return comment.removeprefix(ASCII).decode("utf-8", "replace")
+        return _unicode(comment[len(UNICODE) :])
+    named = next((name for name in OTHER if comment.startswith(name)), b"")
+    return comment.removeprefix(named).decode("utf-8", "replace")
+
+
+def _unicode(text: bytes) -> str:
+    """UTF-16 of either byte order, as tools don't agree on one, or UTF-8, as some write: letters of ASCII,
+    which are in every text of fields, have their zeros first, last or nowhere."""
+    first, last = text[::2].count(0), text[1::2].count(0)
+    if text.startswith(MARKS):
+        return text.decode("utf-16", "replace")
+    if TOLD.encode() in text:
+        return text.decode("utf-8", "replace")
+    return text.decode("utf-16-le" if last > first else "utf-16-be", "replace")
