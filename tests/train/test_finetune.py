@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from aid.core.dataset import Dataset
-from aid.core.lineage import embedded_lineage
+from aid.core.lineage import embedded_lineage, read_lineage
 from aid.core.workbench import Silence, Ticker, Workbench
-from aid.errors import AidError, SettingsError
+from aid.errors import AidError, ArtifactError, SettingsError
 from aid.sd.file.tensorfile import read_header, read_tensors
 from aid.sd.model.tokenizer import load_tokenizer
 from aid.train.run import finetune
@@ -32,10 +32,12 @@ class Interrupting(Silence):
 
     def __init__(self, after: int) -> None:
         self.after = after
+        self.done: list[int] = []
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
         left = self.after
+        self.done.append(done)
 
         def tick(count: int = 1, note: str = "") -> None:
             nonlocal left
@@ -65,6 +67,47 @@ def test_resume_is_bitwise(inputs: FinetuneInputs, straight: Path, tmp_path: Pat
     finetune(QUICK, inputs, out, Workbench(threads=1))
     for name in ("model.safetensors", "log.jsonl", "curve.png", "lineage.json"):
         assert (out / name).read_bytes() == (straight / name).read_bytes(), name
+
+
+def test_an_unfinished_training_is_not_thrown_away_when_settings_change(
+    inputs: FinetuneInputs, straight: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        finetune(QUICK, inputs, out, Workbench(threads=1, progress=Interrupting(5)))
+    changed = QUICK.model_copy(update={"steps": 8, "caption": CaptionSettings(keep=2)})
+    with pytest.raises(
+        ArtifactError, match=r"out\.building holds an unfinished .*: steps was 6; caption.keep was 1"
+    ):
+        finetune(changed, inputs, out, Workbench(threads=1))
+    finetune(QUICK, inputs, out, Workbench(threads=1))
+    assert (out / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+
+
+def test_how_states_are_saved_may_change_before_a_training_goes_on(
+    inputs: FinetuneInputs, straight: Path, tmp_path: Path
+) -> None:
+    out, seen = tmp_path / "out", Interrupting(-1)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(QUICK, inputs, out, Workbench(threads=1, progress=Interrupting(5)))
+    changed = QUICK.model_copy(update={"save_every": 1, "keep_states": 1, "save_behind": False})
+    finetune(changed, inputs, out, Workbench(threads=1, progress=seen))
+    assert seen.done == [4], "from the state after four steps"
+    ours, theirs = (read_tensors(folder / "model.safetensors") for folder in (out, straight))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert read_lineage(out).node.settings["save_every"] == 1
+    again = finetune(changed, inputs, tmp_path / "again", Workbench(threads=1))
+    for path in again.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_going_back_to_a_state_hangs_on_when_they_are_saved(inputs: FinetuneInputs, tmp_path: Path) -> None:
+    rolling = QUICK.model_copy(update={"trouble": "roll_back"})
+    with pytest.raises(KeyboardInterrupt):
+        finetune(rolling, inputs, tmp_path / "out", Workbench(threads=1, progress=Interrupting(5)))
+    changed = rolling.model_copy(update={"save_every": 1})
+    with pytest.raises(ArtifactError, match="save_every was 2"):
+        finetune(changed, inputs, tmp_path / "out", Workbench(threads=1))
 
 
 def test_the_checkpoint_differs_everywhere_and_knows_its_past(straight: Path, tiny_checkpoint: Path) -> None:

@@ -13,7 +13,7 @@ import fcntl
 import functools
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -24,6 +24,7 @@ from aid.core.files import sha256_file, sync_folder, write_text
 from aid.core.lineage import (
     LINEAGE_FILE,
     Lineage,
+    Node,
     changed_files,
     describe,
     printable,
@@ -42,6 +43,10 @@ class Settings(BaseModel):
     """Base of every verb's settings: frozen, unknown fields refused, fields documented where they stand."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def course(self) -> dict[str, Any]:
+        """Those that decide what is made: unfinished work goes on where they are the same."""
+        return self.model_dump(mode="json")
 
 
 class Inputs(BaseModel):
@@ -81,13 +86,21 @@ class Verb(Protocol[S, I]):
 
 
 def verb(
-    name: str, *, resumable: bool = False, together: bool = False, unhashed: Collection[str] = ()
+    name: str,
+    *,
+    resumable: bool = False,
+    together: bool = False,
+    unhashed: Collection[str] = (),
+    spared: str = "",
+    precious: str = "",
 ) -> Callable[[Callable[[S, I, Path, Workbench], None]], Verb[S, I]]:
     """Turn a story `(settings, inputs, folder, bench)` that fills `folder` into a verb.
 
     The verb makes nothing if `out` is already what settings and inputs ask for; otherwise it builds
     beside `out` and renames. With `resumable`, the folder of an interrupted run with the same
     settings and inputs is handed back as it was left; `folder / SCRATCH` is removed at the end.
+    Where they differ, only files in the scratch named like `spared` stay, which are good for any run; and
+    if any is named like `precious`, it took long to make: the run is refused.
     `unhashed` are large files that are made faster than hashed: whoever uses the artifact first hashes them.
 
     With `together`, several processes may run the story at once: the first of them as ever, the others in
@@ -113,7 +126,10 @@ def verb(
             with _full_disk_named(out, resumable), _held(out) as folder:
                 if not _is_whole(folder, lineage):
                     with _tidied(folder, resumable):
-                        _begin(folder, lineage, resumable)
+                        if not (resumable and _continues(folder, settings, lineage)):
+                            _refuse_to_discard(folder, lineage, precious)
+                            _clear(folder, spared)
+                        _begin(folder, lineage)
                         story(settings, inputs, folder, bench or Workbench())
                         _seal(folder, lineage, unhashed)
                 _release(folder, out)
@@ -258,11 +274,68 @@ def _tidied(folder: Path, resumable: bool) -> Iterator[None]:
         raise
 
 
-def _begin(folder: Path, lineage: Lineage, resumable: bool) -> None:
-    """Leave in the folder only what a run of the same lineage can continue, if anything."""
-    if not (resumable and _key_in(folder) == lineage.key):
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+def _continues(folder: Path, settings: Settings, lineage: Lineage) -> bool:
+    """Whether the work in the folder is that of a run of the same course from the same inputs."""
+    if (begun := _begun(folder)) is None:
+        return False
+    asked = lineage.node
+    sources = [{name: one.sha256 for name, one in inputs.items()} for inputs in (begun.inputs, asked.inputs)]
+    try:
+        course = type(settings).model_validate(begun.settings).course()
+    except ValueError:  # of another version
+        return begun == asked
+    return begun.verb == asked.verb and course == settings.course() and sources[0] == sources[1]
+
+
+def _refuse_to_discard(folder: Path, lineage: Lineage, precious: str) -> None:
+    begun = _begun(folder)
+    if not precious or begun is None or not any((folder / SCRATCH).glob(precious)):
+        return
+    found = "; ".join(_differences(begun, lineage.node)[:MANY_NAMES])
+    raise ArtifactError(
+        f"{folder} holds an unfinished {begun.verb} of other settings or inputs: {found}",
+        "the same, to go on with it",
+        f"Run that command again, choose another --out, or delete {folder} to begin anew.",
+    )
+
+
+def _differences(begun: Node, asked: Node) -> list[str]:
+    """What two runs don't share: `steps was 60`."""
+    sources = [
+        {f"inputs.{name}": one.sha256[:12] for name, one in node.inputs.items()} for node in (begun, asked)
+    ]
+    before, now = (
+        {**dict(_flat(node.settings)), **inputs} for node, inputs in zip((begun, asked), sources, strict=True)
+    )
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name} was {before.get(name)}" for name in names]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values, dotted where there are tables in the table."""
+    for name, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _clear(folder: Path, spared: str) -> None:
+    """Remove what is in the folder, but for files in its scratch that are `spared`."""
+    kept = set((folder / SCRATCH).glob(spared)) if spared else set()
+    for path in folder.iterdir():
+        if path.name != SCRATCH or not kept:
+            _remove(path)
+    for path in (folder / SCRATCH).iterdir() if kept else ():
+        if path not in kept:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _begin(folder: Path, lineage: Lineage) -> None:
     for part in folder.rglob(".*.part"):  # of a file that was being written when a run was killed
         part.unlink()
     write_text(folder / LINEAGE_FILE, lineage.model_dump_json())
@@ -301,11 +374,17 @@ def _release(folder: Path, out: Path) -> None:
     shutil.rmtree(stale, ignore_errors=True)
 
 
-def _key_in(folder: Path) -> str:
+def _begun(folder: Path) -> Node | None:
+    """The run whose work is in a folder, if it can be told."""
     try:
-        return read_lineage(folder).key
+        return read_lineage(folder).node
     except ArtifactError:
-        return ""
+        return None
+
+
+def _key_in(folder: Path) -> str:
+    begun = _begun(folder)
+    return begun.key() if begun else ""
 
 
 def _is_bare(folder: Path) -> bool:

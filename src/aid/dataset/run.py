@@ -23,6 +23,7 @@ from aid.dataset.duplicate import Fingerprint, near_duplicates
 from aid.dataset.finding.find import Aside, Found, find, printable, require_styles
 from aid.dataset.finding.tag import Tags
 from aid.dataset.finding.wording import added_words, character_features, without_features
+from aid.dataset.latents.vault import PART_BATCHES, PARTS, Vault
 from aid.dataset.original import Copy, Original, originals_of
 from aid.dataset.report import in_words, summarise
 from aid.dataset.room import require_room
@@ -39,12 +40,12 @@ class Sink(Protocol):
     def finish(self) -> None: ...
 
 
-@verb("prepare", resumable=True)
+@verb("prepare", resumable=True, spared=PARTS)
 def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: Workbench) -> None:
     """Find, drop copies, choose buckets, cut and encode side by side, tell near duplicates, split.
 
-    An interrupted run cuts again, which is quick, and goes on with the latents that it finds; so does one
-    that replaces an artifact, with the latents of pictures that have not changed.
+    An interrupted run cuts again, which is quick, and goes on with the latents that it finds, whatever has
+    changed meanwhile; so does one that replaces an artifact, with the latents of pictures that are the same.
 
     Fills `out` as aid.core.dataset describes; report.json names every file set aside, and why. Raises
     FileError for a style none of whose pictures is left, and for inputs that can't be read at all.
@@ -58,7 +59,6 @@ def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: 
             prepare_pictures(settings, inputs, out, bench)
             return
         from aid.dataset.latents.latent import Encoder  # torch is only needed here
-        from aid.dataset.latents.vault import PART_BATCHES, Vault
         from aid.sd.model.checkpoint import load_vae
         from aid.sd.model.device import torch_device
 
@@ -79,7 +79,7 @@ def _kept_for_latents(out: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not any((out / SCRATCH).glob("part-*.npz")):
+        if not any((out / SCRATCH).glob(PARTS)):
             shutil.rmtree(out / PICTURE_FOLDER, ignore_errors=True)
             shutil.rmtree(out / SCRATCH, ignore_errors=True)
             for path in (*out.glob("latents-*"), *out.glob("masks-*")):

@@ -24,6 +24,7 @@ from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.sd.drawing import pipeline
 from aid.sd.embedding.file import Embedding, embedding_metadata, save_embedding
+from aid.sd.file.state import STATES
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, resolve_checkpoint
 from aid.sd.model.device import torch_device
 from aid.sd.model.metadata import architecture_name
@@ -39,7 +40,7 @@ from aid.train.team import Team, join
 from aid.train.training import Training, make_ready
 
 
-@verb("train embedding", resumable=True, together=True)
+@verb("train embedding", resumable=True, together=True, precious=STATES)
 def embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, out: Path, bench: Workbench) -> None:
     """Textual inversion: freeze the model, train only the vectors of one new word."""
     model = load_checkpoint(inputs.checkpoint, torch_device(bench))

@@ -21,6 +21,7 @@ from aid.core.workbench import Workbench
 from aid.sd.adapter.file import save_adapter
 from aid.sd.adapter.target import Target, Targets, kohya_targets, targets_of
 from aid.sd.file.precision import PRECISIONS
+from aid.sd.file.state import STATES
 from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import block_of
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
@@ -34,7 +35,7 @@ from aid.train.step.plan import plan_styles
 from aid.train.team import join
 
 
-@verb("train lora", resumable=True, together=True)
+@verb("train lora", resumable=True, together=True, precious=STATES)
 def lora(settings: LoraSettings, inputs: LoraInputs, out: Path, bench: Workbench) -> None:
     """Freeze the model, train a pair of narrow matrices beside each layer, and save them alone."""
     model = load_checkpoint(inputs.checkpoint, torch_device(bench))

@@ -13,6 +13,7 @@ from aid.core.rate import rate_factor
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.sd.file.precision import PRECISIONS
+from aid.sd.file.state import STATES
 from aid.sd.model.architecture import Architecture
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, save_checkpoint
 from aid.sd.model.device import torch_device
@@ -28,7 +29,7 @@ from aid.train.team import ALONE, Team, join
 from aid.train.training import Training, make_ready
 
 
-@verb("train finetune", resumable=True, together=True)
+@verb("train finetune", resumable=True, together=True, precious=STATES)
 def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, bench: Workbench) -> None:
     """Train U-Net and text encoder together on every style at once; save their averaged weights."""
     model = load_checkpoint(inputs.checkpoint, torch_device(bench))

@@ -85,6 +85,13 @@ class CommonSettings(LossSettings):
     seed: int = 0
     """Decides order, captions, timesteps and noise."""
 
+    def course(self) -> dict[str, Any]:
+        """All but how states are saved, and what else may change before an unfinished run goes on."""
+        beside = {"keep_states", "save_behind", "tensorboard"}
+        if self.trouble != "roll_back":  # which returns to a saved state
+            beside.add("save_every")
+        return {name: value for name, value in super().course().items() if name not in beside}
+
 
 class TrainingSettings(CommonSettings):
     """What fine-tuning and LoRA share."""

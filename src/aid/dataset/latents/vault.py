@@ -23,6 +23,7 @@ from aid.core.lineage import read_lineage
 from aid.dataset.cutting.fitting import Size
 from aid.errors import AidError
 
+PARTS = "part-*.npz"  # in the scratch
 PART_BATCHES = 8  # batches of a part: the most that an interruption costs
 KEYS = ".keys"
 Place = tuple[Path, str, int]  # file, the array's name in it if it has several, row
@@ -105,7 +106,7 @@ class Vault:
 
     def _adopt_parts(self) -> int:
         before = len(self._places)
-        for path in sorted((self.folder / SCRATCH).glob("part-*.npz")):
+        for path in sorted((self.folder / SCRATCH).glob(PARTS)):
             try:
                 self._adopt_part(path)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

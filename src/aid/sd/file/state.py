@@ -13,6 +13,8 @@ from aid.core.artifact import SCRATCH
 from aid.errors import FileError
 from aid.sd.file.tensorfile import Header, read_header, write_tensors
 
+STATES = "state-*.safetensors"  # in the scratch
+
 
 def save_state(folder: Path, step: int, tensors: dict[str, Tensor], keep: int) -> None:
     """Write `scratch/state-STEP.safetensors` atomically and delete all but the newest `keep`."""
@@ -101,4 +103,4 @@ def laid_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _states(folder: Path) -> list[Path]:
-    return sorted((folder / SCRATCH).glob("state-*.safetensors"), reverse=True)
+    return sorted((folder / SCRATCH).glob(STATES), reverse=True)

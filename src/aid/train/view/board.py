@@ -6,6 +6,7 @@ The events' clock is the step, so that the same run gives the same bytes.
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,12 @@ class Board:
 
     def _write(self, event: Any) -> None:
         self.writer.write(event.SerializeToString(deterministic=True))
+
+
+def remove_events(out: Path) -> None:
+    (out / EVENT_FILE).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        (out / EVENT_FILE).parent.rmdir()
 
 
 def measured_values(row: Row, start: Row) -> dict[str, float]:

@@ -17,7 +17,7 @@ from aid.train.balance.watch import Watch
 from aid.train.log import CURVE_FILE, SAMPLE_FOLDER, Log, draw_curve
 from aid.train.step.plan import Plan
 from aid.train.training import Training
-from aid.train.view.board import Board
+from aid.train.view.board import Board, remove_events
 from aid.train.view.chart import CHART_FILE, draw_styles
 from aid.train.view.page import style_data, write_report
 
@@ -47,6 +47,8 @@ class Display:
         self.copies: Copies | None = None
         self.leads = training.team.leads  # who alone writes
         self.board = self._board() if plan.settings.tensorboard and self.leads else None
+        if self.board is None and self.leads:
+            remove_events(out)  # of a run that was asked for them before
 
     def step(self, done: int) -> None:
         """After a step: what is due."""
