@@ -21,7 +21,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from aid.core.files import sha256_file, sha256_of, write_text
-from aid.core.known_hash import known_sha256
+from aid.core.known_hash import Identity, identity_of, known_sha256
 from aid.core.xmp import read_xmp
 from aid.errors import ArtifactError, FileError
 
@@ -165,15 +165,18 @@ def size_told(file: Path) -> str:
 
 def content_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, which are read once as long as the file stays as it is."""
-    found = path.stat()
-    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < SETTLED_NS:
-        return sha256_file(path)
-    return _remembered(path.absolute(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    identity = _settled(path)
+    return _remembered(path.absolute(), identity) if identity else sha256_file(path)
 
 
-@functools.lru_cache(maxsize=1_000_000)
-def _remembered(path: Path, size: int, changed_ns: int, renewed_ns: int, inode: int) -> str:
-    return known_sha256(path, (size, changed_ns, renewed_ns, inode))
+_remembered = functools.lru_cache(maxsize=1_000_000)(known_sha256)
+
+
+def _settled(path: Path) -> Identity | None:
+    """By what it is seen that the file has changed; None of one so young that it may yet change unseen."""
+    identity = identity_of(path)
+    _, changed_ns, renewed_ns, _ = identity
+    return identity if time.time_ns() - max(changed_ns, renewed_ns) >= SETTLED_NS else None
 
 
 def lineage_of(path: Path) -> Lineage:
@@ -217,15 +220,27 @@ def _hashed(folder: Path) -> Lineage:
 
 
 def read_lineage(folder: Path, next_step: str = "Restore that file, or move it elsewhere.") -> Lineage:
-    """The lineage.json of an artifact folder. Raises ArtifactError if it is malformed."""
+    """The lineage.json of an artifact folder, which is read once as long as it stays as it is: a large
+    dataset's takes long. Raises ArtifactError if it is malformed."""
+    file = folder / LINEAGE_FILE
     try:
-        return Lineage.model_validate_json((folder / LINEAGE_FILE).read_bytes())
+        identity = _settled(file)
+        return _parsed(file.absolute(), identity) if identity else _parse(file)
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"{folder / LINEAGE_FILE} is not a lineage ({type(error).__name__})",
             "the file that AID wrote",
             next_step,
         ) from error
+
+
+def _parse(file: Path) -> Lineage:
+    return Lineage.model_validate_json(file.read_bytes())
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(file: Path, _: Identity) -> Lineage:
+    return _parse(file)
 
 
 def embedded_lineage(path: Path) -> Lineage | None:
