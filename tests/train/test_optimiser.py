@@ -13,7 +13,7 @@ from aid.errors import SettingsError
 from aid.sd.file.state import load_state, save_state
 from aid.train.optimiser.group import Group
 from aid.train.optimiser.optimiser import OPTIMISERS, at_rest, create_optimiser, restore_state, state_tensors
-from aid.train.settings import FinetuneSettings
+from aid.train.settings import FinetuneSettings, LoraSettings
 
 
 def weights() -> list[torch.Tensor]:
@@ -29,8 +29,9 @@ def weights() -> list[torch.Tensor]:
 def made(name: Any, parameters: list[torch.Tensor], **given: Any) -> torch.optim.Optimizer:
     if name == "adamw_8bit":
         pytest.importorskip("bitsandbytes", "0.50", reason="the first that works without a GPU")
+    found = {"unet_rate": 1.0, "text_rate": 1.0} if name == "prodigy" else {}
     settings = FinetuneSettings(
-        steps=1, optimiser=name, precision="bf16", ema=0.0, weight_decay=0.01, **given
+        steps=1, optimiser=name, precision="bf16", ema=0.0, weight_decay=0.01, **found, **given
     )
     return create_optimiser([Group(parameters[:2], 0.1), Group(parameters[2:], 0.05)], settings)
 
@@ -64,6 +65,23 @@ def test_it_learns_and_continues_to_the_bit(name: str, stop: int, tmp_path: Path
     learn(continued, again, range(stop, 8))
     assert all(torch.equal(a, b) for a, b in zip(straight, again, strict=True))
     assert sum((p**2).sum() for p in straight) < sum((p**2).sum() for p in weights())
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        {},
+        {"unet_rate": 1.0},
+        {"unet_rate": 1e-4, "text_rate": 1e-4},
+        {"unet_rate": 1.0, "text_rate": 1.0, "text_2_rate": 0.5},
+        {"unet_rate": 1.0, "text_rate": 0.0, "block_rates": {"IN00-05": 0.5}},
+    ],
+)
+def test_prodigy_refuses_rates_that_it_would_not_heed(rates: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="`prodigy` finds one rate"):
+        LoraSettings(steps=1, optimiser="prodigy", **rates)
+    heeded = {"unet_rate": 1.0, "text_rate": 0.0, "block_rates": {"IN00-05": 0.0}}
+    FinetuneSettings(steps=1, optimiser="prodigy", **heeded)
 
 
 def test_schedule_free_weights_at_rest_are_others_and_leave_no_trace() -> None:

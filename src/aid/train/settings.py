@@ -20,6 +20,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+LEAST_FACTOR = 0.01  # of a rate that is found: below it a rate was meant
+
+
 class LossSettings(Settings):
     """The denoising loss, alike for whatever is trained."""
 
@@ -127,7 +130,7 @@ class TrainingSettings(CommonSettings):
     """AdamW (fused) and Adafactor come with torch. `adamw_bf16` keeps weights, moments and averages in
     bfloat16, rounded at random so that small steps are not lost: 8 bytes a weight instead of 16.
     `adamw_8bit` is bitsandbytes'; the others are those of pytorch-optimizer, `adafactor_absolute` with the
-    rate as given, as AIDXL's config has it."""
+    rate as given, as AIDXL's config has it. `prodigy` finds one rate for all, and wants 1 for those here."""
     fused_backward: bool = False
     """Change each weight within the backward pass and free its gradient at once. Needs `gradient_norm` = 0
     and `part_size` = 0, and no `spike` or `skip`: no gradient is whole before the weights change."""
@@ -169,6 +172,17 @@ class TrainingSettings(CommonSettings):
             raise ValueError("with `fused_backward` a step can't be left out: `trouble` is stop or roll_back")
         if self.optimiser in ("prodigy", "schedule_free"):
             raise ValueError(f"{self.optimiser} needs all gradients at once: not with `fused_backward`")
+        return self
+
+    @model_validator(mode="after")
+    def _prodigy_has_one_rate(self) -> TrainingSettings:
+        rates = {rate for rate in (self.unet_rate, self.text_rate, self.text_2_rate) if rate}
+        factors = {factor for factor in self.block_rates.values() if factor}
+        if self.optimiser == "prodigy" and (len(rates) > 1 or factors - {1.0} or min(rates) < LEAST_FACTOR):
+            raise ValueError(
+                "`prodigy` finds one rate for all that is trained: set unet_rate and text_rate to 1, or to 0 "
+                "where nothing is to be trained, and block_rates to nothing else; its option d_coef scales it"
+            )
         return self
 
     @field_validator("block_rates")

@@ -188,8 +188,9 @@ class Training:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def rate(self, index: int) -> float:
-        """The first group's learning rate at a step."""
-        return float(f"{self.groups[0].rate * self.factor(index):.6g}")
+        """The first group's learning rate at a step; where the optimiser finds one, times that."""
+        found = self.optimiser.param_groups[0].get("d", 1.0)
+        return float(f"{self.groups[0].rate * self.factor(index) * found:.6g}")
 
     @contextmanager
     def whole(self, averaged: bool = True) -> Iterator[StableDiffusion]:

@@ -65,7 +65,7 @@ def lion(groups: list[Words], words: Words) -> Optimizer:
 
 
 def prodigy(groups: list[Words], words: Words) -> Optimizer:
-    """Mishchenko & Defazio 2023: rates are factors, 1 for what it finds itself. It wants one group."""
+    """Mishchenko & Defazio 2023: rates are factors, 1 for what it finds. It knows the first group's alone."""
     made: Optimizer = _library("pytorch_optimizer").Prodigy(groups, **words)
     return made
 
