@@ -186,6 +186,27 @@ def test_a_style_without_held_out_pictures_has_the_usual_share_and_it_is_said(
     assert all(row.weights["beta"] == 1.0 and "beta" not in row.held for row in rows_of(out))
 
 
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        ({"balance": BalanceSettings(rule="measured", by="loss")}, "balance goes by held-out pictures"),
+        ({"balance": BalanceSettings(stop_at="slightly overfit")}, "balance goes by held-out pictures"),
+        ({"samples": SHEETS}, "near copies are told by held-out pictures"),
+    ],
+)
+def test_what_held_out_pictures_tell_is_refused_before_a_step_where_there_are_none(
+    chosen: dict[str, Any], told: str, pictures: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    plain = PrepareSettings(resolution_px=64, held_fraction=0.0, held_minimum=0, buckets=False)
+    asked = PrepareInputs(pictures={"alpha": pictures / "alpha"}, vae=tiny_checkpoint)
+    inputs = FinetuneInputs(checkpoint=tiny_checkpoint, dataset=prepare(plain, asked, tmp_path / "dataset"))
+    telling = Telling()
+    whole = settings(BalanceSettings()).model_copy(update={"samples": SampleSettings(), **chosen})
+    with pytest.raises(SettingsError, match=f"{told}, and there are none.*held_fraction"):
+        finetune(whole, inputs, tmp_path / "out", Workbench(threads=1, progress=telling))
+    assert not telling.said, "nothing was begun"
+
+
 def test_replay_goes_on_beside_it(dataset: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """`beta` is regularisation: it has its share of every batch, and no weight."""
     inputs = FinetuneInputs(checkpoint=tiny_checkpoint, dataset=dataset)

@@ -27,9 +27,7 @@ class Copies:
     """All trained pictures by their layout, read once, and how near held-out ones come to them."""
 
     def __init__(self, dataset: Dataset) -> None:
-        held, self.trained = dataset.split("held"), dataset.split("train")
-        if not held:
-            raise SettingsError("near copies are told by held-out pictures, and there are none", "some")
+        held, self.trained = require_held(dataset), dataset.split("train")
         self.layouts = read_layouts(dataset.folder, self.trained)
         self.limit = copy_distance(self.layouts, read_layouts(dataset.folder, held))
 
@@ -38,6 +36,16 @@ class Copies:
         near, rows = nearest(self.layouts, layouts_of(pictures))
         pairs = zip(near.tolist(), rows.tolist(), strict=True)
         return [self.trained[row].source if distance < self.limit else "" for distance, row in pairs]
+
+
+def require_held(dataset: Dataset) -> list[Record]:
+    """The held-out pictures. Raises SettingsError if there are none."""
+    if held := dataset.split("held"):
+        return held
+    raise SettingsError(
+        "near copies are told by held-out pictures, and there are none",
+        "a dataset prepared with some: its held_fraction or held_minimum above 0",
+    )
 
 
 def read_layouts(folder: Path, records: Sequence[Record]) -> Tensor:

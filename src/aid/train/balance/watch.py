@@ -164,12 +164,19 @@ def watching(training: Training, plan: Plan, out: Path, judge: Path | None, benc
         raise SettingsError('balance.by is "judge", and the weights are sharded', "whole weights")
     if not plan.measured_every or not isinstance(settings, TrainingSettings):
         return None
-    if settings.balance.stop_at != "never" and training.team.sharded:
-        raise SettingsError("stop_at is given, and the weights are sharded", "processes with whole weights")
     styles = list(plan.order.decks)
+    meter = Meter(plan.dataset, styles, settings, plan.scale)
+    stops, judged = settings.balance.stop_at != "never", settings.balance.by_judge
+    if not meter.held_styles and (stops or (settings.balance.live and not judged)):
+        raise SettingsError(
+            "balance goes by held-out pictures, and there are none",
+            "a dataset prepared with some: its held_fraction or held_minimum above 0",
+        )
+    if stops and training.team.sharded:
+        raise SettingsError("stop_at is given, and the weights are sharded", "processes with whole weights")
     jury = None
-    if settings.balance.by_judge:
+    if judged:
         if judge is None:
             raise SettingsError('balance.by is "judge", and none is given', "a judge: `aid judge` makes one")
         jury = Jury(judge, plan.dataset, styles, settings, bench)
-    return Watch(training, plan, Meter(plan.dataset, styles, settings, plan.scale), out, jury)
+    return Watch(training, plan, meter, out, jury)

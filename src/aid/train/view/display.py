@@ -11,7 +11,7 @@ from pathlib import Path
 from aid.core.dataset import Dataset
 from aid.core.shot import Shot
 from aid.sd.model.checkpoint import StableDiffusion
-from aid.train.balance.copies import Copies, write_copies
+from aid.train.balance.copies import Copies, require_held, write_copies
 from aid.train.balance.shots import sample_shots
 from aid.train.balance.watch import Watch
 from aid.train.log import CURVE_FILE, SAMPLE_FOLDER, Log, draw_curve
@@ -45,6 +45,8 @@ class Display:
         self.settings, self.drawn = plan.settings, time.monotonic()
         self.shots = sample_shots(plan.settings, plan.dataset) if plan.settings.samples.every else []
         self.copies: Copies | None = None
+        if self.shots and plan.settings.samples.near_copies:
+            require_held(plan.dataset)  # now, rather than at the first sheet
         self.leads = training.team.leads  # who alone writes
         self.board = self._board() if plan.settings.tensorboard and self.leads else None
         if self.board is None and self.leads:
