@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aid.merge.arithmetic.portable import PORTABLE
-from aid.merge.arithmetic.sums import Arithmetic, Kernel, Operand, arithmetic, kernel
+from aid.merge.arithmetic.source import Operand
+from aid.merge.arithmetic.sums import Arithmetic, Kernel, arithmetic, kernel
 from aid.sd.file.tensorfile import DTYPES, raw_bytes
 
 COUNT = 2500  # two whole blocks of the kernel's and a part of one

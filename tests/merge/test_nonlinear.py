@@ -24,7 +24,8 @@ from test_chain import Tensors, merged, narrow
 
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
-from aid.merge.arithmetic.sums import Kernel, Operand, kernel
+from aid.merge.arithmetic.source import Operand
+from aid.merge.arithmetic.sums import Kernel, kernel
 from aid.merge.modes.mode import Given, Mode, Told, parts_of
 from aid.merge.modes.native import by_kernel
 from aid.merge.modes.nonlinear import NONLINEAR, Counts, range_of

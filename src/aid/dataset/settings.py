@@ -8,9 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from aid.core.artifact import Inputs, Settings
-from aid.dataset.finding.sidecar import Encoding
 
 Shape = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]
+Encoding = Literal["cp932", "gb18030", "big5", "euc_kr", "cp1252"]
 InputName = Annotated[str, StringConstraints(pattern=r"^[\w-][\w.-]*$", max_length=64)]
 
 

@@ -12,7 +12,8 @@ from aid.core.blocks import BLOCKS
 from aid.core.files import replacing, write_json, write_text
 from aid.core.workbench import Workbench
 from aid.errors import ModelError, SettingsError
-from aid.merge.arithmetic.sums import Operand, arithmetic
+from aid.merge.arithmetic.source import Operand
+from aid.merge.arithmetic.sums import arithmetic
 from aid.merge.settings import DistanceInputs, DistanceSettings
 from aid.merge.streaming.parent import Parent, open_parent, require_one_architecture
 from aid.merge.streaming.plan import is_model

@@ -15,9 +15,9 @@ from aid.core.gallery import SHOTS_FILE
 from aid.core.lineage import LINEAGE_FILE
 from aid.dataset.finding.credit import CREDIT_FILE, Credits
 from aid.dataset.finding.manifest import MANIFEST_FILE, MANIFESTS, Entry, Refused, read_manifest
-from aid.dataset.finding.sidecar import Encoding, Text, read_sidecar
+from aid.dataset.finding.sidecar import Text, read_sidecar
 from aid.dataset.finding.tag import TagRules, normalise_style, read_tags
-from aid.dataset.settings import PrepareInputs, PrepareSettings
+from aid.dataset.settings import Encoding, PrepareInputs, PrepareSettings
 from aid.errors import FileError, PictureError
 
 PICTURE_SUFFIXES = {

@@ -6,12 +6,11 @@ import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from aid.dataset.settings import Encoding
 from aid.errors import PictureError
 
 MAXIMUM_SIDECAR_BYTES = 65536
-Encoding = Literal["cp932", "gb18030", "big5", "euc_kr", "cp1252"]
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aid.merge.arithmetic.source import InFile, part_of
-from aid.merge.arithmetic.sums import Operand
+from aid.merge.arithmetic.source import InFile, Operand, part_of
 from aid.sd.file.header import ITEM_BYTES
 
 Array = NDArray[Any]

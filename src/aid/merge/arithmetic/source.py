@@ -1,4 +1,4 @@
-"""Where a tensor's bytes lie in an open file."""
+"""What arithmetic takes: values in memory, or where they lie in an open file."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ class InFile(NamedTuple):
 
 Source = memoryview | InFile
 """Bytes in memory, or in a file."""
+
+
+class Operand(NamedTuple):
+    """One model's values: raw, in the format of that name, to be multiplied by `weight`."""
+
+    values: Source
+    format: str
+    weight: float = 1.0
 
 
 def part_of(source: Source, start: int, size: int) -> Source:

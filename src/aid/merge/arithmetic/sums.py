@@ -12,24 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from aid.errors import FileError
-from aid.merge.arithmetic.source import InFile, Source
+from aid.merge.arithmetic.source import InFile, Operand
 from aid.sd.file.header import ITEM_BYTES
 
 LIBRARY = Path(__file__).with_name("_kernel.so")
 CODES = {"F64": 0, "F32": 1, "F16": 2, "BF16": 3}
 NO_MEMORY, NOT_READ = -2, -3  # minus the operand's number
 TERM = struct.Struct("=QqdiI")  # as the kernel's `struct term`
-
-
-class Operand(NamedTuple):
-    """One model's values: raw, in the format of that name, to be multiplied by `weight`."""
-
-    values: Source
-    format: str
-    weight: float = 1.0
 
 
 class Arithmetic(Protocol):

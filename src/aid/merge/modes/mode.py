@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from aid.merge.arithmetic.sums import Operand
+from aid.merge.arithmetic.source import Operand
 
 Shape = tuple[int, ...]
 PART = 1 << 14  # values: a few arrays of as many stay in a processor's cache

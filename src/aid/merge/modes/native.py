@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from aid.merge.arithmetic.sums import Kernel, Operand, pointer, terms_of
+from aid.merge.arithmetic.source import Operand
+from aid.merge.arithmetic.sums import Kernel, pointer, terms_of
 from aid.merge.modes import smooth
 from aid.merge.modes.mode import PART, Given, Mode, Told
 from aid.merge.modes.selection import FINE, place_of, ranked

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aid.merge.arithmetic.sums import Operand, arithmetic, in_memory
+from aid.merge.arithmetic.source import Operand
+from aid.merge.arithmetic.sums import arithmetic, in_memory
 from aid.merge.modes import smooth
 from aid.merge.modes.mode import Given, Mode, Shape, Told
 from aid.merge.modes.selection import place_of, ranked

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from aid.merge.arithmetic.sums import Operand, arithmetic
+from aid.merge.arithmetic.source import Operand
+from aid.merge.arithmetic.sums import arithmetic
 from aid.merge.modes.mode import Told
 from aid.sd.file.header import ITEM_BYTES
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from aid.merge.arithmetic.magnitude import Rows, add_decomposed, add_squares, no_squares, norms_of
 from aid.merge.arithmetic.product import Matrix, add_multiplied, add_product
-from aid.merge.arithmetic.sums import Operand, arithmetic
+from aid.merge.arithmetic.source import Operand
+from aid.merge.arithmetic.sums import arithmetic
 from aid.merge.modes.mode import Shape
 from aid.sd.adapter.bake import Baking, plan_bake
 from aid.sd.adapter.file import Adapter, Change, load_adapter

@@ -13,7 +13,8 @@ from threading import RLock
 from typing import Any, Protocol
 
 from aid.core.workbench import Ticker
-from aid.merge.arithmetic.sums import CODES, Operand, arithmetic, in_memory, kernel
+from aid.merge.arithmetic.source import Operand
+from aid.merge.arithmetic.sums import CODES, arithmetic, in_memory, kernel
 from aid.merge.modes.mode import Given, Mode, Told, parts_of
 from aid.merge.modes.native import by_kernel
 from aid.merge.recipe.combination import Call, Combination

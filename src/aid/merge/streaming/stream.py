@@ -13,8 +13,8 @@ from pathlib import Path
 
 from aid.core.files import begin_writing, replacing
 from aid.core.workbench import Workbench
-from aid.merge.arithmetic.source import InFile, part_of
-from aid.merge.arithmetic.sums import Operand, arithmetic
+from aid.merge.arithmetic.source import InFile, Operand, part_of
+from aid.merge.arithmetic.sums import arithmetic
 from aid.merge.streaming.parent import Parent
 from aid.merge.streaming.relay import Relay
 from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, layout_bytes, written_order

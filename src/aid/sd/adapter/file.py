@@ -20,7 +20,8 @@ from aid.errors import ModelError
 from aid.sd.adapter.kind import BIASES, KINDS, Shape, decompose, magnitude_axis, scale_of
 from aid.sd.adapter.name import ALPHA, MAGNITUDE, PEFT_MAGNITUDE, family_of, group_keys, module_name
 from aid.sd.file.header import FLOATING
-from aid.sd.file.raw import Raw, open_raw
+from aid.sd.file.raw import Raw
+from aid.sd.file.raw_file import number_of, open_raw
 
 if TYPE_CHECKING:
     import torch
@@ -243,7 +244,7 @@ def _checked(raw: Raw, key: str, path: Path, kept: bool, finite: Callable[[Raw],
 def _number(alpha: Raw, raw: str, path: Path) -> float:
     if math.prod(alpha.shape) != 1:
         raise ModelError(f"{path}: {raw}.alpha has shape {list(alpha.shape)}", "one number")
-    return alpha.number()
+    return number_of(alpha)
 
 
 def _check_magnitude(raw: str, magnitude: Shape, shape: Shape, path: Path) -> None:

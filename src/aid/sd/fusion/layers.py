@@ -4,6 +4,7 @@ rounding. Each forward takes what the layer's own takes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,12 @@ from torch import Tensor, nn
 from aid.sd.attention.attention import by_torch
 from aid.sd.attention.block import attend, is_plain
 from aid.sd.fusion.attention import attention, is_taken
-from aid.sd.fusion.find import Forward
 from aid.sd.fusion.group_norm import group_norm
 from aid.sd.fusion.plain import is_plain_residual
 from aid.sd.fusion.rows import gate, layer_norm, linear, plus
 
 
-def fused_forward(layer: Any) -> Forward | None:
+def fused_forward(layer: Any) -> Callable[..., Any] | None:
     """None for what keeps its own."""
     kind = type(layer)
     if kind is nn.GroupNorm and layer.affine:
