@@ -60,6 +60,7 @@ def test_folders_and_sidecars(tmp_path: Path) -> None:
         ("fuzichoco", ("hat",)), ("", ("hat",)), ("ask", ()), ("ask", ("red hair", "smile")), ("old", ()),
     ]  # fmt: skip
     assert look(tmp_path).repeats == {"fuzichoco": 20}
+    assert [c.repeats for c in found.values()] == [20, 1, 1, 1, 1]
 
 
 def test_credits_are_inherited_and_map_styles(tmp_path: Path) -> None:

@@ -140,6 +140,26 @@ def test_by_the_authors_rule_the_repeats_share_an_epoch() -> None:
     assert sum(order.rounds[0].counts.values()) == pytest.approx(len(made), abs=1)
 
 
+def test_a_picture_comes_up_as_often_as_its_folder_says() -> None:
+    made = [
+        record.model_copy(update={"repeats": {"ann": 4, "bob": 1, "cleo": 0}[record.style]})
+        for record in records({"ann": 6, "bob": 6, "cleo": 3})
+    ]
+    order = order_styles(made, settings("repeats"), 3)
+    steps = range(2000)
+    seen = Counter(record.source for step in steps for record in order.batch(step))
+    often, seldom = ([n for name, n in seen.items() if name.startswith(style)] for style in ("ann", "bob"))
+    assert len(often) == len(seldom) == 6 and set(seen) == {r.source for r in made if r.style != "cleo"}
+    assert max(often) - min(often) <= 4 and max(seldom) - min(seldom) <= 1
+    assert sum(often) == pytest.approx(4 * sum(seldom), rel=0.01)
+
+
+def test_a_folder_s_number_that_is_no_count_is_told() -> None:
+    made = [record.model_copy(update={"repeats": 12345678}) for record in records({"ann": 2})]
+    with pytest.raises(SettingsError, match=r"ann/0 comes up 12345678 times.*1000 at most"):
+        order_styles(made, settings("repeats"), 4)
+
+
 def test_pictures_of_low_quality_alone_are_nothing_to_train_on() -> None:
     with pytest.raises(SettingsError, match="no pictures to train on"):
         order_styles(records({"ann": 30}, ("low quality",)), settings("author"), 4)

@@ -54,7 +54,7 @@ class Record(BaseModel):
     split: Split
     """`held` pictures are never trained on."""
     regularisation: bool = False
-    """A picture of what must not be forgotten (replay); `repeats` and weights are set apart."""
+    """A picture of what must not be forgotten (replay), with a share and a weight of its own."""
     licence: str = ""
     credit: str = ""
     width: int
@@ -65,6 +65,8 @@ class Record(BaseModel):
     """In latents-{width}x{height}.npy, and in the masks."""
     score: float | None = None
     """How good a picture somebody thinks it is, 0 to 10."""
+    repeats: int = 1
+    """How often it is to come up among the others, by its folder's name (kohya's `10_by fuzichoco`)."""
 
     @property
     def trigger(self) -> str:

@@ -69,6 +69,8 @@ def in_words(report: Mapping[str, Any]) -> Iterator[str]:
     }
     if told := [f"{what}: {number}" for what, number in counts.items() if number]:
         yield f"{', '.join(told)} ({REPORT_FILE} names all)"
+    if repeats := report["repeats"]:
+        yield f'styles whose folders name repeats: {len(repeats)} (heeded by balance.rule = "repeats")'
     for row in report["quarantined"][:MANY_TOLD]:
         yield _one_line(f"set aside: {row['source']} {row['reason']}")
 

@@ -259,6 +259,7 @@ def _record(original: Original, view: Placed, side: Split, tags: Tags) -> Record
         fixed=tags.fixed,
         description=candidate.description,
         score=candidate.score,
+        repeats=candidate.repeats,
         split=side,
         regularisation=candidate.regularisation,
         licence=candidate.licence,

@@ -54,10 +54,11 @@ class BalanceSettings(Settings):
     """How often each style comes up, what is measured of it, and when it has learnt enough. Regularisation
     pictures stand beside all this, with their share of a batch."""
 
-    rule: Literal["by_count", "equal", "author", "measured"] = "by_count"
-    """`by_count`: each picture once an epoch. `equal`: each style alike. `author`: pictures of rare artists
-    and characters, and good ones, up to 10 times, those of low quality never, as the author's scripts have
-    it. `measured`: styles that are behind, by their held-out pictures, come up more often than those ahead.
+    rule: Literal["by_count", "equal", "repeats", "author", "measured"] = "by_count"
+    """`by_count`: each picture once an epoch. `equal`: each style alike. `repeats`: a picture of a folder
+    `10_NAME` ten times as often as one of `1_NAME`, as kohya's scripts have it. `author`: pictures of rare
+    artists and characters, and good ones, up to 10 times, those of low quality never, as the author's scripts
+    have it. `measured`: styles that are behind, by their held-out pictures, come up more often than those ahead.
     An epoch has as many places as there are pictures, whatever the rule."""
     by: Literal["judge", "word", "loss"] = "judge"
     """What tells `measured` who is behind. `judge`: how surely the judge that is given tells the `pictures`

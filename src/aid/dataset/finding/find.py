@@ -46,6 +46,7 @@ class Candidate:
     score: float | None = None
     rating: str = ""
     mask: Path | None = None
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ class _Shelf:
             score=entry.score,
             rating=entry.rating,
             mask=mask,
+            repeats=self._repeats(relative) if entry.style is None else 1,
             licence=licence if entry.licence is None else entry.licence,
             credit=credit if entry.credit is None else entry.credit,
             regularisation=self.regularisation,
@@ -212,10 +214,18 @@ class _Shelf:
         told = self.credits.style((self.root / relative).parent)
         if told is not None:
             return normalise_style(told)
-        style, repeats = read_folder_name(relative.parts[0] if len(relative.parts) > 1 else self.name)
+        style, repeats = self._folder(relative)
         if repeats is not None and style:
             self.found.repeats[style] = repeats
         return style
+
+    def _repeats(self, relative: Path) -> int:
+        repeats = self._folder(relative)[1]
+        return 1 if repeats is None else repeats
+
+    def _folder(self, relative: Path) -> tuple[str, int | None]:
+        """What the name of its style's folder says."""
+        return read_folder_name(relative.parts[0] if len(relative.parts) > 1 else self.name)
 
     def _sidecar(self, path: Path) -> Text:
         for suffix in SIDECAR_SUFFIXES:

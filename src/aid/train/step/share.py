@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from aid.core.dataset import Record, count_styles
+from aid.errors import SettingsError
 from aid.train.step.order import Shares
 
 QUALITY = re.compile(r"(amazing|best|high|normal|low|worst|horrible) quality")
@@ -22,6 +23,7 @@ QUALITY_FACTORS = {
 ARTIST_LEAST, ARTIST_WANTED = 25, 100  # pictures
 CHARACTER_LEAST, CHARACTER_WANTED = 50, 1000
 MOST_REPEATS = 10
+MOST_TOLD = 1000  # the number of a folder such as `12345678_artist` is no count
 
 Repeat = Callable[[Sequence[Record]], list[int]]  # how often each picture comes up in a pass
 Share = Callable[[Sequence[Record]], Shares]  # of repeated records
@@ -29,6 +31,17 @@ Share = Callable[[Sequence[Record]], Shares]  # of repeated records
 
 def once(records: Sequence[Record]) -> list[int]:
     return [1] * len(records)
+
+
+def told_repeats(records: Sequence[Record]) -> list[int]:
+    """As often as their folders' names say. Raises SettingsError for a number that can't mean that."""
+    for record in records:
+        if record.repeats > MOST_TOLD:
+            raise SettingsError(
+                f"by its folder's name {record.source} comes up {record.repeats} times",
+                f"{MOST_TOLD} at most",
+            )
+    return [record.repeats for record in records]
 
 
 def author_repeats(records: Sequence[Record]) -> list[int]:
@@ -74,6 +87,7 @@ def counted(records: Sequence[Record]) -> Shares:
 RULES: dict[str, tuple[Repeat, Share]] = {
     "by_count": (once, counted),
     "equal": (once, alike),
+    "repeats": (told_repeats, counted),
     "author": (author_repeats, counted),
     "measured": (once, alike),
 }
