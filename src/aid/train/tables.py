@@ -58,8 +58,8 @@ class BalanceSettings(Settings):
     """`by_count`: each picture once an epoch. `equal`: each style alike. `repeats`: a picture of a folder
     `10_NAME` ten times as often as one of `1_NAME`, as kohya's scripts have it. `author`: pictures of rare
     artists and characters, and good ones, up to 10 times, those of low quality never, as the author's scripts
-    have it. `measured`: styles that are behind, by their held-out pictures, come up more often than those ahead.
-    An epoch has as many places as there are pictures, whatever the rule."""
+    have it. `measured`: styles that are behind, by their held-out pictures, come up more often than those
+    ahead. An epoch has as many places as there are pictures, whatever the rule."""
     by: Literal["judge", "word", "loss"] = "judge"
     """What tells `measured` who is behind. `judge`: how surely the judge that is given tells the `pictures`
     drawn of a style, as `samples` says, from those of others. `word`: the loss of held-out pictures over that
