@@ -280,6 +280,13 @@ def test_any_field_of_a_shot_is_an_axis(tiny_checkpoint: Path) -> None:
     assert [shots(plan)[index].clip_skip for index in (0, 2)] == [1, 2]
     assert [shots(plan)[index].sampler for index in (0, 4)] == ["Euler", "DPM++ 2M"]
     assert len(planned(tiny_checkpoint, x="sampler", y="schedule").cells) > 100
+    plan = planned(tiny_checkpoint, x="sampler=Euler a,dpm++ 2m karras", y="hires.sampler=UniPC, LMS Karras")
+    assert plan.axes[0].labels == ("Euler a", "DPM++ 2M Karras")
+    drawn = [(one.sampler, one.schedule, one.hires.sampler, one.hires.schedule)
+             for one in shots(plan) if one.hires]  # fmt: skip
+    first, second = ("Euler a", "Automatic"), ("DPM++ 2M", "Karras")
+    assert drawn == [(*first, "UniPC", ""), (*second, "UniPC", ""),
+                     (*first, "LMS", "Karras"), (*second, "LMS", "Karras")]  # fmt: skip
     scaled = planned(tiny_checkpoint, x="hires.scale=1.5,2", y="hires.upscaler=Lanczos")
     assert [(shot.hires.scale, shot.hires.upscaler) for shot in shots(scaled) if shot.hires] == [
         (1.5, "Lanczos"), (2, "Lanczos"),
@@ -300,6 +307,10 @@ def test_any_field_of_a_shot_is_an_axis(tiny_checkpoint: Path) -> None:
         ({"x": "seed=-1"}, r"seed = '-1'.*random"),
         ({"x": "steps"}, r"steps has no values"),
         ({"x": "sampler=Eulr a"}, r"'Eulr a' is no sampler.*Did you mean Euler a\?"),
+        (
+            {"x": "sampler=DPM++ 2M Karras", "y": "schedule=Karras,Exponential"},
+            r"'DPM\+\+ 2M Karras' names a schedule where another is set; expected DPM\+\+ 2M",
+        ),
         ({"x": "emphasis=Orginal"}, r"Did you mean Original\?"),
         ({"x": "size=512"}, r"'512' is no size; expected 512x768"),
         ({"x": "width=13"}, r"width = '13'.*multiple of 8"),

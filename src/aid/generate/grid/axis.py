@@ -31,6 +31,7 @@ from aid.generate.grid.cell import (
     set_checkpoint,
     set_field,
     set_inner,
+    set_sampler,
     set_size,
     set_style,
     set_vae,
@@ -38,6 +39,7 @@ from aid.generate.grid.cell import (
 )
 from aid.generate.grid.value import numbers, whole_numbers, words
 from aid.sd.prompt.attention import escape
+from aid.sd.sampling.course import AUTOMATIC, split_name
 from aid.sd.sampling.samplers import SAMPLERS
 from aid.sd.sampling.schedules import SCHEDULES
 
@@ -45,10 +47,7 @@ SIZE = re.compile(r"\s*(\d{1,6})\s*[x×]\s*(\d{1,6})\s*")
 GRAMMAR = re.compile(r"[{}|<>]")  # of a mix or choice of styles, which no catalogue lists
 NAMES = "names"  # what the kinds of axis take that have a list of them
 SHOWN = 40  # names listed in an error
-CHOICES: dict[str, tuple[str, ...]] = {
-    "sampler": tuple(SAMPLERS),
-    "schedule": ("Automatic", *SCHEDULES),
-}
+SCHEDULED = (AUTOMATIC, *SCHEDULES)
 NO_AXIS = {  # what the judge reads (`style` is a kind of its own), and files
     "style", "tags", "source.picture", "source.sha256", "source.mask", "source.mask_sha256",
 }  # fmt: skip
@@ -214,7 +213,10 @@ def _fields() -> dict[str, Kind]:
 
 def _field(name: str, info: FieldInfo, change: Change) -> Kind | None:
     annotation, about = _plain(info.annotation), " ".join((info.description or "").split())
-    options = CHOICES.get(name) or tuple(
+    if name == "sampler":
+        takes = f"{', '.join(SAMPLERS)}, each also with a schedule behind it. {about}"
+        return Kind(_samplers, set_sampler(change), NAMES, takes, rank=1)
+    options = (SCHEDULED if name == "schedule" else ()) or tuple(
         map(str, typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ())
     )
     if options:
@@ -244,6 +246,16 @@ def _names(what: str, names: Sequence[str]) -> Callable[[str], list[str]]:
         return [choose(word, names, what) for word in written] if written else list(names)
 
     return read
+
+
+def _samplers(text: str) -> list[str]:
+    """Reads samplers, of which each may have a schedule behind it, as A1111 named them before 1.9."""
+    return [_sampler(word) for word in words(text) if word] or list(SAMPLERS)
+
+
+def _sampler(word: str) -> str:
+    sampler, schedule = split_name(word)
+    return choose(word, list(SAMPLERS), "sampler") if schedule == AUTOMATIC else f"{sampler} {schedule}"
 
 
 def _styles(catalogue: Catalogue | None) -> Callable[[str], list[tuple[str, str]]]:

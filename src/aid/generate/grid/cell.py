@@ -14,6 +14,7 @@ from aid.errors import SettingsError
 from aid.sd.prompt.adapter_call import KINDS
 from aid.sd.prompt.attention import escape
 from aid.sd.prompt.palette import STYLE
+from aid.sd.sampling.course import AUTOMATIC, split_name, well_named
 
 PLACE = "\ue000"  # in a prompt, where a style's trigger words will stand
 PROMPTS = ("prompt", "negative_prompt")
@@ -57,6 +58,19 @@ def set_inner(part: str, name: str) -> Change:
         if inner is None and part == "source":
             raise SettingsError(f"{part}.{name}: no picture is given to start from", "img2img's settings")
         return altered(cell, **{part: {**(dict(inner) if inner else {}), name: value}})
+
+    return change
+
+
+def set_sampler(set_name: Change) -> Change:
+    """A sampler by A1111's name; one with a schedule behind it ("DPM++ 2M Karras") sets that too."""
+
+    def change(cell: Cell, value: str) -> Cell:
+        asked = set_name(cell, value)
+        named = replace(asked, shot=well_named(asked.shot))
+        if named == asked and split_name(value) != (value, AUTOMATIC):
+            raise SettingsError(f"{value!r} names a schedule where another is set", split_name(value)[0])
+        return named
 
     return change
 
