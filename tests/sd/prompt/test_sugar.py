@@ -142,8 +142,12 @@ def test_wildcards_come_from_files(tmp_path: Path) -> None:
     assert known["hair"] == ("red hair", "blue hair")
     drawn = {expand("__hair__, __clothes/hat__", seed, known).text for seed in range(50)}
     assert drawn == {f"{hair} hair, {hat} hat" for hair in ("red", "blue") for hat in ("straw", "top")}
-    (note,) = expand("a __hiar__", 0, known).notes
-    assert note.at == 2 and "did you mean `hair`" in note.text
+    for wrong in ("hiar", "Hair"):
+        (note,) = expand(f"a __{wrong}__", 0, known).notes
+        assert note.at == 2 and "did you mean `hair`" in note.text
+    odds = {"hair": ("9::red", "blue", " .0 :: x", "0::never")}
+    counted = Counter(expand("__hair__", seed, odds).text for seed in range(1100))
+    assert 850 < counted["red"] < 950 and counted.keys() == {"red", "blue", ".0 :: x"}
     looped = expand("__loop__", 0, known)
     assert looped.text.startswith("x x") and "leads to itself" in looped.notes[0].text
     with pytest.raises(FileError, match="no folder"):

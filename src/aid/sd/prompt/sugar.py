@@ -2,7 +2,7 @@
 
     {by lorelei:0.6 | by micah:0.4}   a mix of styles: every option has a weight (`mixing`)
     {a|b|c}, {3::a|b}                 one of them by the picture's seed, a three times as often
-    __hair__, __clothes/hat__         a line of hair.txt or clothes/hat.txt, by the seed
+    __hair__, __clothes/hat__         a line of hair.txt or clothes/hat.txt, by the seed; `3::a` as above
 
 Braces around one thing, unclosed ones and escaped ones (`\\{`) are text, as is a name without a file.
 Lines may hold short forms themselves. The same seed, text and files give the same words everywhere.
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -98,6 +100,7 @@ class _Expander:
     def __init__(self, seed: int, wildcards: Wildcards, notes: list[Note]) -> None:
         self.seed, self.wildcards, self.notes = seed, wildcards, notes
         self.mixes: list[Mix] = []
+        self.ends: dict[str, list[float]] = {}
         self.picks = self.grown = 0
         self.combinations = 1
 
@@ -144,14 +147,12 @@ class _Expander:
         return self.choose(options)
 
     def choose(self, options: Sequence[str]) -> str:
-        odds = [ODDS.match(option) for option in options]
-        weights = [float(one[1]) if one else 1.0 for one in odds]
-        at = self.chance() * sum(weights)
-        for option, one, weight in zip(options, odds, weights, strict=True):
-            at -= weight
-            if at < 0:
-                return (option[one.end() :] if one else option).strip()
-        return options[-1].strip()
+        return self.pick(options, _ends(options))
+
+    def pick(self, options: Sequence[str], ends: Sequence[float]) -> str:
+        at = min(bisect_right(ends, self.chance() * ends[-1]), len(options) - 1)
+        odds = ODDS.match(options[at])
+        return options[at][odds.end() if odds else 0 :].strip()
 
     def mix(self, at: int, options: list[tuple[float, str]]) -> str:
         total = sum(weight for weight, _ in options)
@@ -188,14 +189,17 @@ class _Expander:
                 Note(at, f"{quote(token)} leads to itself or grows too long: it stays as it is")
             )
             return token
-        line = PRIVATE.sub(" ", lines[int(self.chance() * len(lines))])
+        if token not in self.ends:
+            self.ends[token] = _ends(lines)
+        line = PRIVATE.sub(" ", self.pick(lines, self.ends[token]))
         self.grown += len(line)
         return self.run(line, at, depth + 1)
 
     def unknown(self, name: str, lines: Sequence[str] | None) -> str:
         if lines is not None:
             return f"{quote(name)} has no lines: it stays as it is"
-        near = [(steps, known) for known in self.wildcards if (steps := mistakes(fold(name), fold(known)))]
+        tried = ((mistakes(fold(name), fold(known)), known) for known in self.wildcards)
+        near = [(steps, known) for steps, known in tried if steps is not None]
         hint = f"; did you mean {quote(min(near)[1])}?" if near else ""
         return f"no wildcard is called {quote(name)}: it stays as it is{hint}"
 
@@ -204,3 +208,9 @@ class _Expander:
         self.picks += 1
         digest = hashlib.sha256(f"{self.seed}/{self.picks}".encode()).digest()
         return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _ends(options: Sequence[str]) -> list[float]:
+    """Where each option's share ends, on a line of them all."""
+    found = (ODDS.match(option) for option in options)
+    return list(accumulate(float(odds[1]) if odds else 1.0 for odds in found))
