@@ -207,7 +207,7 @@ def test_a_memory_profile_fits_what_it_is_named_after(name: Profile) -> None:
     large, made = name.startswith("sdxl"), Path("dataset")
     text = (123_060_480 + 694_659_840) if large else 123_060_480
     cost = Cost(SDXL, 2_567_463_684, text) if large else Cost()
-    batch = {"40gb": 8, "80gb": 32}.get(name, 4)
+    batch = {"40gb": 8, "80gb": 32, "sdxl-24gb": 1}.get(name, 4)
     settings = FinetuneSettings(steps=9, memory_profile=name, batch_size=batch)
     pictures = Pictures(pixels=(1024 if large else 512) ** 2)
     scene = Scene({made: "data", Path("model"): "model"}, {made: pictures, Path("model"): cost})

@@ -84,9 +84,14 @@ def _prepare(settings: PrepareSettings, inputs: PrepareInputs, scene: Scene) -> 
     )
 
 
+def _number_bytes(settings: TrainingSettings) -> int:
+    """Of a weight of U-Net and text encoders. The VAE's are of four, and stay out of a GPU."""
+    return 2 if settings.optimiser == "adamw_bf16" else 4
+
+
 def _standing_bytes(settings: TrainingSettings) -> int:
     """Of a trained parameter while it is trained, and in a saved state: weight, moments, average."""
-    number = 2 if settings.optimiser == "adamw_bf16" else 4
+    number = _number_bytes(settings)
     return number + MOMENT_BYTES[settings.optimiser] + (number if settings.ema else 0)
 
 
@@ -98,7 +103,7 @@ def _passing_bytes(
     recorded, on a GPU, all gradients. A fused backward pass has one gradient at a time, the `largest` at its
     end. When the optimiser works there are gradients, no activations unless fused, and of what it rounds a
     piece, unless a GPU's kernel does it."""
-    half, number = settings.precision == "bf16", 2 if settings.optimiser == "adamw_bf16" else 4
+    half, number = settings.precision == "bf16", _number_bytes(settings)
     part = min(settings.part_size or settings.batch_size, settings.batch_size)
     activations = part * kept * ((FUSED_BYTES if gpu else AUTOCAST_BYTES) if half else 4)
     if half and number == 4 and not settings.checkpointing:
@@ -175,7 +180,8 @@ def _style(
         number_bytes=2 if half else 4,
         memory=BETWEEN
         * (
-            4 * (cost.parameters - trained)
+            _number_bytes(settings) * (cost.unet + cost.text - trained)
+            + 4 * (0 if scene.gpu else cost.vae)
             + state
             + _passing_bytes(settings, trained, kept, cost.largest, scene.gpu)
         ),

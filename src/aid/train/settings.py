@@ -208,8 +208,8 @@ class FinetuneSettings(TrainingSettings):
     such already stays so. AIDXL was trained with it."""
     memory_profile: Profile | None = None
     """What the training is to fit: SD1 and SD2 at 512 px, or SDXL at 1024 px, on a card of so much memory.
-    Sets precision, optimiser, checkpointing, part_size, fused_backward and gradient_norm where they are not
-    given."""
+    Sets precision, optimiser, checkpointing, part_size, fused_backward, gradient_norm and ema where they are
+    not given."""
 
     @model_validator(mode="before")
     @classmethod
