@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 from test_finetune import Interrupting
 
+from aid.core.dataset import Dataset
 from aid.core.lineage import embedded_lineage
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.sd.embedding.file import load_embedding
 from aid.sd.model.checkpoint import load_checkpoint
-from aid.train.embedding import embedding, initial_vectors
+from aid.train.embedding import embedding, initial_vectors, plan_word
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings
 
 QUICK = EmbeddingSettings(name="badtest", vectors=3, steps=5, batch_size=2, noise_draws=2, save_every=2)
@@ -74,3 +76,23 @@ def test_vectors_start_as_words_and_stay_near_them(lively_checkpoint: Path, stra
     assert not torch.equal(moved, initial_vectors(model, QUICK.initial_text, 3))
     words = model.text_encoder.get_input_embeddings().weight.norm(dim=1).median()
     assert (moved.norm(dim=1) <= QUICK.norm_limit * words * 1.001).all()
+
+
+def test_rates_in_steps_are_followed_and_tags_vary(
+    inputs: EmbeddingInputs, straight: Path, tmp_path: Path
+) -> None:
+    change = {
+        "rates": "0.004:2, 1e-3:4, 0.002",
+        "shuffle": True,
+        "tag_dropout": 0.5,
+        "templates": ("{name}, {tags}",),
+    }
+    settings = QUICK.model_copy(update=change)
+    out = embedding(settings, inputs, tmp_path / "out", Workbench(threads=1))
+    told = [json.loads(line)["rate"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert told == [0.004, 0.004, 0.001, 0.001, 0.002]
+    plan = plan_word(Dataset(inputs.pictures), settings, 1.0)
+    captions = [plan.write(plan.order.batch(index), index) for index in range(40)]
+    tags = [tuple(one.split(", ")[1:]) for step in captions for one in step]
+    assert {len(one) for one in tags} == {0, 1, 2}
+    assert {one for one in tags if len(one) == 2} >= {("red hair", "smile"), ("smile", "red hair")}

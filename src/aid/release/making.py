@@ -96,7 +96,8 @@ def _embeddings(facts: Facts, words: Wording) -> list[str]:
             _if(words, "embedding_initial", text=step.settings.get("initial_text")),
             _if(words, "step_count", count=step.settings.get("steps")),
             _if(words, "batch", count=step.settings.get("batch_size")),
-            _if(words, "embedding_rate", rate=step.settings.get("rate")),
+            _if(words, "embedding_rates", rates=step.settings.get("rates"))
+            or _if(words, "embedding_rate", rate=step.settings.get("rate")),
             _skip(facts, step, words),
         ]
         lines.append(words.sentence(clauses))

@@ -18,7 +18,7 @@ from torch import Tensor
 from aid.core.artifact import under_construction, verb
 from aid.core.dataset import Dataset, Record
 from aid.core.files import sha256_file
-from aid.core.rate import rate_factor
+from aid.core.rate import rate_factor, read_rates, stepped_rate
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
@@ -37,7 +37,7 @@ from aid.train.settings import EmbeddingInputs, EmbeddingSettings
 from aid.train.step.order import Order
 from aid.train.step.plan import Plan
 from aid.train.team import Team, join
-from aid.train.training import Training, make_ready
+from aid.train.training import Factor, Training, make_ready
 
 
 @verb("train embedding", resumable=True, together=True, precious=STATES)
@@ -102,10 +102,18 @@ def word_training(word: Word, steps: int, team: Team) -> Training:
         torch.optim.AdamW(word.vectors, lr=settings.rate, weight_decay=0.0, fused=True),
         settings,
         encode=word.encode,
-        factor=partial(rate_factor, steps=steps, warmup=0, schedule="cosine"),
+        factor=rate_course(settings, steps),
         after=word.limit_norms,
         team=team,
     )
+
+
+def rate_course(settings: EmbeddingSettings, steps: int) -> Factor:
+    """What `rate` is multiplied by, from step to step."""
+    if not settings.rates:
+        return partial(rate_factor, steps=steps, warmup=0, schedule="cosine")
+    rates = read_rates(settings.rates)
+    return lambda index: stepped_rate(rates, index) / settings.rate
 
 
 def plan_word(dataset: Dataset, settings: EmbeddingSettings, scale: float) -> Plan:
@@ -117,12 +125,21 @@ def plan_word(dataset: Dataset, settings: EmbeddingSettings, scale: float) -> Pl
         return [
             chance.choice(settings.templates)
             .replace("{name}", settings.name)
-            .replace("{tags}", ", ".join(map(escape, record.tags)))
+            .replace("{tags}", ", ".join(map(escape, varied(record.tags, settings, chance))))
+            .strip(", ")
             for record in records
         ]
 
     dataset.require_latents()
     return Plan(dataset, settings, scale, settings.steps, order, None, write)
+
+
+def varied(tags: Sequence[str], settings: EmbeddingSettings, chance: random.Random) -> list[str]:
+    """A picture's tags as one step sees them."""
+    kept = [tag for tag in tags if not settings.tag_dropout or chance.random() >= settings.tag_dropout]
+    if settings.shuffle:
+        chance.shuffle(kept)
+    return kept
 
 
 def initial_vectors(

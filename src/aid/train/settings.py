@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from aid.core.artifact import Inputs, Settings
 from aid.core.blocks import block_range
+from aid.core.rate import read_rates
 from aid.errors import SettingsError
 from aid.train.profile import PROFILES, Profile
 from aid.train.tables import BalanceSettings, CaptionSettings, SampleSettings, TimestepSettings
@@ -286,6 +287,13 @@ class EmbeddingSettings(CommonSettings):
     """Optimiser steps. Overtrained a little on purpose: it is to know this model's own faults."""
     rate: float = Field(default=5e-3, gt=0)
     """Learning rate, falling as a cosine."""
+    rates: str = ""
+    """Rates in place of that one, as A1111 writes them: `0.005:100, 1e-3` is 0.005 up to step 100, then
+    0.001."""
+    shuffle: bool = False
+    """Shuffle `{tags}` at every use."""
+    tag_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Chance that one of them is left out."""
     norm_limit: float = Field(default=3.0, ge=0)
     """Vectors are kept within this many times the vocabulary's median norm; 0 leaves them free."""
     negative: bool = True
@@ -294,6 +302,13 @@ class EmbeddingSettings(CommonSettings):
     """Steps between saved states; an interrupted run loses at most these."""
     gradient_norm: float = Field(default=0.0, ge=0)
     """Gradients are clipped to this norm; 0 leaves them."""
+
+    @field_validator("rates")
+    @classmethod
+    def _are_rates(cls, rates: str) -> str:
+        if rates:
+            read_rates(rates)
+        return rates
 
     @field_validator("templates")
     @classmethod
