@@ -358,3 +358,20 @@ def test_the_command_says_how_alike_they_are(
     said = capsys.readouterr()
     assert said.out.strip() == str(tmp_path / "new" / "00000-0.png")
     assert "The same, to the last bit." in said.err
+
+
+def test_a_picture_that_cannot_be_drawn_stops_no_other(
+    lively_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = GenerateInputs(checkpoint=lively_checkpoint)
+    (first,) = one_off(settings(), inputs, tmp_path / "out", BENCH)
+    bare, gone = tmp_path / "bare.png", tmp_path / "gone.png"
+    Image.new("RGB", (8, 8)).save(bare)
+    words = ["--from", str(lively_checkpoint.parent), "--out", str(tmp_path / "new"), "--device", "cpu"]
+    with pytest.raises(SystemExit) as left:
+        main(["again", str(bare), str(first), str(gone), *words])
+    said = capsys.readouterr()
+    assert left.value.code == 1 and said.out.strip() == str(tmp_path / "new" / "00000-0.png")
+    for told in (f"{bare} carries no text", "The same, to the last bit.",
+                 f"{gone} does not exist", "aid: 2 of 3 pictures couldn't be drawn again"):  # fmt: skip
+        assert told in said.err

@@ -9,6 +9,7 @@ import click
 from aid import starter
 from aid.cli.options import InputPath
 from aid.cli.verb_command import DEVICE, THREADS, bench
+from aid.errors import AidError, FileError
 
 
 def draw_again(
@@ -20,15 +21,24 @@ def draw_again(
     threads: int,
 ) -> None:
     """Draw each PICTURE again from the text that it carries, with the model, VAE, embeddings and LoRAs that
-    it names by their hashes. What is missing is named."""
+    it names by their hashes. What is missing is named, and the other pictures are drawn."""
     from aid.generate.again import again
     from aid.sd.picture.likeness import likeness
 
-    searched = [*places, starter.FOLDER]
+    searched, failed = [*places, starter.FOLDER], 0
     for picture in pictures:
-        file = again(picture, searched, out, bench(device, threads), wildcards)
+        try:
+            file = again(picture, searched, out, bench(device, threads), wildcards)
+        except AidError as error:
+            if len(pictures) == 1:
+                raise
+            click.echo(str(error) if str(picture) in str(error) else f"{picture}: {error}", err=True)
+            failed += 1
+            continue
         click.echo(file)
         click.echo(likeness(picture, file), err=True)
+    if failed:
+        raise FileError(f"{failed} of {len(pictures)} pictures couldn't be drawn again")
 
 
 COMMAND = click.Command(
