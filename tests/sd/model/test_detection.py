@@ -91,6 +91,15 @@ def test_other_families_are_named(
         detect({**shapes["sd1"], key: (1,)}, {}, "x")
 
 
+@pytest.mark.parametrize("scale", ["scale_weight", "weight_scale"])
+def test_scaled_weights_are_not_taken_for_plain_ones(
+    scale: str, shapes: dict[str, Mapping[str, tuple[int, ...]]]
+) -> None:
+    key = f"model.diffusion_model.out.2.{scale}"
+    with pytest.raises(ModelError, match=rf"x holds scaled weights \({key}\); expected .*plain fp8"):
+        detect({**shapes["sdxl"], key: ()}, {}, "x")
+
+
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_inpainting_models(family: str, shapes: dict[str, Mapping[str, tuple[int, ...]]]) -> None:
     conv = "model.diffusion_model.input_blocks.0.0.weight"

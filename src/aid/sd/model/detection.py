@@ -49,6 +49,7 @@ FOREIGN = {  # a key that only they have
     "edm_mean": "an EDM model, such as Playground 2.5",
     "edm_vpred.sigma_max": "an EDM model",
 }
+SCALES = (".scale_weight", ".weight_scale")  # beside ComfyUI's scaled fp8, which means nothing without
 V_MARKER, ZERO_MARKER = "v_pred", "ztsnr"
 KNOWN_INPUTS = (4, 9)
 SD2_BIAS = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -109,10 +110,16 @@ def first_fault(error: ValidationError) -> str:
 
 
 def family_of(shapes: Shapes, name: str) -> Family:
-    """Raises ModelError naming a family that AID doesn't know."""
+    """Raises ModelError naming a family that AID doesn't know, and for weights that are to be scaled."""
     for key, other in FOREIGN.items():
         if key in shapes:
             raise ModelError(f"{name} is {other}", "an SD1, SD2 or SDXL checkpoint", "Choose another model.")
+    if scale := next((key for key in shapes if key.endswith(SCALES)), None):
+        raise ModelError(
+            f"{name} holds scaled weights ({scale})",
+            "fp32, fp16, bf16 or plain fp8",
+            "Take an unscaled file.",
+        )
     return next((family for key, family in FAMILY_KEYS.items() if key in shapes), "sd1")
 
 
