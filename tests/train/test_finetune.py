@@ -69,6 +69,27 @@ def test_resume_is_bitwise(inputs: FinetuneInputs, straight: Path, tmp_path: Pat
         assert (out / name).read_bytes() == (straight / name).read_bytes(), name
 
 
+def test_what_is_kept_on_the_way_is_what_a_shorter_training_gives(
+    inputs: FinetuneInputs, straight: Path, tmp_path: Path
+) -> None:
+    def run(name: str, progress: Silence | None = None, **change: int) -> Path:
+        bench = Workbench(threads=1, progress=progress or Silence())
+        return finetune(QUICK.model_copy(update=change), inputs, tmp_path / name, bench)
+
+    shorter = read_tensors(run("shorter", steps=4) / "model.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        run("out", Interrupting(5), keep_every=2)
+    out = run("out", keep_every=2)
+    assert {path.name for path in (out / "kept").iterdir()} == {
+        "model-000002.safetensors", "model-000004.safetensors",
+    }  # fmt: skip
+    kept = read_tensors(out / "kept" / "model-000004.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in shorter.items())
+    assert embedded_lineage(out / "kept" / "model-000004.safetensors") is not None
+    last = read_tensors(straight / "model.safetensors")
+    assert all(torch.equal(one, last[name]) for name, one in read_tensors(out / "model.safetensors").items())
+
+
 def test_an_unfinished_training_is_not_thrown_away_when_settings_change(
     inputs: FinetuneInputs, straight: Path, tmp_path: Path
 ) -> None:

@@ -47,6 +47,14 @@ def test_resume_is_bitwise(inputs: LoraInputs, straight: Path, tmp_path: Path, s
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_what_is_kept_on_the_way_says_so(inputs: LoraInputs, tmp_path: Path) -> None:
+    out = lora(QUICK.model_copy(update={"keep_every": 2}), inputs, tmp_path / "out", Workbench(threads=1))
+    files = sorted((out / "kept").iterdir())
+    told = [read_header(path).metadata for path in files]
+    assert [path.stem for path in files] == [one["ss_output_name"] for one in told]
+    assert [one["ss_steps"] for one in told] == [str(step) for step in range(2, QUICK.steps, 2)]
+
+
 def unet_output(unet: torch.nn.Module, context: torch.Tensor) -> torch.Tensor:
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -168,7 +168,8 @@ def _style(
     drawn += _judged(settings, pictures, steps)
     measured = _measured(settings.balance, pictures, steps)
     kept = cost.unet_numbers(alive, cells) * settings.noise_draws + cost.text_numbers()
-    disk, state = saved * (2 if settings.output == "fp16" else 4), trained * _standing_bytes(settings)
+    files = 1 + ((steps - 1) // settings.keep_every if settings.keep_every else 0)
+    disk, state = files * saved * (2 if settings.output == "fp16" else 4), trained * _standing_bytes(settings)
     unet = passes * settings.noise_draws * cost.unet_flops(cells)
     return Work(
         f"{_many(steps, 'step')} of {_many(batch, 'picture')} x {_many(settings.noise_draws, 'draw')}, "

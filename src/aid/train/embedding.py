@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aid.core.artifact import under_construction, verb
 from aid.core.dataset import Dataset, Record
-from aid.core.files import sha256_file
+from aid.core.lineage import content_sha256
 from aid.core.rate import rate_factor, read_rates, stepped_rate
 from aid.core.shot import Shot
 from aid.core.workbench import Workbench
@@ -49,16 +49,17 @@ def embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, out: Path, b
     team = join(replace(bench, sharded=False))  # what is trained is small
     training = word_training(word, plan.steps, team)
     title = f"{settings.name}: {settings.vectors} vectors"
-    with kept_for_states(out, team):
-        train(training, plan, out, bench, "train embedding", title, word.draw)
-        if not team.leads:
-            return
-        lineage = under_construction(out).embedded()
-        family = architecture_name(model.architecture)
-        metadata = embedding_metadata(settings.name, lineage, settings.negative, family)
+
+    def save(_: StableDiffusion, folder: Path, ending: str, done: int) -> None:
+        named = replace(word.embedding(), name=f"{settings.name}{ending}")
+        lineage, family = under_construction(out).embedded(), architecture_name(model.architecture)
+        metadata = embedding_metadata(named.name, lineage, settings.negative, family)
         checkpoint = resolve_checkpoint(inputs.checkpoint)
-        digest = sha256_file(checkpoint)[:10] if checkpoint.is_file() else None
-        save_embedding(word.embedding(), out, metadata, settings.steps, digest, checkpoint.stem)
+        digest = content_sha256(checkpoint)[:10] if checkpoint.is_file() else None
+        save_embedding(named, folder, metadata, done, digest, checkpoint.stem)
+
+    with kept_for_states(out, team):
+        train(training, plan, save, out, bench, "train embedding", title, word.draw)
 
 
 class Word:

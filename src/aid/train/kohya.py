@@ -12,18 +12,21 @@ from aid.train.settings import LoraSettings
 from aid.train.step.plan import Plan
 
 
-def lora_metadata(model: StableDiffusion, plan: Plan, settings: LoraSettings) -> dict[str, str]:
-    """`ss_*` and `modelspec.*`, but for the hashes of the file itself."""
+def lora_metadata(
+    model: StableDiffusion, plan: Plan, settings: LoraSettings, name: str, done: int
+) -> dict[str, str]:
+    """`ss_*` and `modelspec.*` of a file of that name, after so many steps, but for the hashes of the file
+    itself."""
     return {
-        **model_spec(model.architecture, plan, settings).written(),
-        **training_words(model, plan, settings),
+        **model_spec(model.architecture, plan, settings, name).written(),
+        **training_words(model, plan, settings, name, done),
     }
 
 
-def model_spec(architecture: Architecture, plan: Plan, settings: LoraSettings) -> ModelSpec:
+def model_spec(architecture: Architecture, plan: Plan, settings: LoraSettings, name: str) -> ModelSpec:
     return ModelSpec(
         architecture=f"{architecture_name(architecture)}/lora",
-        title=settings.name,
+        title=name,
         resolution=max(plan.order.sizes, key=lambda size: size[0] * size[1]),
         tags=tuple(plan.dataset.styles()),
         prediction_type=architecture.prediction,
@@ -31,7 +34,9 @@ def model_spec(architecture: Architecture, plan: Plan, settings: LoraSettings) -
     )
 
 
-def training_words(model: StableDiffusion, plan: Plan, settings: LoraSettings) -> dict[str, str]:
+def training_words(
+    model: StableDiffusion, plan: Plan, settings: LoraSettings, name: str, done: int
+) -> dict[str, str]:
     """How it was trained, in the fields that tools read."""
     trained = plan.dataset.split("train")
     pyramid = {
@@ -39,7 +44,7 @@ def training_words(model: StableDiffusion, plan: Plan, settings: LoraSettings) -
         "multires_noise_discount": settings.pyramid_discount,
     }
     told = Training(
-        output_name=settings.name,
+        output_name=name,
         base_model_version=base_version(model.architecture),
         v2=model.architecture.family == "sd2",
         network_module="networks.lora",
@@ -57,7 +62,7 @@ def training_words(model: StableDiffusion, plan: Plan, settings: LoraSettings) -
         num_reg_images=sum(record.regularisation for record in trained),
         num_batches_per_epoch=plan.order.steps_per_epoch,
         num_epochs=-(-plan.steps // plan.order.steps_per_epoch),
-        steps=plan.steps,
+        steps=done,
         max_train_steps=plan.steps,
         total_batch_size=settings.batch_size,
         gradient_checkpointing=settings.checkpointing,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from aid.core.lineage import LINEAGE_FILE
 from aid.core.workbench import Workbench
 from aid.errors import AidError
 from aid.sd.file.state import fitting, has_states, load_state
+from aid.sd.model.checkpoint import StableDiffusion
 from aid.train.balance.watch import Watch, watching
 from aid.train.log import Log
 from aid.train.saving import Saver
@@ -29,11 +30,15 @@ from aid.train.view.display import Display, Draw
 MOST_TROUBLE = 10  # steps left out, after which a run ends
 SPIKE_MEMORY, SPIKE_LEAST = 100, 20  # steps whose losses a spike is told by
 NAMED = 8  # pictures in a message
+KEPT = "kept"  # the folder of what was learnt on the way
+Save = Callable[[StableDiffusion, Path, str, int], None]
+"""Writes what a model has learnt into a folder, under its usual name with an ending, after so many steps."""
 
 
 def train(
     training: Training,
     plan: Plan,
+    save: Save,
     out: Path,
     bench: Workbench,
     label: str,
@@ -41,8 +46,8 @@ def train(
     draw: Draw | None = None,
     judge: Path | None = None,
 ) -> None:
-    """Run a plan to its end in the folder under construction `out`: log.jsonl, balance.jsonl, and what a
-    person sees (`Display`).
+    """Run a plan to its end in the folder under construction `out`: log.jsonl, balance.jsonl, what a person
+    sees (`Display`), and what was learnt.
 
     `draw` makes pictures of shots; left out, the pipeline does. `judge` is whom `balance.by` may ask.
     """
@@ -65,17 +70,29 @@ def train(
             if note:
                 bench.progress.say(f"  {note}")
             tick(1, f"loss {log.recent('loss'):.4f}")
-            over = watch is not None and measured(watch, index + 1, bench)
-            display.step(index + 1)
-            if over:
+            done = index + 1
+            over = watch is not None and measured(watch, done, bench)
+            display.step(done)
+            if over or done == plan.steps:
                 break
-            if (index + 1) % settings.save_every == 0 and index + 1 < plan.steps:
+            if settings.keep_every and done % settings.keep_every == 0:
+                keep(training, save, out / KEPT, done, f"-{done:06}")
+            if done % settings.save_every == 0:
                 log.sync()
-                saver.save(index + 1, training.tensors(), display.curve())
+                saver.save(done, training.tensors(), display.curve())
     log.close()
     if watch is not None and (note := watch.adopt_best()):
         bench.progress.say(f"  {note}")
     display.finish(label)
+    keep(training, save, out, done)
+
+
+def keep(training: Training, save: Save, folder: Path, done: int, ending: str = "") -> None:
+    """Write what has been learnt as files that can be used."""
+    with training.whole() as model:
+        if training.team.leads:
+            folder.mkdir(exist_ok=True)
+            save(model, folder, ending, done)
 
 
 @contextmanager

@@ -45,15 +45,16 @@ def lora(settings: LoraSettings, inputs: LoraInputs, out: Path, bench: Workbench
     team = join(replace(bench, sharded=False))  # what is trained is small
     training = style_training(model, trained, settings, plan.steps, team)
     title = f"{settings.name}: {len(pairs)} layers, {plan.pictures} pictures, {plan.steps} steps"
-    with kept_for_states(out, team):
-        train(training, plan, out, bench, "train lora", title, judge=inputs.judge)
-        if not team.leads:
-            return
-        metadata = lora_metadata(model, plan, settings)
+
+    def save(_: StableDiffusion, folder: Path, ending: str, done: int) -> None:
+        name = f"{settings.name}{ending}"
+        metadata = lora_metadata(model, plan, settings, name, done)
         metadata[METADATA_KEY] = under_construction(out).embedded()
-        with training.whole():
-            path = out / f"{settings.name}.safetensors"
-            save_adapter(path, kohya_tensors(pairs), metadata, PRECISIONS[settings.output])
+        tensors = kohya_tensors(pairs)
+        save_adapter(folder / f"{name}.safetensors", tensors, metadata, PRECISIONS[settings.output])
+
+    with kept_for_states(out, team):
+        train(training, plan, save, out, bench, "train lora", title, judge=inputs.judge)
 
 
 class Pair:

@@ -40,12 +40,14 @@ def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, benc
     team = join(bench)
     training = style_training(model, weights_of(model), settings, plan.steps, team)
     title = f"{plan.pictures} pictures, {plan.steps} steps"
+
+    def save(averaged: StableDiffusion, folder: Path, ending: str, _: int) -> None:
+        metadata = {METADATA_KEY: under_construction(out).embedded()}
+        file = folder / f"model{ending}.safetensors"
+        save_checkpoint(averaged, file, metadata, PRECISIONS[settings.output])
+
     with kept_for_states(out, team):
-        train(training, plan, out, bench, "train finetune", title, judge=inputs.judge)
-        with training.whole() as averaged:
-            if team.leads:
-                metadata = {METADATA_KEY: under_construction(out).embedded()}
-                save_checkpoint(averaged, out / "model.safetensors", metadata, PRECISIONS[settings.output])
+        train(training, plan, save, out, bench, "train finetune", title, judge=inputs.judge)
 
 
 def style_training(

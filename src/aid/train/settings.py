@@ -74,6 +74,9 @@ class CommonSettings(LossSettings):
     """Steps between saved states; an interrupted run loses at most these."""
     keep_states: int = Field(default=2, ge=1)
     """Saved states kept while training."""
+    keep_every: int = Field(default=0, ge=0)
+    """Steps between weights that stay as files of their own, in the folder `kept`, with the step in their
+    names: to compare how far to train. 0 keeps the last alone."""
     save_behind: bool = True
     """Copy a state in memory and write it while training goes on; needs room for one state beside it."""
     trouble: Literal["stop", "skip", "roll_back"] = "stop"
