@@ -53,6 +53,13 @@ def test_what_is_kept_on_the_way_says_so(inputs: LoraInputs, tmp_path: Path) -> 
     told = [read_header(path).metadata for path in files]
     assert [path.stem for path in files] == [one["ss_output_name"] for one in told]
     assert [one["ss_steps"] for one in told] == [str(step) for step in range(2, QUICK.steps, 2)]
+    assert all(one["ss_sd_model_name"] == inputs.checkpoint.name for one in told)
+
+
+def test_the_newest_alone_may_stay(inputs: LoraInputs, tmp_path: Path) -> None:
+    few = QUICK.model_copy(update={"keep_every": 1, "keep_newest": 2})
+    out = lora(few, inputs, tmp_path / "out", Workbench(threads=1))
+    assert {path.stem for path in (out / "kept").iterdir()} == {"tiny-000003", "tiny-000004"}
 
 
 def unet_output(unet: torch.nn.Module, context: torch.Tensor) -> torch.Tensor:

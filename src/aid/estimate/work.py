@@ -168,8 +168,10 @@ def _style(
     drawn += _judged(settings, pictures, steps)
     measured = _measured(settings.balance, pictures, steps)
     kept = cost.unet_numbers(alive, cells) * settings.noise_draws + cost.text_numbers()
-    files = 1 + ((steps - 1) // settings.keep_every if settings.keep_every else 0)
-    disk, state = files * saved * (2 if settings.output == "fp16" else 4), trained * _standing_bytes(settings)
+    disk, state = (
+        _files(settings, steps) * saved * (2 if settings.output == "fp16" else 4),
+        trained * _standing_bytes(settings),
+    )
     unet = passes * settings.noise_draws * cost.unet_flops(cells)
     return Work(
         f"{_many(steps, 'step')} of {_many(batch, 'picture')} x {_many(settings.noise_draws, 'draw')}, "
@@ -191,6 +193,12 @@ def _style(
         + (4 * trained if settings.balance.stop_at != "never" else 0),
         notes=(cost.note, pictures.note, _copied(state * settings.save_behind)),
     )
+
+
+def _files(settings: TrainingSettings, steps: int) -> int:
+    """Of what was learnt, in the end and on the way."""
+    made = (steps - 1) // settings.keep_every if settings.keep_every else 0
+    return 1 + (min(made, settings.keep_newest) if settings.keep_newest else made)
 
 
 def _drawn_styles(samples: SampleSettings, pictures: Pictures) -> int:

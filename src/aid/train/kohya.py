@@ -16,7 +16,7 @@ def lora_metadata(
     model: StableDiffusion, plan: Plan, settings: LoraSettings, name: str, done: int
 ) -> dict[str, str]:
     """`ss_*` and `modelspec.*` of a file of that name, after so many steps, but for the hashes of the file
-    itself."""
+    itself and what `base_words` tells."""
     return {
         **model_spec(model.architecture, plan, settings, name).written(),
         **training_words(model, plan, settings, name, done),
@@ -83,18 +83,18 @@ def training_words(
         shuffle_caption=settings.caption.shuffle,
         tag_frequency={"dataset": count_tags(trained)},
         **(pyramid if settings.pyramid_levels else {}),
-        **base_words(model),
     )
     return told.written()
 
 
 def base_words(model: StableDiffusion) -> dict[str, str]:
-    """Name and hashes of the checkpoint that it was trained on."""
+    """Name and hashes of the checkpoint that it was trained on, as `ss_*`."""
     if model.path is None or not model.path.is_file():
         return {}
     path = resolve_checkpoint(model.path)
     found = hash_file(path)
-    return {"sd_model_name": path.name, "sd_model_hash": found.autov1, "new_sd_model_hash": found.sha256}
+    told = Training(sd_model_name=path.name, sd_model_hash=found.autov1, new_sd_model_hash=found.sha256)
+    return told.written()
 
 
 def network_arguments(settings: LoraSettings) -> dict[str, str]:

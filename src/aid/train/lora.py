@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import block_of
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
 from aid.sd.model.device import torch_device
-from aid.train.kohya import lora_metadata
+from aid.train.kohya import base_words, lora_metadata
 from aid.train.loop import kept_for_states, train
 from aid.train.optimiser.group import Trained, part_rates
 from aid.train.run import style_training
@@ -46,9 +47,11 @@ def lora(settings: LoraSettings, inputs: LoraInputs, out: Path, bench: Workbench
     training = style_training(model, trained, settings, plan.steps, team)
     title = f"{settings.name}: {len(pairs)} layers, {plan.pictures} pictures, {plan.steps} steps"
 
+    base = cache(partial(base_words, model))  # hashes the whole file
+
     def save(_: StableDiffusion, folder: Path, ending: str, done: int) -> None:
         name = f"{settings.name}{ending}"
-        metadata = lora_metadata(model, plan, settings, name, done)
+        metadata = {**lora_metadata(model, plan, settings, name, done), **base()}
         metadata[METADATA_KEY] = under_construction(out).embedded()
         tensors = kohya_tensors(pairs)
         save_adapter(folder / f"{name}.safetensors", tensors, metadata, PRECISIONS[settings.output])

@@ -77,6 +77,8 @@ class CommonSettings(LossSettings):
     keep_every: int = Field(default=0, ge=0)
     """Steps between weights that stay as files of their own, in the folder `kept`, with the step in their
     names: to compare how far to train. 0 keeps the last alone."""
+    keep_newest: int = Field(default=0, ge=0)
+    """How many of these stay, the newest; 0 keeps all."""
     save_behind: bool = True
     """Copy a state in memory and write it while training goes on; needs room for one state beside it."""
     trouble: Literal["stop", "skip", "roll_back"] = "stop"
