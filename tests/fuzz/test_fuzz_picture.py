@@ -9,6 +9,7 @@ from pathlib import Path
 from damage import BYTES, EXIF, PNG, WORDS, in_chunk
 from fuzzing import Target, each, fuzz
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from aid.core.lineage import lineage_of
 from aid.core.picture import open_picture, open_small
@@ -22,6 +23,7 @@ from aid.sd.picture.text import picture_text
 LINEAGE = '{"key": "k", "nodes": {"k": {"verb": "generate", "settings": {}, "inputs": {}}}}'
 SHOT = Shot(prompt="by a, (hair:1.2), \n<lora:x:0.5>", negative_prompt='bad, "q"', seed=3, clip_skip=2)
 TEXT = write_infotext(SHOT, Weights("0123456789", "model", "", "", {"bad": "0123456789ab"}))
+NOVELAIS = '{"uc": "b", "steps": 28, "scale": 5.0, "seed": 7, "sampler": "k_euler", "strength": 0.69}'
 
 
 def encoded(format: Format, mode: str = "RGB") -> bytes:
@@ -34,10 +36,18 @@ def plain(format: str, mode: str) -> bytes:
     return stream.getvalue()
 
 
+def novelais() -> bytes:
+    texts, stream = PngInfo(), io.BytesIO()
+    for name, value in {"Software": "NovelAI", "Description": "a", "Comment": NOVELAIS}.items():
+        texts.add_text(name, value)
+    Image.new("RGB", (8, 8)).save(stream, "png", pnginfo=texts)
+    return stream.getvalue()
+
+
 SAMPLES = [
     {"a.png": encoded("png")}, {"a.png": encoded("png", "P")}, {"a.png": plain("png", "RGBA")},
     {"a.jpg": encoded("jpeg")}, {"a.webp": encoded("webp")}, {"a.gif": plain("gif", "P")},
-    {"a.bmp": plain("bmp", "RGB")}, {"a.tif": plain("tiff", "I;16")},
+    {"a.bmp": plain("bmp", "RGB")}, {"a.tif": plain("tiff", "I;16")}, {"a.png": novelais()},
 ]  # fmt: skip
 
 

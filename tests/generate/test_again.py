@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from aid.cli import main
 from aid.core.workbench import Workbench
@@ -338,6 +339,40 @@ def test_pictures_that_tell_nothing(tmp_path: Path) -> None:
     (tmp_path / "theirs.png").write_bytes(png_bytes(Image.new("RGB", (8, 8)), text))
     with pytest.raises(SettingsError, match=r"the picture's text says hires\.upscaler = 'R-ESRGAN 4x"):
         again(tmp_path / "theirs.png", [], tmp_path, BENCH)
+
+
+def novelais(path: Path, **changes: object) -> Path:
+    caption = {"base_caption": "{{1girl}}, red hair", "char_captions": [{"char_caption": "girl, hat"}]}
+    comment = {
+        "prompt": "{{1girl}}, red hair", "steps": 2, "height": 32, "width": 32, "scale": 5.0, "seed": 7,
+        "uncond_scale": 0.0, "noise_schedule": "karras", "sampler": "k_dpmpp_2s_ancestral", "strength": 0.69,
+        "noise": 0.667, "uc": "lowres, {bad}\ntext", "v4_prompt": {"caption": caption}, **changes,
+    }  # fmt: skip
+    text = PngInfo()
+    for name, value in {
+        "Title": "AI generated image", "Description": "{{1girl}}, red hair", "Software": "NovelAI",
+        "Source": "Stable Diffusion 1D44365E", "Comment": json.dumps(comment),
+    }.items():  # fmt: skip
+        text.add_text(name, value)
+    Image.new("RGB", (32, 48)).save(path, pnginfo=text)
+    return path
+
+
+def test_novelais_pictures_are_read_as_a1111_reads_them(lively_checkpoint: Path, tmp_path: Path) -> None:
+    picture = novelais(tmp_path / "theirs.png")
+    told = (
+        "{{1girl}}, red hair\nNegative prompt: lowres, {bad}\ntext\nSteps: 2, Sampler: DPM++ 2S a, "
+        "CFG scale: 5.0, Seed: 7, Size: 32x48, Clip skip: 2, ENSD: 31337"
+    )
+    assert inspect(picture).about["parameters"] == told
+    drawn = picture_text(again(picture, places(lively_checkpoint), tmp_path / "again", BENCH)).parameters
+    assert drawn.startswith(told.partition("Steps")[0])
+    assert "Seed: 7, Size: 32x48" in drawn and "Clip skip: 2, ENSD: 31337" in drawn
+    other = novelais(tmp_path / "other.png", sampler="nai_smea")
+    assert "Sampler: Euler a," in picture_text(other).parameters
+    for wrong in ({"steps": "2"}, {"sampler": [1]}):
+        with pytest.raises(PictureError, match=r"as another tool does \(Comment\)"):
+            again(novelais(picture, **wrong), [], tmp_path, BENCH)
 
 
 def test_another_tools_json_is_no_prompt(lively_checkpoint: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import webuiapi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from sd_backend_client.api.a1111_webservice import A1111Webservice
 from sd_backend_client.api.shared_data.diffusion_params import DiffusionParams
 
@@ -93,6 +94,20 @@ def test_webuiapi_draws_and_redraws(client: webuiapi.WebUIApi) -> None:
     larger = client.txt2img(prompt="smile", enable_hr=True, hr_scale=2, denoising_strength=0.5, **words)
     assert larger.image.size == (64, 64) and "Hires upscale: 2" in larger.info["infotexts"][0]
     assert client.png_info(larger.image).info == larger.info["infotexts"][0]
+
+
+def test_novelais_pictures_tell_their_infotext(studio: Served) -> None:
+    texts, stream = PngInfo(), io.BytesIO()
+    comment = {"steps": 28, "sampler": "k_euler", "seed": 7, "scale": 11.0, "uc": "lowres"}
+    told = {"Description": "{{1girl}}", "Software": "NovelAI", "Comment": json.dumps(comment)}
+    for name, value in told.items():
+        texts.add_text(name, value)
+    Image.new("RGB", (32, 48)).save(stream, "png", pnginfo=texts)
+    packed = base64.b64encode(stream.getvalue()).decode()
+    answer = post(studio, "/sdapi/v1/png-info", {"image": packed}).json()
+    fields = "Steps: 28, Sampler: Euler, CFG scale: 11.0, Seed: 7, Size: 32x48, Clip skip: 2, ENSD: 31337"
+    assert answer["info"] == "{{1girl}}\nNegative prompt: lowres\n" + fields
+    assert answer["parameters"]["Prompt"] == "{{1girl}}" and answer["parameters"]["Sampler"] == "Euler"
 
 
 def test_webuiapi_chooses_a_model(client: webuiapi.WebUIApi, studio: Served) -> None:

@@ -1,6 +1,7 @@
 """The text that a picture carries, read without decoding its pixels.
 
-Source: A1111 modules/images.py: PNG text chunks, EXIF's UserComment in JPEG, WebP and AVIF, GIF's comment.
+Source: A1111 modules/images.py: PNG text chunks, EXIF's UserComment in JPEG, WebP and AVIF, GIF's comment,
+and what NovelAI writes, told as A1111's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from aid.core.lineage import lineage_text
 from aid.core.picture import formats
 from aid.errors import PictureError
 from aid.sd.picture.infotext import KEY
+from aid.sd.picture.novelai import novelai_infotext
 
 HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 UNICODE, OTHER = b"UNICODE\x00", (b"ASCII\x00\x00\x00", bytes(8))
@@ -61,7 +63,8 @@ def picture_text(path: Path) -> PictureText:
             comment = None if KEY in texts else _comment(picture)
     except Exception as error:  # a reader fed with hostile bytes may fail in any way
         raise PictureError(f"{path} is not a readable picture ({error})", "a whole picture") from error
-    return PictureText(format, size, texts.pop(KEY, "") or _decoded(comment), texts)
+    own = texts.pop(KEY, "") or _decoded(comment)
+    return PictureText(format, size, novelai_infotext(texts, size) or own, texts)
 
 
 def _comment(picture: Image.Image) -> object:
