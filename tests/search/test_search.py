@@ -16,7 +16,7 @@ from aid.core.toml import read_toml, toml
 from aid.core.workbench import Silence, Ticker, Workbench
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
-from aid.errors import SettingsError
+from aid.errors import ArtifactError, SettingsError
 from aid.evaluate.judge_run import judge
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
 from aid.merge.recipe.recipe import plan
@@ -117,6 +117,21 @@ def test_an_interrupted_search_goes_on_as_it_would_have(
     search(SETTINGS, inputs, out, BENCH)
     for name in ("trials.jsonl", "best.toml", "result.json"):
         assert (out / name).read_bytes() == (found / name).read_bytes()
+
+
+def test_an_unfinished_search_is_not_thrown_away(inputs: SearchInputs, tmp_path: Path) -> None:
+    """By another course it is refused, and to more trials it goes on."""
+    out, straight = tmp_path / "search", tmp_path / "straight"
+    with pytest.raises(KeyboardInterrupt):
+        search(SETTINGS, inputs, out, Workbench("cpu", 1, Interrupted()))
+    other, more = (
+        SETTINGS.model_copy(update=one) for one in ({"floor": 0.5}, {"trials": SETTINGS.trials + 1})
+    )
+    with pytest.raises(ArtifactError, match=r"unfinished merge search.*floor was 0.9"):
+        search(other, inputs, out, BENCH)
+    search(more, inputs, straight, BENCH)
+    search(more, inputs, out, BENCH)
+    assert (out / "trials.jsonl").read_bytes() == (straight / "trials.jsonl").read_bytes()
 
 
 def trial(number: int, values: dict[str, float], value: float, below: float = -0.1) -> Trial:

@@ -100,7 +100,7 @@ def verb(
     beside `out` and renames. With `resumable`, the folder of an interrupted run with the same
     settings and inputs is handed back as it was left; `folder / SCRATCH` is removed at the end.
     Where they differ, only files in the scratch named like `spared` stay, which are good for any run; and
-    if any is named like `precious`, it took long to make: the run is refused.
+    if there is one like `precious`, a path in the folder, it took long to make: the run is refused.
     `unhashed` are large files that are made faster than hashed: whoever uses the artifact first hashes them.
 
     With `together`, several processes may run the story at once: the first of them as ever, the others in
@@ -289,7 +289,7 @@ def _continues(folder: Path, settings: Settings, lineage: Lineage) -> bool:
 
 def _refuse_to_discard(folder: Path, lineage: Lineage, precious: str) -> None:
     begun = _begun(folder)
-    if not precious or begun is None or not any((folder / SCRATCH).glob(precious)):
+    if not precious or begun is None or not any(folder.glob(precious)):
         return
     found = "; ".join(_differences(begun, lineage.node)[:MANY_NAMES])
     raise ArtifactError(

@@ -27,7 +27,7 @@ from aid.sd.model.checkpoint import StableDiffusion, lay_out
 from aid.search.knob import Space, space_of
 from aid.search.measure import Arbiter, measured
 from aid.search.settings import SearchInputs, SearchSettings
-from aid.search.trial import Measured, Trial, best_of, read_trials, suggest, write_trials
+from aid.search.trial import TRIALS_FILE, Measured, Trial, best_of, read_trials, suggest, write_trials
 
 BEST_FILE, RESULT_FILE = "best.toml", "result.json"
 APART = 1 << 31  # between the seeds of trials and of what is held out; torch takes a seed's low 32 bits alone
@@ -45,7 +45,7 @@ class Result(BaseModel):
     held: dict[str, Comparison]
 
 
-@verb("merge search", resumable=True)
+@verb("merge search", resumable=True, precious=TRIALS_FILE)
 def search(settings: SearchSettings, inputs: SearchInputs, out: Path, bench: Workbench) -> None:
     """Try merges; every one is logged in trials.jsonl with the key of its lineage. `best.toml` are the
     settings that make the best one again with `aid merge --settings`, `result.json` (Result) compares it
@@ -56,12 +56,13 @@ def search(settings: SearchSettings, inputs: SearchInputs, out: Path, bench: Wor
     merging = MergeInputs(models=inputs.models, vae=inputs.vae)
     with Blend(settings.merge, merging, bench, settings.drawing.precision) as blend:
         ground = _ground(settings, inputs, blend, out, bench)
-        floors, trials = ground.floors(), read_trials(out)
+        floors, trials = ground.floors(), read_trials(out)[: settings.trials]
         with bench.progress.task("search", settings.trials, "trial", len(trials)) as tick:
             while len(trials) < settings.trials:
                 trials.append(ground.attempt(trials, floors))
                 write_trials(out, trials)
                 tick(1, f"best {best_of(trials).value:.3f}")
+        write_trials(out, trials)  # without those that a longer search had tried
         best = best_of(trials)
         found = ground.space.settings(best.values)
         write_text(out / BEST_FILE, toml(found.model_dump(mode="json", exclude_defaults=True)))

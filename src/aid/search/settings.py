@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -58,6 +58,10 @@ class SearchSettings(Settings):
     its parents."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the optimiser."""
+
+    def course(self) -> dict[str, Any]:
+        """All but how many trials: an unfinished search may go on to more."""
+        return {name: value for name, value in super().course().items() if name != "trials"}
 
 
 class SearchInputs(Inputs):

@@ -13,7 +13,7 @@ from aid.core.artifact import SCRATCH
 from aid.errors import FileError
 from aid.sd.file.tensorfile import Header, read_header, write_tensors
 
-STATES = "state-*.safetensors"  # in the scratch
+STATES = f"{SCRATCH}/state-*.safetensors"
 
 
 def save_state(folder: Path, step: int, tensors: dict[str, Tensor], keep: int) -> None:
@@ -103,4 +103,4 @@ def laid_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _states(folder: Path) -> list[Path]:
-    return sorted((folder / SCRATCH).glob(STATES), reverse=True)
+    return sorted(folder.glob(STATES), reverse=True)
