@@ -14,6 +14,7 @@ from torch import Tensor
 from aid.core.workbench import Workbench
 from aid.merge.job import Job, open_job
 from aid.merge.note import Notes
+from aid.merge.prediction import result
 from aid.merge.recipe.combination import Call, Combination
 from aid.merge.recipe.recipe import RANGED, Recipe, adapter_weights
 from aid.merge.settings import MergeInputs, MergeSettings
@@ -56,7 +57,7 @@ class Blend:
             self._job = open_job(settings, inputs, self._files, mapped=True)
             plan, notes = self._job.planned(settings), _notes(settings)
             stored = {key: _stored(key, one, notes) for key, one in plan.outputs(plan.combinations).items()}
-            weights = _weights(self._job, plan.recipe, stored)
+            weights = _weights(self._job, plan, stored)
             self.model = fill_checkpoint(weights, torch_device(bench), PRECISIONS[precision])
         except BaseException:
             self._files.close()
@@ -133,9 +134,9 @@ def _stored(key: str, output: Output, notes: Notes) -> Stored:
     return Stored(DTYPES[output.format.name], output.format.shape, lambda: _tensor(key, output, notes))
 
 
-def _weights(job: Job, recipe: Recipe, tensors: Mapping[str, Stored]) -> Weights:
-    primary = job.parents[recipe.primary]
-    return Weights(primary.path, job.architecture, tensors, primary.metadata)
+def _weights(job: Job, plan: Plan, tensors: Mapping[str, Stored]) -> Weights:
+    primary = job.parents[plan.recipe.primary]
+    return Weights(primary.path, result(plan, job.architecture), tensors, primary.metadata)
 
 
 def _homes(model: StableDiffusion) -> dict[str, Homes]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from aid.errors import ModelError
+from aid.merge.prediction import disagreement, result
 from aid.merge.recipe.recipe import Recipe, adapter_weights, plan, primary_of
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.merge.streaming.parent import (
@@ -74,6 +75,7 @@ class Job:
             for name, keys in plan.lacking.items()
         ]
         told += plan.recipe.rule.idle(plan.merged)
+        told += disagreement(plan, result(plan, self.architecture))
         idle = [self.parents[name] for name in plan.recipe.order if name not in plan.givers]
         told += [f"{parent} has no weight anywhere: it is no part of the result" for parent in idle]
         if not self.inputs.loras:
@@ -109,7 +111,7 @@ class Job:
         plan = planned(recipe, self.parents, wanted)
         if settings.broken == "error":
             self._require_whole(plan)
-        return plan
+        return plan.marked(result(plan, self.architecture))
 
 
 def open_job(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from aid.core.artifact import under_construction, verb
 from aid.core.files import write_json
 from aid.core.lineage import METADATA_KEY
 from aid.core.workbench import Workbench
-from aid.merge.job import open_job
+from aid.merge.job import Job, open_job
 from aid.merge.note import Notes
+from aid.merge.prediction import result, retold
 from aid.merge.recipe.recipe import Recipe
 from aid.merge.settings import MergeInputs, MergeSettings
-from aid.merge.streaming.parent import Parent
 from aid.merge.streaming.plan import Plan
 from aid.merge.streaming.stream import threads_of, write_stream
 from aid.sd.model.architecture import METADATA_KEY as ARCHITECTURE_KEY
@@ -43,7 +42,7 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
         if plan.evaluation is not None:
             with bench.progress.task("measure", total=len(plan.evaluation.calls), unit="tensor") as tick:
                 plan.evaluation.measure(threads, tick)
-        metadata = _metadata(plan, job.parents, inputs, out)
+        metadata = _metadata(plan, job, out)
         with bench.progress.task("merge", total=len(outputs), unit="tensor") as tick:
             notes = Notes(settings.broken == "keep", tick)
             write_stream(out / FILE, outputs, metadata, threads, notes)
@@ -52,11 +51,14 @@ def merge(settings: MergeSettings, inputs: MergeInputs, out: Path, bench: Workbe
         write_json(out / "broken.json", notes.broken)
 
 
-def _metadata(plan: Plan, parents: Mapping[str, Parent], inputs: MergeInputs, out: Path) -> dict[str, str]:
+def _metadata(plan: Plan, job: Job, out: Path) -> dict[str, str]:
     """What stays true of the primary, the recipe, and the titles of the parents that give anything."""
-    recipe = plan.recipe
+    recipe, parents, inputs = plan.recipe, job.parents, job.inputs
     kept = parents[recipe.primary].metadata
     names = (ARCHITECTURE_KEY, *(f"modelspec.{name}" for name in STILL_TRUE))
+    told = {name: kept[name] for name in names if name in kept}
+    if (architecture := result(plan, job.architecture)) != job.architecture:
+        told = retold(told, architecture)
     titles = [parents[name].metadata.get("modelspec.title") or name for name in plan.givers]
     merge = {
         "convention": recipe.convention,
@@ -66,7 +68,7 @@ def _metadata(plan: Plan, parents: Mapping[str, Parent], inputs: MergeInputs, ou
         "loras": sorted(inputs.loras),
     }
     return {
-        **{name: kept[name] for name in names if name in kept},
+        **told,
         "modelspec.merged_from": ", ".join(titles),
         "aid.merge": json.dumps(merge, sort_keys=True),
         METADATA_KEY: under_construction(out).embedded(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from aid.merge.recipe.recipe import Recipe
 from aid.merge.streaming.parent import Parent
 from aid.merge.streaming.stream import Fault, Made, Output, Sum
 from aid.sd.file.header import FLOATING, Format
-from aid.sd.model.architecture import Family
+from aid.sd.model.architecture import Architecture, Family
 from aid.sd.model.blocks import is_merged
 from aid.sd.model.detection import V_MARKER, ZERO_MARKER
 from aid.sd.model.layouts import POSITIONS, TEXT_ROOT, UNET, VAE
@@ -42,6 +42,15 @@ class Plan:
     parents: Mapping[str, Parent]
     wanted: Wanted
     combinations: Mapping[str, Combination]
+
+    def marked(self, architecture: Architecture) -> Plan:
+        """Without the empty tensors by which tools would take the result for what it isn't."""
+        true = {
+            V_MARKER: architecture.prediction == "v",
+            ZERO_MARKER: architecture.zero_terminal_snr,
+        }
+        kept = {key: one for key, one in self.combinations.items() if true.get(key, True)}
+        return replace(self, combinations=kept)
 
     def outputs(self, keys: Iterable[str]) -> dict[str, Output]:
         """How each of these tensors is made."""

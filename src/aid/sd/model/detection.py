@@ -84,7 +84,7 @@ def detect(
         _require_full_width(shapes, name)
         architecture = _undeclared(family, shapes, metadata, read)
     check_widths(architecture, shapes, name)
-    return _with_prediction(architecture, prediction)
+    return with_prediction(architecture, prediction)
 
 
 def declared(metadata: Mapping[str, str], name: str) -> Architecture:
@@ -207,7 +207,7 @@ def _undeclared(
     marked: Prediction | None = "v" if V_MARKER in shapes else _told_prediction(metadata)
     if family == "sd2" and marked is None:
         marked = _sd2_prediction(shapes, read)
-    found = _with_prediction(REAL[family], marked)
+    found = with_prediction(REAL[family], marked)
     return found.model_copy(update={"zero_terminal_snr": zero, "unet_inputs": shapes[CONV_IN][1]})
 
 
@@ -236,7 +236,7 @@ def _sd2_prediction(shapes: Shapes, read: Read | None) -> Prediction:
     return "v" if float(read(SD2_BIAS).float().std(unbiased=False)) > SD2_SPREAD else "epsilon"
 
 
-def _with_prediction(architecture: Architecture, prediction: Prediction | None) -> Architecture:
+def with_prediction(architecture: Architecture, prediction: Prediction | None) -> Architecture:
     if prediction is None or prediction == architecture.prediction:
         return architecture
     changes: dict[str, object] = {"prediction": prediction}
