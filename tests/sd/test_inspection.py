@@ -13,14 +13,14 @@ from PIL import Image
 
 from aid.cli import root
 from aid.core.lineage import describe
-from aid.errors import FileError, PictureError
+from aid.errors import FileError, ModelError, PictureError
 from aid.sd.adapter.file import load_adapter
 from aid.sd.conversion import Conversion, convert
 from aid.sd.embedding.file import Embedding, save_embedding
 from aid.sd.file.tensorfile import Header, read_header, read_tensors, write_tensors
 from aid.sd.inspection import Inspection, inspect
 from aid.sd.model.checkpoint import load_checkpoint, save_checkpoint
-from aid.sd.model.layouts import UNET, VAE
+from aid.sd.model.layouts import TEXT_2, TEXT_PREFIX, UNET, VAE, average_key
 
 
 def shown(*words: object) -> str:
@@ -82,6 +82,80 @@ def test_vae_unet_adapter_embedding_and_others(family_files: dict[str, Path], tm
             found = inspect(tmp_path / f"bad.{ending}")
             assert (found.kind, found.about["vectors"]) == ("embedding", f"3 of {width}")
             assert found.hashes["AutoV2"]
+
+
+ATTENTION = "transformer_blocks.0.attn2.to_k.weight"
+HINT = "controlnet_cond_embedding.conv_in.weight"
+TOKENS = "embeddings.token_embedding.weight"
+FACES = ("ip_adapter.0.to_q_lora.down.weight", "ip_adapter.0.to_q_lora.up.weight")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "kind", "architecture"),
+    [
+        ({"control_model.zero_convs.0.0.weight": (320, 320, 1, 1),
+          f"control_model.input_blocks.1.1.{ATTENTION}": (320, 768)}, "ControlNet", "SD1"),
+        ({HINT: (16, 3, 3, 3), f"down_blocks.1.attentions.0.{ATTENTION}": (640, 2048)}, "ControlNet", "SDXL"),
+        ({"lora_controlnet": (0,), "input_blocks.0.0.up": (320, 4)}, "ControlNet", ""),
+        ({"ip_adapter.1.to_k_ip.weight": (320, 768), FACES[0]: (4, 320), FACES[1]: (320, 4)},
+         "IP-Adapter", "SD1"),
+        ({"body.0.block1.weight": (320, 320, 3, 3), "conv_in.weight": (320, 64, 3, 3)}, "T2I-Adapter", ""),
+        ({"adapter.body.0.resnets.0.block1.weight": (320, 320, 3, 3)}, "T2I-Adapter", ""),
+        ({"model.0.weight": (64, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.weight": (32, 64, 3, 3)},
+         "upscaler", ""),
+        ({f"text_model.{TOKENS}": (9, 768), "a": (1,)}, "text encoder", "CLIP ViT-L, SD1's and SDXL's first"),
+        ({f"cond_stage_model.transformer.text_model.{TOKENS}": (9, 768), "logit_scale": ()},
+         "text encoder", "CLIP ViT-L, SD1's and SDXL's first"),
+        ({"token_embedding.weight": (9, 1280), "ln_final.weight": (1280,)}, "text encoder",
+         "OpenCLIP ViT-bigG, SDXL's second"),
+        ({"vision_model.embeddings.class_embedding": (1024,), "logit_scale": ()}, "image encoder", ""),
+        ({f"{VAE}encoder.conv_in.weight": (128, 3, 3, 3), f"{UNET}x_embedder.proj.weight": (1536, 16, 2, 2)},
+         "model of another family", "SD3"),
+        ({"double_blocks.0.img_attn.norm.key_norm.scale": (128,), "a": (1,)}, "model of another family",
+         "Flux"),
+    ],
+)  # fmt: skip
+def test_what_lies_beside_models(
+    tensors: dict[str, tuple[int, ...]], kind: str, architecture: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {key: torch.zeros(shape) for key, shape in tensors.items()}, {})
+    found = inspect(path, hashes=False)
+    assert (found.kind, found.about.get("architecture", "")) == (kind, architecture)
+
+
+def test_tensors_in_a_pickles_dictionaries_are_seen(tmp_path: Path) -> None:
+    """As Real-ESRGAN's and IP-Adapter's own files have them."""
+    upscaler = {"conv_first.weight": torch.ones(64, 3, 3, 3), "body.0.rdb1.conv1.weight": torch.ones(2)}
+    face = {"image_proj": {"norm.weight": torch.ones(2)}, "ip_adapter": {"1.to_k_ip.weight": torch.ones(2)}}
+    for kind, content in (("upscaler", {"params_ema": upscaler}), ("IP-Adapter", face)):
+        torch.save(content, tmp_path / kind)
+        assert inspect(tmp_path / kind).kind == kind
+        with pytest.raises(FileError, match="holds no tensors"):
+            read_tensors(tmp_path / kind)
+
+
+def test_a_checkpoint_of_averages_alone(family_files: dict[str, Path], tmp_path: Path) -> None:
+    tensors = read_tensors(family_files["sd1"])
+    averages = {average_key(key) if key.startswith(UNET) else key: one for key, one in tensors.items()}
+    write_tensors(tmp_path / "ema.safetensors", averages, {})
+    found = inspect(tmp_path / "ema.safetensors")
+    assert found.kind == "averages of a checkpoint" and "averages" in [part.name for part in found.parts]
+    with pytest.raises(ModelError, match=r"`aid inspect .*` tells what it is"):
+        load_checkpoint(tmp_path / "ema.safetensors")
+
+
+def test_an_sdxl_with_layers_left_out(tmp_path: Path) -> None:
+    """SSD-1B has neither the middle's transformers nor most of those around it."""
+    shapes = {
+        f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3), f"{UNET}label_emb.0.0.weight": (1, 2816),
+        f"{UNET}input_blocks.4.1.{ATTENTION}": (1, 2048), f"{VAE}encoder.conv_in.weight": (128, 3, 3, 3),
+        f"{TEXT_PREFIX['sdxl']}{TOKENS}": (1, 768), f"{TEXT_2}token_embedding.weight": (1, 1280),
+        f"{TEXT_2}ln_final.weight": (1280,),
+    }  # fmt: skip
+    write_tensors(tmp_path / "a.safetensors", {key: torch.zeros(one) for key, one in shapes.items()}, {})
+    told = inspect(tmp_path / "a.safetensors").about["architecture"]
+    assert told == "stable-diffusion-xl-v1-base with layers left out: 3 of 1,680 tensors of its U-Net"
 
 
 LORA = "transformer_blocks.0.attn2"

@@ -1,4 +1,5 @@
-"""What a file is, told from its content alone: a checkpoint, VAE, U-Net, adapter, embedding or picture.
+"""What a file is, told from its content alone: a checkpoint, VAE, U-Net, adapter, embedding or picture, or
+what lies beside these.
 
 Headers are read, not weights; the hashes, if wanted, read the whole file once.
 """
@@ -22,10 +23,11 @@ from aid.sd.file.hashes import hash_file
 from aid.sd.file.tensorfile import NAMES, Stored, is_pickle, open_tensors
 from aid.sd.model.architecture import Architecture, Family
 from aid.sd.model.blocks import block_of
-from aid.sd.model.detection import CONV_IN
+from aid.sd.model.detection import CONV_IN, FOREIGN
 from aid.sd.model.folder import MODEL_INDEX, folder_sha256, is_part, stored_part, under_ldm_names
-from aid.sd.model.layouts import AVERAGE, TEXT_ROOT, UNET, VAE, modern_keys
+from aid.sd.model.layouts import AVERAGE, TEXT_ROOT, UNET, VAE, average_key, modern_keys
 from aid.sd.model.metadata import architecture_name
+from aid.sd.model.relatives import IP_ADAPTER, made_for, relative_of
 from aid.sd.model.weights import open_weights, resolve_checkpoint
 from aid.sd.picture.text import is_picture, picture_text
 
@@ -36,6 +38,8 @@ METHODS = {  # kinds of adapters, in words
     "norm": "norms", "bias": "biases",
 }  # fmt: skip
 NO_VAE = "checkpoint without VAE"
+AVERAGES = "averages of a checkpoint"
+UNET_TENSORS: dict[Family, int] = {"sd1": 686, "sd2": 686, "sdxl": 1680}  # of the released models
 BARE_UNET = ("input_blocks.0.0.weight", "out.2.weight")  # a ControlNet lacks the last
 DIFFUSERS_UNET = ("conv_in.weight", "time_embedding.linear_1.weight", "conv_out.weight")
 VAE_LATENT = "decoder.conv_in.weight"
@@ -45,6 +49,7 @@ PARTS = {
     "text encoders": tuple(set(TEXT_ROOT.values())),
     "VAE": (VAE,),
     "averages": (AVERAGE,),
+    "ControlNet": ("control_model.",),
 }
 
 
@@ -91,14 +96,16 @@ def inspect(path: Path, hashes: bool = True) -> Inspection:
     content = _embedding(path) if small and is_pickle(path) else None
     if content is not None:
         return _finished(path, "embedding", {}, _embedding_words(content), {}, hashes)
-    return _inspect_weights(path, *open_tensors(path), hashes)
+    return _inspect_weights(path, *open_tensors(path, nested=True), hashes)
 
 
 def _inspect_weights(
     path: Path, stored: Mapping[str, Stored], metadata: Mapping[str, str], hashes: bool
 ) -> Inspection:
     tensors = modern_keys(_prefixed(stored, path))
-    adapter = None if CONV_IN in tensors else outline(_shapes(tensors), metadata)
+    shapes = _shapes(tensors)
+    other = CONV_IN in tensors or relative_of(shapes) == IP_ADAPTER  # one for faces holds a LoRA, too
+    adapter = None if other else outline(shapes, metadata)
     kind = "adapter" if adapter else _kind_of(tensors)
     about = _adapter_words(adapter) if adapter else _about(kind, path, tensors)
     return _finished(path, kind, tensors, about, metadata, hashes)
@@ -122,13 +129,23 @@ def _kind_of(tensors: Mapping[str, Stored]) -> str:
         if text:
             return "checkpoint" if vae else NO_VAE
         return "U-Net and VAE" if vae else "U-Net"
+    if average_key(CONV_IN) in tensors:
+        return AVERAGES
+    if _foreign(tensors):
+        return "model of another family"
     if {"encoder.conv_in.weight", f"{VAE}encoder.conv_in.weight"} & tensors.keys():
         return "VAE"
     if {"clip_l", "clip_g", "emb_params"} & tensors.keys() or (
         len(tensors) == 1 and _is_vectors(tensors.values())
     ):
         return "embedding"
-    return "weights"
+    return relative_of(_shapes(tensors)) or "weights"
+
+
+def _foreign(tensors: Mapping[str, Stored]) -> str:
+    """A family that AID only recognises, whole or without its prefix."""
+    found = (name for key, name in FOREIGN.items() if {key, key.removeprefix(UNET)} & tensors.keys())
+    return next(found, "")
 
 
 def _shapes(tensors: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:
@@ -142,7 +159,8 @@ def _is_vectors(tensors: Iterable[Stored]) -> bool:
 def _about(kind: str, path: Path, tensors: Mapping[str, Stored]) -> dict[str, str]:
     if kind in ("checkpoint", NO_VAE):
         try:
-            return _architecture_words(open_weights(path, vae_given=kind == NO_VAE).architecture)
+            architecture = open_weights(path, vae_given=kind == NO_VAE).architecture
+            return _architecture_words(architecture, tensors)
         except ModelError as error:  # of a family that AID only recognises
             return {"architecture": str(error)}
     if kind == "VAE":
@@ -150,13 +168,19 @@ def _about(kind: str, path: Path, tensors: Mapping[str, Stored]) -> dict[str, st
     if kind == "embedding":
         content = _embedding(path)
         return _embedding_words(content) if content else {}
-    return {}
+    if kind == AVERAGES:
+        return {"U-Net": f"its moving average alone ({AVERAGE}*)"}
+    found = _foreign(tensors) or made_for(kind, _shapes(tensors))
+    return {"architecture": found} if found else {}
 
 
-def _architecture_words(architecture: Architecture) -> dict[str, str]:
+def _architecture_words(architecture: Architecture, tensors: Mapping[str, Stored]) -> dict[str, str]:
     terminal = ", zero terminal SNR" if architecture.zero_terminal_snr else ""
+    held, whole = sum(key.startswith(UNET) for key in tensors), UNET_TENSORS[architecture.family]
+    pruned = held < whole and not architecture.is_narrow
+    lacking = f" with layers left out: {held:,} of {whole:,} tensors of its U-Net" if pruned else ""
     return {
-        "architecture": architecture_name(architecture),
+        "architecture": architecture_name(architecture) + lacking,
         "prediction": architecture.prediction + terminal,
         "native size": f"{architecture.native_edge_px} px",
         **({"inpainting": INPAINTS} if architecture.inpaints else {}),
@@ -207,7 +231,7 @@ def _inspect_folder(path: Path, hashes: bool) -> Inspection:
         path,
         _kind_of(weights.tensors),
         weights.tensors,
-        _architecture_words(weights.architecture),
+        _architecture_words(weights.architecture, weights.tensors),
         weights.metadata,
         False,
     )

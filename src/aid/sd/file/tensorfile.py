@@ -133,11 +133,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: header.read(name) for name in header.tensors}
 
 
-def open_tensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+def open_tensors(path: Path, nested: bool = False) -> tuple[dict[str, Stored], dict[str, str]]:
     """A file's tensors where they lie, and its metadata; a pickle's storages are mapped, not read, where its
-    archive allows that. Raises FileError as `read_tensors` does."""
+    archive allows that. `nested`: also those of a pickle's dictionaries, each under `OUTER.INNER`. Raises
+    FileError as `read_tensors` does."""
     if is_pickle(path):
-        tensors = _state(read_pickle(path, mapped=True), path)
+        content = read_pickle(path, mapped=True)
+        tensors = _state(_unnested(content) if nested else content, path)
         return {name: in_memory(tensor) for name, tensor in tensors.items()}, {}
     header = read_header(path)
     return header.stored(), header.metadata
@@ -152,6 +154,14 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         require_plain(tensor, f"{path}: {key[:80]!r}")
     return tensors
+
+
+def _unnested(content: Any) -> Any:
+    """With what is in its dictionaries beside it, but for `state_dict`, which is taken alone."""
+    if not isinstance(content, dict) or "state_dict" in content:
+        return content
+    inner = ((outer, one) for outer, one in content.items() if isinstance(one, Mapping))
+    return content | {f"{outer}.{key}": value for outer, one in inner for key, value in one.items()}
 
 
 def require_plain(tensor: Tensor, name: str) -> None:
