@@ -51,6 +51,14 @@ def test_chunks_weights_schedule_and_parts_are_shown(capsys: pytest.CaptureFixtu
     assert "negative prompt: bad (b" in text and "note at 5: this ( is never closed" in text
 
 
+def test_a_lora_called_in_the_negative_prompt_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "a", "--negative", "bad <lora:x:1> <hypernet:y>")["negative_prompt"]
+    assert found["loras"] == []
+    assert [(note["at"], note["text"][:33]) for note in found["notes"]] == [
+        (4, "`<lora:x:1>` is read as words, as"),
+    ]  # fmt: skip
+
+
 def test_each_text_is_shown_once_with_all_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
     text = run(capsys, "[red|blue] hair", "--steps", 6)
     assert "  steps 1-2, 4, 6: red hair\n    chunk 1: 2 tokens: red hair\n" in text

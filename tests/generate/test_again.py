@@ -341,6 +341,20 @@ def test_pictures_that_tell_nothing(tmp_path: Path) -> None:
         again(tmp_path / "theirs.png", [], tmp_path, BENCH)
 
 
+def test_a_lora_in_the_negative_prompt_is_text_and_asked_for_by_nobody(
+    lively_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--checkpoint", str(lively_checkpoint), "--steps", "2", "--width", "32", "--height", "32"]
+    told = ["--negative-prompt", "bad <lora:x:1>", "--out", str(tmp_path / "old"), "--device", "cpu"]
+    main(["generate", "hair", *words, *told])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "negative prompt: `<lora:x:1>` is read as words, as negative prompts call no LoRA" in said
+    (first,) = (tmp_path / "old").glob("*.png")
+    (place,) = places(lively_checkpoint)
+    file = again(first, [place], tmp_path / "new", BENCH)
+    assert file.read_bytes() == first.read_bytes()
+
+
 def novelais(path: Path, **changes: object) -> Path:
     caption = {"base_caption": "{{1girl}}, red hair", "char_captions": [{"char_caption": "girl, hat"}]}
     comment = {

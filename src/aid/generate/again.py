@@ -285,7 +285,9 @@ def _files_in(place: Path) -> list[Path]:
 
 
 def _called(shot: Shot) -> list[str]:
-    return list(dict.fromkeys(call.name for prompt in _prompts(shot) for call in extract_loras(prompt)[1]))
+    """The LoRAs. A negative prompt calls none."""
+    prompts = [shot.prompt, shot.hires.prompt if shot.hires else ""]
+    return list(dict.fromkeys(call.name for prompt in prompts for call in extract_loras(prompt)[1]))
 
 
 def _prompts(shot: Shot) -> list[str]:

@@ -14,6 +14,7 @@ from aid.sd.prompt.note import Note, quote
 
 CALL = re.compile(r"<(\w+):([^>]+)>")
 KINDS = ("lora", "lyco")  # `lyco` is an old extension's word for the same
+PLAIN = "is read as words, as negative prompts call no LoRA; a prompt may call one at a weight below 0"
 NAMED = ("te", "unet")
 LARGEST = 3e38  # that float32 holds, about
 
@@ -71,6 +72,12 @@ def extract(text: str) -> Extracted:
         else:
             notes.append(Note(match.start(), f"{quote(match[0])} is left out: {call}"))
     return Extracted("".join((*pieces, text[end:])), tuple(loras), tuple(notes), tuple(shifts))
+
+
+def plain_calls(text: str) -> list[Note]:
+    """A note on each call in a negative prompt, where A1111 too reads it as words."""
+    found = CALL.finditer(text, 0, text.rfind(">") + 1)
+    return [Note(one.start(), f"{quote(one[0])} {PLAIN}") for one in found if one[1] in KINDS]
 
 
 def _lora(arguments: str) -> LoraCall | str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from aid.sd.prompt.adapter_call import LoraCall, extract, extract_loras
+from aid.sd.prompt.adapter_call import LoraCall, extract, extract_loras, plain_calls
 from aid.sd.prompt.attention import BREAK, escape, parse_attention, weigh
 from aid.sd.prompt.editing import Entry, Pass, at_step, schedule
 from aid.sd.prompt.note import Note
@@ -68,7 +68,7 @@ def read_prompt(text: str, span: Pass, negative: bool = False) -> Prompt:
     """Read a prompt for one pass of sampling. A negative one calls no adapters and knows no AND."""
     if negative:
         entries, notes = _plan(text, span)
-        return Prompt(text, (Part(1.0, tuple(entries)),), (), tuple(notes))
+        return Prompt(text, (Part(1.0, tuple(entries)),), (), tuple(sorted([*notes, *plain_calls(text)])))
     found = extract(text)
     parts: list[Part] = []
     notes = list(found.notes)
