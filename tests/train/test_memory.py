@@ -14,6 +14,7 @@ from test_finetune import QUICK, Interrupting
 
 from aid.core.workbench import Workbench
 from aid.sd.file.tensorfile import read_tensors
+from aid.train.optimiser import in_backward
 from aid.train.optimiser.rounding import (
     PIECE_NUMBERS,
     RoundedAdamW,
@@ -90,7 +91,11 @@ def model_of(inputs: FinetuneInputs, out: Path, **change: object) -> dict[str, t
     return read_tensors(finetune(settings, inputs, out, Workbench(threads=1)) / "model.safetensors")
 
 
-def test_a_fused_backward_pass_gives_the_same_model(inputs: FinetuneInputs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [1, 5000, in_backward.TOGETHER])
+def test_a_fused_backward_pass_gives_the_same_model(
+    inputs: FinetuneInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr(in_backward, "TOGETHER", together)
     apart = model_of(inputs, tmp_path / "apart", gradient_norm=0.0)
     fused = model_of(inputs, tmp_path / "fused", **FUSED)
     assert all(torch.equal(apart[key], fused[key]) for key in apart)

@@ -30,6 +30,7 @@ from aid.sd.adapter.target import kohya_targets, skeleton
 from aid.sd.model.blocks import extra_blocks
 from aid.sd.model.cost import DECODED, DRAWN, ENCODED, FROZEN, RECOMPUTED, TRAINED, Cost
 from aid.search.settings import SearchInputs, SearchSettings, SheetInputs, SheetSettings
+from aid.train.optimiser.in_backward import TOGETHER
 from aid.train.optimiser.rounding import PIECE_NUMBERS
 from aid.train.settings import (
     EmbeddingInputs,
@@ -108,7 +109,7 @@ def _passing_bytes(
     activations = part * kept * ((FUSED_BYTES if gpu else AUTOCAST_BYTES) if half else 4)
     if half and number == 4 and not settings.checkpointing:
         activations += COPY_BYTES * trained
-    gradients = number * (min(largest, trained) if settings.fused_backward else trained)
+    gradients = number * (min(largest + TOGETHER, trained) if settings.fused_backward else trained)
     first = gradients if part < settings.batch_size or (gpu and not settings.fused_backward) else 0.0
     late = activations / (4 if settings.checkpointing else 2)
     rounded = largest if settings.fused_backward else trained

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from aid.sd.prompt.text import Conditioning
 from aid.train.optimiser.average import Average
 from aid.train.optimiser.fused import FusedAdamW, clip_factor
 from aid.train.optimiser.group import Group
-from aid.train.optimiser.optimiser import at_rest, restore_state, state_tensors, step_alone
+from aid.train.optimiser.in_backward import InBackward
+from aid.train.optimiser.optimiser import at_rest, restore_state, state_tensors
 from aid.train.settings import CommonSettings
 from aid.train.step.condition import Written, tell
 from aid.train.step.loss import Diffusion
@@ -66,11 +66,10 @@ class Training:
         self.adopted: Sequence[Tensor] = ()  # weights to be saved instead of the last, once training is over
         self.beside: Callable[[], dict[str, Tensor]] = dict  # what a state holds that is no weight
         self.may_change: Callable[[], object] = list  # waits for what is still to be copied of the state
-        self.norms: list[Tensor] | None = [] if fused_backward else None
         recorded = self.device.type == "cuda" and not (fused_backward or team.sharded)
         self.passes = Passes(self._loss, recorded)
-        if fused_backward:
-            self._update_in_backward()
+        learning = (group.parameters for group in self.groups)
+        self.in_backward = InBackward(optimiser, learning) if fused_backward else None
 
     def gradients(self, step: Step) -> tuple[float, float]:
         """Fill the gradients of a step; its mean loss and the gradient's norm. No weight is changed, but with
@@ -79,9 +78,9 @@ class Training:
         count = len(step.whole)
         whole = max(count, self.settings.batch_size)
         self._thaw(step.index)
-        if self.norms is not None:
+        if self.in_backward is not None:
             with self.learning, strictly_same_bits(self.device):
-                return self._fused(step, count / whole)
+                return self._fused(step, count / whole, self.in_backward)
         total = torch.zeros((), device=self.device)
         with self.learning, strictly_same_bits(self.device):
             for part in self.team.share(step).parts(self.settings.part_size):
@@ -100,7 +99,7 @@ class Training:
         elif factor < 1:
             self.team.scale(self.parameters, factor)
 
-    def _fused(self, step: Step, filled: float) -> tuple[float, float]:
+    def _fused(self, step: Step, filled: float, update: InBackward) -> tuple[float, float]:
         self._set_rates(step.index)
         loss = self._loss(self._given(step, 1.0))
         value = float(loss.detach())
@@ -108,24 +107,7 @@ class Training:
             return value, math.nan
         self.may_change()
         (filled * loss).backward()  # type: ignore[no-untyped-call]
-        norms, self.norms = self.norms or [], []
-        return value, float(torch.stack(norms).norm()) if norms else 0.0
-
-    def _update_in_backward(self) -> None:
-        """Each parameter is changed as soon as its gradient is whole, and the gradient freed (LOMO's order,
-        Lv et al. 2023)."""
-
-        def update(parameter: Tensor, group: int) -> None:
-            if self.norms is not None and parameter.grad is not None:
-                self.norms.append(parameter.grad.norm().float())
-            step_alone(self.optimiser, group, parameter)
-
-        for index, group in enumerate(self.groups):
-            for parameter in group.parameters:
-                parameter.requires_grad_()
-                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    partial(update, group=index)
-                )
+        return value, update.settle()
 
     def _thaw(self, index: int) -> None:
         """Ask for the gradients of those groups alone that are at work."""
@@ -141,7 +123,7 @@ class Training:
     def update(self, index: int) -> None:
         """Let the gradients change the weights."""
         self.may_change()
-        if self.norms is None:
+        if self.in_backward is None:
             self._set_rates(index)
             self.optimiser.step()
             self.discard()

@@ -183,18 +183,6 @@ def _is_torchs(optimiser: Optimizer) -> bool:
     return isinstance(optimiser, (torch.optim.AdamW, torch.optim.Adafactor))
 
 
-def step_alone(optimiser: Optimizer, group: int, parameter: Tensor) -> None:
-    """Let the gradient of one parameter of a group change it, and free that gradient: for a backward pass
-    that updates as it goes. Only for optimisers that keep nothing across parameters."""
-    groups = optimiser.param_groups
-    optimiser.param_groups = [{**groups[group], "params": [parameter]}]
-    try:
-        optimiser.step()
-    finally:
-        optimiser.param_groups = groups
-    parameter.grad = None
-
-
 @contextmanager
 def at_rest(optimiser: Optimizer, parameters: Sequence[Tensor]) -> Iterator[None]:
     """Inside, the weights are those to use: a schedule-free optimiser trains at another point. Afterwards
