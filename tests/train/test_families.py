@@ -11,6 +11,9 @@ import torch
 from test_finetune import QUICK, Interrupting
 
 from aid.core.workbench import Workbench
+from aid.dataset.run import prepare
+from aid.dataset.settings import PrepareInputs, PrepareSettings
+from aid.errors import ArtifactError
 from aid.sd.embedding.file import load_embedding
 from aid.sd.file.tensorfile import read_tensors
 from aid.sd.model.architecture import TINY_SD2, TINY_SDXL
@@ -127,3 +130,22 @@ def test_a_word_is_learned(bases: Mapping[str, Path], dataset: Path, tmp_path: P
     made = load_embedding(embedding(settings, inputs, tmp_path / "out", BENCH) / "bad.safetensors")
     assert made.vectors.shape == (2, 16)
     assert (made.vectors_g is not None) == (family == "sdxl")
+
+
+def test_latents_of_another_familys_vae_are_refused_before_work_starts(
+    bases: Mapping[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    held, whole = PrepareSettings(resolution_px=64, buckets=False), {"alpha": pictures / "alpha"}
+    made = {
+        name: prepare(held, PrepareInputs(pictures=whole, vae=bases[name]), tmp_path / name)
+        for name in FAMILIES
+    }
+    settings = QUICK.model_copy(update={"steps": 1, "regularisation_share": 0.0})
+    for name, other in (("sdxl", "sd2"), ("sd2", "sdxl")):
+        inputs = FinetuneInputs(checkpoint=bases[name], dataset=made[other])
+        with pytest.raises(ArtifactError, match=r"of another family's VAE; expected .* --vae"):
+            finetune(settings, inputs, tmp_path / "refused", BENCH)
+        word = EmbeddingInputs(checkpoint=bases[name], pictures=made[other])
+        with pytest.raises(ArtifactError, match="of another family's VAE"):
+            embedding(EmbeddingSettings(steps=1), word, tmp_path / "word", BENCH)
+        finetune(settings, inputs.model_copy(update={"dataset": made[name]}), tmp_path / f"{name} own", BENCH)

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from aid.errors import ArtifactError
 
 RECORDS_FILE, REPORT_FILE, PICTURE_FOLDER = "records.jsonl", "report.json", "pictures"
+LATENT_SCALE = "latent_scale"  # in the report: what the VAE's family multiplies latents by; null: not known
 Split = Literal["train", "held"]
 Latents = np.ndarray[Any, np.dtype[np.float16]]
 Masks = np.ndarray[Any, np.dtype[np.uint8]]
@@ -164,8 +165,16 @@ class Dataset:
             self._maps[name] = self._map(name, (2, 4, height // 8, width // 8))
         return self._maps[name]
 
-    def require_latents(self) -> None:
-        """Raises ArtifactError unless every bucket's latents are there, before anything is begun."""
+    def require_latents(self, scale: float) -> None:
+        """Raises ArtifactError unless every bucket's latents are there, of a VAE with this scale where its
+        is known, before anything is begun."""
+        found = self.report.get(LATENT_SCALE) if (self.folder / REPORT_FILE).is_file() else None
+        if found not in (None, scale):
+            raise ArtifactError(
+                f"{self.folder} has latents that are multiplied by {found}, of another family's VAE",
+                f"latents for the model, multiplied by {scale} (SDXL 0.13025, SD1 and SD2 0.18215)",
+                "Prepare it with the model as its --vae.",
+            )
         for width, height in self.sizes():
             self.latents(width, height)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from aid.core.artifact import SCRATCH, verb
-from aid.core.dataset import PICTURE_FOLDER, RECORDS_FILE, REPORT_FILE, Record, Split
+from aid.core.dataset import LATENT_SCALE, PICTURE_FOLDER, RECORDS_FILE, REPORT_FILE, Record, Split
 from aid.core.files import write_json, write_lines
 from aid.core.workbench import Ticker, Workbench
 from aid.dataset.cutting.bucket import Rule, Size, rules
@@ -61,6 +61,7 @@ def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: 
         from aid.dataset.latents.latent import Encoder  # torch is only needed here
         from aid.sd.model.checkpoint import load_vae
         from aid.sd.model.device import torch_device
+        from aid.sd.model.vae_file import latent_scale
 
         vae = load_vae(inputs.vae, torch_device(bench))  # first: a wrong one is told at once
         vault = Vault(out, PART_BATCHES * settings.latent_batch)
@@ -70,7 +71,10 @@ def prepare(settings: PrepareSettings, inputs: PrepareInputs, out: Path, bench: 
             from aid.dataset.latents.cluster import ClusterEncoder
 
             encoder = partial(ClusterEncoder, vae, inputs.vae, bench.ray)
-        prepare_pictures(settings, inputs, out, bench, lambda tick: encoder(vault, batch, mirrored, tick))
+        scale = latent_scale(inputs.vae)
+        prepare_pictures(
+            settings, inputs, out, bench, lambda tick: encoder(vault, batch, mirrored, tick), scale
+        )
 
 
 @contextmanager
@@ -114,6 +118,7 @@ def prepare_pictures(
     out: Path,
     bench: Workbench,
     sink: Callable[[Ticker], Sink] | None = None,
+    latent_scale: float | None = None,
 ) -> list[Record]:
     """A Dataset, from the start; its latents too, if there is a sink for them."""
     shutil.rmtree(out / PICTURE_FOLDER, ignore_errors=True)
@@ -134,6 +139,7 @@ def prepare_pictures(
     duplicates = [(copy.candidate.source, copy.of.source) for copy in copies]
     write_lines(out / RECORDS_FILE, [record.model_dump(mode="json") for record in records])
     report = summarise(records, shares, found, duplicates, near, settings)
+    report[LATENT_SCALE] = latent_scale
     write_json(out / REPORT_FILE, report)
     for line in in_words(report):
         bench.progress.say(f"  {line}")

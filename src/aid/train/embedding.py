@@ -131,7 +131,7 @@ def plan_word(dataset: Dataset, settings: EmbeddingSettings, scale: float) -> Pl
             for record in records
         ]
 
-    dataset.require_latents()
+    dataset.require_latents(scale)
     return Plan(dataset, settings, scale, settings.steps, order, None, write)
 
 

@@ -27,6 +27,7 @@ from aid.sd.model.checkpoint import (
 )
 from aid.sd.model.layouts import PLACES, PROJECTION, TEXT_2, TEXT_PREFIX, UNET, VAE, average_key
 from aid.sd.model.tokenizer import load_tokenizer
+from aid.sd.model.vae_file import latent_scale
 from aid.sd.model.weights import open_weights
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -311,6 +312,17 @@ def test_shards_outside_the_folder_are_refused(folders: dict[str, Path], tmp_pat
 def test_a_vae_of_another_family_is_refused(family_files: dict[str, Path]) -> None:
     with pytest.raises(ModelError, match=r"sdxl\.safetensors is SDXL; expected a VAE of SD1"):
         load_checkpoint(family_files["sd1"], vae=family_files["sdxl"])
+    load_checkpoint(family_files["sd2"], vae=family_files["sd1"])  # which is the same
+
+
+def test_a_folder_tells_what_its_latents_are_multiplied_by(
+    folders: dict[str, Path], family_files: dict[str, Path]
+) -> None:
+    with pytest.raises(ModelError, match=r"multiplies latents by 0\.13025; expected a VAE of SD1"):
+        load_checkpoint(family_files["sd1"], vae=folders["sdxl"])
+    load_checkpoint(family_files["sdxl"], vae=folders["sdxl"] / "vae")
+    told = {name: latent_scale(path) for name, path in (folders | {"file": family_files["sdxl"]}).items()}
+    assert told["sdxl"] == told["file"] == 0.13025 and told["sd1"] == 0.18215
 
 
 def test_real_constants() -> None:

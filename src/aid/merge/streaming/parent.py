@@ -18,7 +18,7 @@ from aid.merge.arithmetic.source import InFile, Source, part_of
 from aid.merge.recipe.combination import models_in
 from aid.merge.recipe.recipe import Recipe
 from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, is_pickle, read_layout
-from aid.sd.model.architecture import FAMILY_NAMES, Architecture, Family
+from aid.sd.model.architecture import FAMILY_NAMES, REAL, Architecture, Family
 from aid.sd.model.detection import CONV_IN, family_of
 from aid.sd.model.layouts import VAE, modern_key, modern_keys
 from aid.sd.model.location import ARTIFACT_FILE, resolve_checkpoint
@@ -149,9 +149,12 @@ def open_vae_parent(path: Path, family: Family, open_files: ExitStack) -> Parent
 
 
 def _require_family(found: Parent, family: Family) -> None:
-    """Latents of another family's VAE are scaled otherwise; a VAE alone doesn't tell its family."""
-    if CONV_IN in found.formats and family_of(found.shapes(), str(found.path)) != family:
-        raise ModelError(f"{found.path} is of another family", f"a VAE of {FAMILY_NAMES[family]}")
+    """Raises ModelError where latents are scaled otherwise; a VAE alone doesn't tell its family."""
+    if CONV_IN not in found.formats:
+        return
+    own = family_of(found.shapes(), str(found.path))
+    if REAL[own].vae_scale != REAL[family].vae_scale:
+        raise ModelError(f"{found.path} is {FAMILY_NAMES[own]}", f"a VAE of {FAMILY_NAMES[family]}")
 
 
 def _renamed(found: Parent, names: Mapping[str, str]) -> Parent:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aid.errors import ModelError
 from aid.sd.file.tensorfile import Stored, open_tensors
-from aid.sd.model.architecture import FAMILY_NAMES, METADATA_KEY, SD1, Architecture, Family
+from aid.sd.model.architecture import FAMILY_NAMES, METADATA_KEY, REAL, SD1, Architecture, Family
 from aid.sd.model.detection import CONV_IN, VAE_LEVEL, Shapes, declared, family_of, first_fault
 from aid.sd.model.folder import MODEL_INDEX, is_part, open_part, read_json, under_ldm_names
 from aid.sd.model.layouts import VAE
@@ -28,13 +28,16 @@ def resolve_vae(path: Path) -> Path:
 def open_vae(path: Path, family: Family | None = None) -> tuple[dict[str, Stored], dict[str, str]]:
     """A VAE's tensors where they lie, under their LDM names, and its file's metadata.
 
-    `family` is the one it is meant for: a whole checkpoint of another is refused, since latents are scaled
-    otherwise there; a VAE alone doesn't tell its family.
+    `family` is the one it is meant for: a whole checkpoint or a
+    folder whose latents are scaled otherwise is refused (SD1
+    and SD2 share theirs); a VAE alone doesn't tell its family.
 
     Raises FileError for an unreadable file and ModelError for one without a VAE.
     """
     path = resolve_vae(path)
     if path.is_dir():
+        if family and (scale := latent_scale(path)) not in (None, REAL[family].vae_scale):
+            raise ModelError(f"{path} multiplies latents by {scale}", f"a VAE of {FAMILY_NAMES[family]}")
         return open_part(path / "vae" if (path / MODEL_INDEX).is_file() else path, "vae")
     tensors, metadata = open_tensors(path)
     _refuse_other_family(tensors, metadata, family, path)
@@ -49,6 +52,20 @@ def open_vae(path: Path, family: Family | None = None) -> tuple[dict[str, Stored
         raise ModelError(f"{path} holds no VAE", "an AutoencoderKL in LDM or diffusers layout")
     require_floating(kept, path)
     return kept, metadata
+
+
+def latent_scale(path: Path) -> float | None:
+    """What latents of this VAE are multiplied by, as a whole checkpoint's family or a folder's configuration
+    tells; None for a file of a VAE alone, which doesn't."""
+    path = resolve_vae(path)
+    if path.is_dir():
+        config = read_json((path / "vae" if (path / MODEL_INDEX).is_file() else path) / "config.json")
+        scale = config.get("scaling_factor")
+        return scale if isinstance(scale, float) else None
+    tensors, _ = open_tensors(path)
+    if CONV_IN not in tensors:
+        return None
+    return REAL[family_of({key: one.shape for key, one in tensors.items()}, str(path))].vae_scale
 
 
 def with_vae_of(
@@ -85,5 +102,6 @@ def _refuse_other_family(
     found = family_of({key: one.shape for key, one in tensors.items()}, str(path))
     if METADATA_KEY in metadata and (CONV_IN in tensors or found != "sd1"):
         family = family or declared(metadata, str(path)).family
-    if family is not None and found != family and (CONV_IN in tensors or found != "sd1"):
+    whole = CONV_IN in tensors or found != "sd1"
+    if family is not None and whole and REAL[found].vae_scale != REAL[family].vae_scale:
         raise ModelError(f"{path} is {FAMILY_NAMES[found]}", f"a VAE of {FAMILY_NAMES[family]}")

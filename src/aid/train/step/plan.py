@@ -155,7 +155,7 @@ def plan_styles(dataset: Dataset, settings: TrainingSettings, scale: float) -> P
             token_windows(written, settings.caption.windows)  # here, beside the step before, for `encode`
         return written
 
-    dataset.require_latents()
+    dataset.require_latents(scale)
     return Plan(dataset, settings, scale, steps, order, replay, write, settings.regularisation_weight, every)
 
 
