@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from aid.cli import main
 from aid.core.workbench import Workbench
 from aid.errors import FileError, PictureError, SettingsError
-from aid.generate.again import again
+from aid.generate.again import again, read_infotext
 from aid.generate.grid.run import grid
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.run import generate, one_off
@@ -22,6 +23,7 @@ from aid.generate.settings import GenerateInputs, GenerateSettings
 from aid.sd.conversion import Conversion, convert
 from aid.sd.file.hashes import hash_file
 from aid.sd.inspection import inspect
+from aid.sd.model.checkpoint import load_checkpoint, save_checkpoint
 from aid.sd.picture.infotext import png_bytes
 from aid.sd.picture.text import picture_text
 
@@ -311,6 +313,30 @@ def test_what_a1111_did_is_done_again(
     (usually,) = one_off(usual, GenerateInputs(checkpoint=lively_checkpoint), tmp_path / "out", BENCH)
     with Image.open(usually) as picture, Image.open(plain) as other:
         assert (picture.tobytes() == other.tobytes()) == (not meant)
+
+
+def test_a1111s_noise_schedule_counts(
+    lively_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_checkpoint(lively_checkpoint)
+    model.architecture = model.architecture.model_copy(update={"zero_terminal_snr": True})
+    marked = tmp_path / "marked.safetensors"
+    save_checkpoint(model, marked, {}, torch.float32)
+    said = "RNG: CPU, Noise Schedule: {}, Version: v1.10.1"
+    picture = theirs(lively_checkpoint, tmp_path, said.format("Zero Terminal SNR"))
+    file = again(picture, places(lively_checkpoint), tmp_path / "a", BENCH)
+    asked = settings(prompt=EDITED, negative_prompt="dog", steps=4, seed=5)
+    (zero,) = one_off(asked, GenerateInputs(checkpoint=marked), tmp_path / "out", BENCH)
+    (plain,) = one_off(asked, GenerateInputs(checkpoint=lively_checkpoint), tmp_path / "out", BENCH)
+    shown = [Image.open(path).tobytes() for path in (file, zero, plain)]
+    assert shown[0] == shown[1] != shown[2]
+    for path, told in ((file, True), (zero, True), (plain, False)):
+        assert read_infotext(path).weights.zero_terminal_snr == told
+    once_more = again(file, places(lively_checkpoint), tmp_path / "b", BENCH)
+    assert Image.open(once_more).tobytes() == shown[0]
+    words = ["--from", str(marked), "--out", str(tmp_path / "new"), "--device", "cpu"]
+    main(["again", str(theirs(marked, tmp_path, said.format("Default"))), *words])
+    assert "its text also says" not in capsys.readouterr().err
 
 
 def test_what_cannot_be_drawn_with_is_said(

@@ -342,6 +342,8 @@ def _without_gpu(shot: Shot) -> Shot:
 
 def _load(found: Found, weights: Weights, settings: GenerateSettings, bench: Workbench) -> Material:
     model = load_model(found.model, found.vae, settings.precision, bench)
+    if weights.zero_terminal_snr:
+        model.architecture = model.architecture.model_copy(update={"zero_terminal_snr": True})
     adapters = AdapterFolder(*found.adapters.values()) if found.adapters else None
     if adapters:
         adapters.paths = dict(found.adapters)

@@ -69,7 +69,9 @@ class Material:
         passes = (False, True)[: 1 + (shot.hires is not None)]
         called = dict.fromkeys(call.name for second in passes for call in texts.words(shot, second).loras)
         adapters = {name: self._of_adapter(name) for name in called}
-        return write_infotext(shot, replace(self.weights, embeddings=embeddings, adapters=adapters))
+        zero = self.model.architecture.zero_terminal_snr
+        used = replace(self.weights, embeddings=embeddings, adapters=adapters, zero_terminal_snr=zero)
+        return write_infotext(shot, used)
 
     def _of_adapter(self, name: str) -> str:
         assert self.adapters is not None  # it was called, so it was found

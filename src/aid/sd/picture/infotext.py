@@ -21,10 +21,11 @@ from PIL.PngImagePlugin import PngInfo
 import aid
 from aid.core.lineage import METADATA_KEY
 from aid.core.shot import Shot
-from aid.sd.picture.shot_fields import read_fields, written_fields
+from aid.sd.picture.shot_fields import NOISE_SCHEDULE, read_fields, written_fields
 
 KEY = "parameters"
 NEGATIVE = "Negative prompt:"
+ZERO_TERMINAL = "Zero Terminal SNR"  # A1111's value; its "Default" is whichever the model is marked as
 HASH = re.compile(r"[0-9A-Fa-f]{8,64}")
 ENDING = re.compile(r"\.(?:safetensors|ckpt|pt|bin)$")
 FIELD = re.compile(r'(\w[\w \-/]{1,99}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')  # linear: names are short
@@ -47,6 +48,8 @@ class Weights:
     """Name -> 12 digits of the sha256 of each embedding that the prompts use."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Name -> 12 digits of the hash of each LoRA's tensors."""
+    zero_terminal_snr: bool = False
+    """Whether the first step began at pure noise: by a mark on the model, or by A1111's option."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Infotext:
             self.fields.get("VAE", ""),
             {**_of_kind("embed", others), **_listed(self.fields, "TI hashes")},
             {**_of_kind("lora", others), **_listed(self.fields, "Lora hashes")},
+            self.fields.get(NOISE_SCHEDULE) == ZERO_TERMINAL,
         )
 
 
@@ -85,6 +89,7 @@ def write_infotext(shot: Shot, weights: Weights | None = None) -> str:
         "Lora hashes": _list(weights.adapters),
         "TI hashes": _list(weights.embeddings),
         **after,
+        NOISE_SCHEDULE: ZERO_TERMINAL if weights.zero_terminal_snr else "",
         "Version": f"AID {aid.__version__}",
     }
     line = ", ".join(f"{key}: {_quote(value)}" for key, value in fields.items() if value)

@@ -24,6 +24,7 @@ EMBEDDINGS_LISTED = (1, 6)  # at the latest
 SAMPLER_ETA = "Eta DDIM"  # A1111's name for it where the sampler is DDIM
 FIRST = ("Denoising strength", "Conditional mask weight")  # of a second pass's fields
 FIRST_SIZE = "First pass size"
+NOISE_SCHEDULE = "Noise Schedule"  # of the model, or in place of its own
 HIRES = ("Hires upscale", "Hires resize", "Hires upscaler")
 HIRES_LAST = ("Hires steps", "Hires upscaler")
 
@@ -75,7 +76,7 @@ OTHERS = {
     "Size", "Eta", SAMPLER_ETA, "CFG sigmas", "Init image", "Mask", *HIRES, "Model hash", "Model", "VAE hash",
     "VAE", "Lora hashes", "TI hashes", "Version", "User", "Hashes", "Init image hash", "Civitai resources",
     "Civitai metadata", "Created Date", FIRST_SIZE, "Template", "Negative Template", "Batch size",
-    "Batch pos",
+    "Batch pos", NOISE_SCHEDULE,
 }  # fmt: skip
 """Fields that are read elsewhere, or decide no pixel."""
 
