@@ -216,6 +216,13 @@ def test_an_interrupt_is_heard_whatever_else_waits(studio: Served) -> None:
     assert drawn(studio, {**SMALL, "prompt": "smile"})
 
 
+def test_clip_skip_counts_for_sdxl_where_its_option_says_so(studio: Served) -> None:
+    options = {"CLIP_stop_at_last_layers": 2, "sdxl_clip_l_skip": True}
+    body = {**SMALL, "prompt": "smile", "refiner_checkpoint": "None", "override_settings": options}
+    (text,) = json.loads(post(studio, "/sdapi/v1/txt2img", body).json()["info"])["infotexts"]
+    assert "Clip skip: 2, Clip skip SDXL: True" in text
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
@@ -225,6 +232,7 @@ def test_an_interrupt_is_heard_whatever_else_waits(studio: Served) -> None:
         ({"width": 1024, "height": 1024, "enable_hr": True, "hr_scale": 4}, "4.2 megapixels at most"),
         ({"batch_size": 100}, "64 at most"),
         ({"tiling": True}, "tiling"),
+        ({"refiner_checkpoint": "refiner"}, "refiner_checkpoint"),
         ({"override_settings": {"sd_model_checkpoint": "livly"}}, "Did you mean lively"),
         ({"override_settings": {"sd_vae": "none.pt"}}, "not a VAE"),
         ({"prompt": ["a"]}, "prompt"),

@@ -27,9 +27,8 @@ MASKS = ("Inpaint masked", "Inpaint not masked")
 VERSION = "v1.10.1"  # whose interface this is
 MOST_PICTURES = 64  # of a request
 LARGEST_NATIVE = 1024  # pixels, of SDXL
-UNSUPPORTED = ("tiling", "restore_faces", "script_name")
-
-
+UNSUPPORTED = ("tiling", "restore_faces", "script_name", "refiner_checkpoint")
+NONE = (None, False, "", "None")  # nothing is asked for
 SAME = ("", "Use same checkpoint", "Use same sampler", "Use same scheduler")  # as in the first pass
 
 # with a length, so that pydantic refuses what is no Unicode
@@ -44,6 +43,7 @@ class Override(BaseModel):
     sd_model_checkpoint: Word | None = None
     sd_vae: Word | None = None
     CLIP_stop_at_last_layers: int | None = None
+    sdxl_clip_l_skip: bool | None = None
 
 
 class Asked(BaseModel):
@@ -71,6 +71,7 @@ class Asked(BaseModel):
     tiling: bool | None = None
     restore_faces: bool | None = None
     script_name: Word | None = None
+    refiner_checkpoint: Word | None = None
     override_settings: Override | None = None
     send_images: bool = True
     force_task_id: Word | None = None
@@ -108,7 +109,7 @@ class Img2Img(Asked):
 
 def settings_of(asked: Asked, usual: Mapping[str, Any], megapixels: float) -> GenerateSettings:
     """`usual` is what stands where nothing is said. Raises SettingsError for what can't be drawn."""
-    if left := [name for name in UNSUPPORTED if getattr(asked, name)]:
+    if left := [name for name in UNSUPPORTED if getattr(asked, name) not in NONE]:
         raise SettingsError(f"{left[0]} is asked for, which AID has not", "a request without it")
     override = asked.override_settings or Override()
     told = {
@@ -122,6 +123,7 @@ def settings_of(asked: Asked, usual: Mapping[str, Any], megapixels: float) -> Ge
         "sampler": asked.sampler_name or asked.sampler_index,
         "schedule": asked.scheduler or None,
         "clip_skip": override.CLIP_stop_at_last_layers if asked.clip_skip is None else asked.clip_skip,
+        "clip_l_skip": override.sdxl_clip_l_skip,
         "count": (asked.batch_size or 1) * (asked.n_iter or 1),
         **{name: getattr(asked, name) for name in ("steps", "cfg_scale", "width", "height", "eta")},
         **(_hires(asked) if isinstance(asked, Txt2Img) else {}),
