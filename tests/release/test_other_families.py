@@ -61,6 +61,13 @@ def test_an_sdxl_releases_card_and_file_are_sdxls(xl: Path) -> None:
     assert "modelspec.encoder_layer" not in told and "clip skip" not in told["modelspec.usage_hint"]
 
 
+@pytest.mark.parametrize(("architecture", "told"), [(SD1, True), (SD2, False), (SDXL, False)])
+def test_clip_skip_is_told_of_models_that_mind_it(
+    facts: Facts, architecture: Architecture, told: bool
+) -> None:
+    assert ("clip skip" in full_size(facts, architecture).lower()) == told
+
+
 def full_size(facts: Facts, architecture: Architecture) -> str:
     return write_card(replace(facts, architecture=architecture), "en")
 

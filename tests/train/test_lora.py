@@ -144,6 +144,7 @@ def test_sd2_and_sdxl_learn(architecture: Architecture, dataset: Path, tmp_path:
     model = load_checkpoint(base)
     with applied(model, [Use(adapter)]) as matches:
         assert not matches[0].unmatched
+    assert read_header(out / "tiny.safetensors").metadata["ss_clip_skip"] == "None", "they have none"
     parts = {"lora_te1_", "lora_te2_"} if architecture.family == "sdxl" else {"lora_te_"}
     raws = {change.raw for change in adapter.changes.values()}
     assert all(any(raw.startswith(part) for raw in raws) for part in parts)

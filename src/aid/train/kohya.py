@@ -30,7 +30,7 @@ def model_spec(architecture: Architecture, plan: Plan, settings: LoraSettings, n
         resolution=max(plan.order.sizes, key=lambda size: size[0] * size[1]),
         tags=tuple(plan.dataset.styles()),
         prediction_type=architecture.prediction,
-        encoder_layer=settings.clip_skip if architecture.family == "sd1" else None,
+        encoder_layer=settings.clip_skip if architecture.has_clip_skip else None,
     )
 
 
@@ -68,7 +68,7 @@ def training_words(
         gradient_checkpointing=settings.checkpointing,
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
         cache_latents=True,
-        clip_skip=settings.clip_skip,
+        clip_skip=settings.clip_skip if model.architecture.has_clip_skip else None,
         max_token_length=75 * settings.caption.windows,
         seed=settings.seed,
         noise_offset=settings.noise_offset or None,

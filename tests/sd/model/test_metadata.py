@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aid.sd.model.architecture import SD1, SD2, SD2_BASE, SDXL, TINY, TINY_SDXL
+from aid.sd.model.architecture import SD1, SD2, SD2_BASE, SDXL, TINY, TINY_SD2, TINY_SDXL
 from aid.sd.model.metadata import ModelSpec, Training, architecture_name
 from aid.sd.model.metadata_words import metadata_words
 
@@ -98,6 +98,8 @@ def test_architectures_names() -> None:
         TINY: "stable-diffusion-v1/narrow",
         TINY_SDXL: "stable-diffusion-xl-v1-base/narrow",
         SDXL.model_copy(update={"prediction": "v"}): "stable-diffusion-xl-v1-base",
+        TINY_SD2: "stable-diffusion-v2-768-v/narrow",
+        TINY_SD2.model_copy(update={"prediction": "epsilon"}): "stable-diffusion-v2-512/narrow",
     }
     assert {one: architecture_name(one) for one in real} == real
 

@@ -103,8 +103,8 @@ class Architecture(BaseModel):
 
     @property
     def has_clip_skip(self) -> bool:
-        """SDXL's encoders always end at their last layer but one."""
-        return self.family != "sdxl"
+        """SD2's and SDXL's encoders always end at their last layer but one."""
+        return self.family == "sd1"
 
     @property
     def context_width(self) -> int:

@@ -12,16 +12,18 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from aid.sd.model.architecture import SD1, SD2, SD2_BASE, SDXL, Architecture
+from aid.sd.model.architecture import Architecture, Family, Prediction
 
 MODELSPEC, TRAINING = "modelspec.", "ss_"
 STALE = ("sshs_model_hash", "sshs_legacy_hash", f"{MODELSPEC}hash_sha256")  # of the tensors: untrue of others
-NAMES = (
-    (SD1, "stable-diffusion-v1"),
-    (SD2_BASE, "stable-diffusion-v2-512"),
-    (SD2, "stable-diffusion-v2-768-v"),
-    (SDXL, "stable-diffusion-xl-v1-base"),
-)
+NAMES: dict[tuple[Family, Prediction], str] = {
+    ("sd1", "epsilon"): "stable-diffusion-v1",
+    ("sd1", "v"): "stable-diffusion-v1",
+    ("sd2", "epsilon"): "stable-diffusion-v2-512",
+    ("sd2", "v"): "stable-diffusion-v2-768-v",
+    ("sdxl", "epsilon"): "stable-diffusion-xl-v1-base",
+    ("sdxl", "v"): "stable-diffusion-xl-v1-base",
+}
 VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 Size = tuple[int, int]
 
@@ -229,11 +231,7 @@ def architecture_name(architecture: Architecture) -> str:
     it for one that it can open."""
     if architecture.inpaints:
         return f"{architecture_name(architecture.model_copy(update={'unet_inputs': 4}))}-inpainting"
-    for real, name in NAMES:
-        if architecture == real:
-            return name
-    by_family = {"sd1": NAMES[0][1], "sd2": NAMES[2][1], "sdxl": NAMES[3][1]}
-    name = by_family[architecture.family]
+    name = NAMES[architecture.family, architecture.prediction]
     return f"{name}/narrow" if architecture.is_narrow else name
 
 
