@@ -98,11 +98,14 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
 def test_chosen_styles_have_fixed_shots(dataset: Path) -> None:
     samples = SampleSettings(every=1, prompts=("by nobody",), styles=("alpha",), per_style=3)
     settings = FinetuneSettings(steps=1, samples=samples)
-    shots = sample_shots(settings, Dataset(dataset))
+    shots = sample_shots(settings, Dataset(dataset), 64)
     assert [shot.seed for shot in shots] == [0, 1, 2, 3] and shots[0].prompt == "by nobody"
     held = [record.caption for record in Dataset(dataset).records if record.split == "held"]
     assert shots[1].prompt in held and shots[3].prompt.startswith("by alpha")
-    assert shots == sample_shots(settings, Dataset(dataset))
+    assert shots == sample_shots(settings, Dataset(dataset), 64)
+    assert {(shot.width, shot.height) for shot in shots} == {(64, 64)}, "the model's size, as none is named"
+    wide = settings.model_copy(update={"samples": samples.model_copy(update={"width": 96})})
+    assert [(one.width, one.height) for one in sample_shots(wide, Dataset(dataset), 64)] == [(96, 64)] * 4
 
 
 def test_a_trained_picture_is_its_own_copy_and_noise_is_none(dataset: Path) -> None:
@@ -124,4 +127,4 @@ def test_styles_are_copied_where_half_of_their_pictures_are(tmp_path: Path) -> N
 def test_a_style_to_draw_must_be_there(dataset: Path) -> None:
     samples = SampleSettings(every=1, styles=("gamma",))
     with pytest.raises(SettingsError, match="names gamma"):
-        sample_shots(FinetuneSettings(steps=1, samples=samples), Dataset(dataset))
+        sample_shots(FinetuneSettings(steps=1, samples=samples), Dataset(dataset), 64)

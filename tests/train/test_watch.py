@@ -385,7 +385,7 @@ def test_a_judge_must_be_given_and_know_the_styles(
         unasked = inputs.model_copy(update={"judge": judge})
         finetune(settings(MEASURED), unasked, tmp_path / "unasked", Workbench(threads=1))
     with pytest.raises(SettingsError, match="knows none of the styles trained on"):
-        Jury(judge, Dataset(inputs.dataset), ["gamma"], chosen, Workbench(threads=1))
+        Jury(judge, Dataset(inputs.dataset), ["gamma"], chosen, 64, Workbench(threads=1))
 
 
 def curve(held: list[float], trained: list[float]) -> list[Row]:

@@ -164,6 +164,7 @@ def _style(
     steps = settings.steps or max(1, round(settings.epochs * -(-pictures.trained // (batch - replays))))
     alive, passes = (RECOMPUTED, 4) if settings.checkpointing else (TRAINED, 3)
     samples = settings.samples
+    width, height = samples.size(cost.architecture.native_edge_px)
     sheet = len(samples.prompts) + samples.per_style * _drawn_styles(samples, pictures)
     drawn = steps // samples.every * sheet * samples.steps * 2 if samples.every else 0
     drawn += _judged(settings, pictures, steps)
@@ -179,7 +180,7 @@ def _style(
         f"{trained / 1e6:,.1f} of {cost.parameters / 1e6:,.1f} M parameters trained",
         cost,
         flops=steps * batch * (unet + 3 * cost.text_flops() * settings.caption.windows)
-        + drawn * cost.unet_flops(samples.width * samples.height // 64)
+        + drawn * cost.unet_flops(width * height // 64)
         + measured * cost.unet_flops(cells),
         number_bytes=2 if half else 4,
         memory=BETWEEN

@@ -143,10 +143,14 @@ class SampleSettings(Settings):
     """Sampler steps: fewer than for a release, to cost little."""
     cfg_scale: float = Field(default=5.0, ge=0)
     """Classifier-free guidance."""
-    width: int = Field(default=512, ge=8, multiple_of=8)
-    """Pixels."""
-    height: int = Field(default=512, ge=8, multiple_of=8)
-    """Pixels."""
+    width: int | None = Field(default=None, ge=8, multiple_of=8)
+    """Pixels; None is the size that the model was trained at."""
+    height: int | None = Field(default=None, ge=8, multiple_of=8)
+    """Pixels; None is the size that the model was trained at."""
+
+    def size(self, native_edge_px: int) -> tuple[int, int]:
+        """Width and height, pixels."""
+        return self.width or native_edge_px, self.height or native_edge_px
 
 
 class TimestepSettings(Settings):

@@ -37,6 +37,7 @@ class Jury:
         dataset: Dataset,
         styles: Sequence[str],
         settings: TrainingSettings,
+        edge_px: int,
         bench: Workbench,
     ) -> None:
         self.judge = load_judge(judge, bench)
@@ -45,9 +46,7 @@ class Jury:
         if not asked:
             raise SettingsError(f"{judge} knows none of the styles trained on", "a judge of this dataset")
         prompts = style_prompts(dataset, asked, settings.balance.pictures)
-        self.shots = [
-            sample_shot(style, prompt, seed, settings) for seed, (style, prompt) in enumerate(prompts)
-        ]
+        self.shots = [sample_shot(*one, seed, settings, edge_px) for seed, one in enumerate(prompts)]
         rows = (settings.part_size or settings.batch_size) * settings.noise_draws
         self.batch_size = max(1, rows // 2)  # guidance has two rows a picture
 

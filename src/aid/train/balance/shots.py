@@ -12,15 +12,16 @@ from aid.train.settings import CommonSettings
 from aid.train.tables import ALL_STYLES
 
 
-def sample_shots(settings: CommonSettings, dataset: Dataset) -> list[Shot]:
-    """The sheets' shots, seeds 0, 1, 2, ...: the prompts given, then each chosen style's."""
+def sample_shots(settings: CommonSettings, dataset: Dataset, edge_px: int) -> list[Shot]:
+    """The sheets' shots, seeds 0, 1, 2, ...: the prompts given, then each chosen style's. `edge_px` is the
+    size where the settings name none."""
     samples = settings.samples
     chosen = dataset.styles() if ALL_STYLES in samples.styles else samples.styles
     asked = [
         *(("", prompt) for prompt in samples.prompts),
         *style_prompts(dataset, chosen, samples.per_style),
     ]
-    return [sample_shot(style, prompt, seed, settings) for seed, (style, prompt) in enumerate(asked)]
+    return [sample_shot(*one, seed, settings, edge_px) for seed, one in enumerate(asked)]
 
 
 def style_prompts(dataset: Dataset, styles: Sequence[str], count: int) -> list[tuple[str, str]]:
@@ -37,8 +38,9 @@ def style_prompts(dataset: Dataset, styles: Sequence[str], count: int) -> list[t
     return asked
 
 
-def sample_shot(style: str, prompt: str, seed: int, settings: CommonSettings) -> Shot:
+def sample_shot(style: str, prompt: str, seed: int, settings: CommonSettings, edge_px: int) -> Shot:
     samples = settings.samples
+    width, height = samples.size(edge_px)
     return Shot(
         prompt=prompt,
         style=style,
@@ -46,7 +48,7 @@ def sample_shot(style: str, prompt: str, seed: int, settings: CommonSettings) ->
         seed=seed,
         steps=samples.steps,
         cfg_scale=samples.cfg_scale,
-        width=samples.width,
-        height=samples.height,
+        width=width,
+        height=height,
         clip_skip=settings.clip_skip,
     )

@@ -178,5 +178,6 @@ def watching(training: Training, plan: Plan, out: Path, judge: Path | None, benc
     if judged:
         if judge is None:
             raise SettingsError('balance.by is "judge", and none is given', "a judge: `aid judge` makes one")
-        jury = Jury(judge, plan.dataset, styles, settings, bench)
+        edge_px = training.model.architecture.native_edge_px
+        jury = Jury(judge, plan.dataset, styles, settings, edge_px, bench)
     return Watch(training, plan, meter, out, jury)

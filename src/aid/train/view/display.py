@@ -43,7 +43,8 @@ class Display:
         self.training, self.plan, self.out, self.title = training, plan, out, title
         self.log, self.watch, self.draw = log, watch, draw
         self.settings, self.drawn = plan.settings, time.monotonic()
-        self.shots = sample_shots(plan.settings, plan.dataset) if plan.settings.samples.every else []
+        edge_px, drawn = training.model.architecture.native_edge_px, plan.settings.samples.every > 0
+        self.shots = sample_shots(plan.settings, plan.dataset, edge_px) if drawn else []
         self.copies: Copies | None = None
         if self.shots and plan.settings.samples.near_copies:
             require_held(plan.dataset)  # now, rather than at the first sheet
