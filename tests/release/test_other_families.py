@@ -61,6 +61,17 @@ def test_an_sdxl_releases_card_and_file_are_sdxls(xl: Path) -> None:
     assert "modelspec.encoder_layer" not in told and "clip skip" not in told["modelspec.usage_hint"]
 
 
+def test_a_card_says_what_a_model_predicts(facts: Facts) -> None:
+    zero = SDXL.model_copy(update={"zero_terminal_snr": True})
+    for language, v, noise in (("en", "predicts v, not noise", "pure noise"), ("zh", "预测的是 v", "纯噪声")):
+        said = {
+            name: write_card(replace(facts, architecture=architecture), language)
+            for name, architecture in (("usual", SDXL), ("v", SD2), ("zero", zero))
+        }
+        assert v in said["v"] and v not in said["usual"] + said["zero"]
+        assert noise in said["zero"] and noise not in said["usual"] + said["v"]
+
+
 @pytest.mark.parametrize(("architecture", "told"), [(SD1, True), (SD2, False), (SDXL, False)])
 def test_clip_skip_is_told_of_models_that_mind_it(
     facts: Facts, architecture: Architecture, told: bool

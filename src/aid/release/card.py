@@ -12,6 +12,7 @@ from aid.release.listing import joined_unique
 from aid.release.making import making
 from aid.release.markdown import bullets, fenced, paragraphs, section, table
 from aid.release.usage import use
+from aid.sd.model.architecture import Architecture
 from aid.sd.prompt.prompt import escape
 
 HUB_LICENCES = (  # names that model hubs know; others are written out
@@ -79,8 +80,16 @@ def introduction(facts: Facts, words: Wording) -> str:
         words.pick(facts.settings.description),
         words.say("space").join(filter(None, sentences)),
         words.say("narrow", generation=generation, **widths) if shape.is_narrow else "",
+        _prediction(shape, words),
         bullets(map(words.pick, facts.settings.notes)),
     )
+
+
+def _prediction(architecture: Architecture, words: Wording) -> str:
+    """What a tool has to know that can't tell it from the file; nothing of a usual model."""
+    told = [words.say("predicts_v")] if architecture.prediction == "v" else []
+    told += [words.say("zero_terminal")] if architecture.zero_terminal_snr else []
+    return words.say("space").join([*told, words.say("must_know")]) if told else ""
 
 
 def parameters(facts: Facts, words: Wording) -> str:
