@@ -321,6 +321,8 @@ def test_a_folder_tells_what_its_latents_are_multiplied_by(
     with pytest.raises(ModelError, match=r"multiplies latents by 0\.13025; expected a VAE of SD1"):
         load_checkpoint(family_files["sd1"], vae=folders["sdxl"])
     load_checkpoint(family_files["sdxl"], vae=folders["sdxl"] / "vae")
+    for path in (folders["sdxl"], folders["sdxl"] / "vae"):  # alone, as for a dataset's latents
+        assert load_vae(path).config["block_out_channels"] == TINY_SDXL.vae_widths
     told = {name: latent_scale(path) for name, path in (folders | {"file": family_files["sdxl"]}).items()}
     assert told["sdxl"] == told["file"] == 0.13025 and told["sd1"] == 0.18215
 

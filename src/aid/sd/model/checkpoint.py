@@ -250,6 +250,8 @@ def load_vae(
     tensors, metadata = open_vae(path)
     if architecture is None:
         architecture = declared(metadata, str(path))
+        if path.is_dir():  # where a configuration tells widths and groups
+            architecture = with_vae_of(architecture, path, shapes_of(tensors), metadata)
         check_widths(architecture, shapes_of(tensors), str(path))
     with torch.device("meta"):
         vae = AutoencoderKL(**architecture.vae_config()).eval()
