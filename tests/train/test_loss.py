@@ -10,6 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
+from aid.errors import SettingsError
 from aid.sd.model.architecture import SD1, Architecture
 from aid.sd.sampling.noise import alphas_cumprod
 from aid.train.settings import LossSettings
@@ -86,6 +87,15 @@ def test_weightings_are_their_papers() -> None:
         torch.testing.assert_close(WEIGHTINGS["min_snr"](snr, 5.0, prediction), expected)
     torch.testing.assert_close(WEIGHTINGS["debiased"](torch.tensor([0.25, 4.0, 1e6]), 5.0, "epsilon"),
                                torch.tensor([2.0, 0.5, 1000**-0.5]))  # fmt: skip
+
+
+def test_a_weighting_that_pure_noise_would_have_is_refused() -> None:
+    noisy = SD1.model_copy(update={"zero_terminal_snr": True})
+    for weighting in ("uniform", "min_snr"):
+        Diffusion(CPU, noisy, LossSettings(weighting=weighting))
+    Diffusion(CPU, noisy.model_copy(update={"prediction": "v"}), LossSettings(weighting="debiased"))
+    with pytest.raises(SettingsError, match=r"debiased counts pure noise \d+ fold; expected min_snr"):
+        Diffusion(CPU, noisy, LossSettings(weighting="debiased"))
 
 
 def test_huber_is_square_near_and_straight_far() -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aid.errors import SettingsError
 from aid.sd.model.architecture import Architecture, Prediction
 from aid.sd.sampling.noise import STEPS, alphas_cumprod
 from aid.train.settings import LossSettings
 from aid.train.step.noising import Noised
 
+MOST = 100  # times the mean that a timestep may count
 SNR_CEILING = 1000.0  # of the debiased weighting: where almost nothing is left to predict
 
 Weighting = Callable[[Tensor, float, Prediction], Tensor]
@@ -100,13 +102,18 @@ class Condition:
 
 class Diffusion:
     """A model's noise schedule on one device, and the loss under it: what hangs on the timestep alone, [1000]
-    each."""
+    each. Raises SettingsError for a weighting that pure noise would have almost all of."""
 
     def __init__(self, device: torch.device, architecture: Architecture, settings: LossSettings) -> None:
         ᾱ = alphas_cumprod(architecture.zero_terminal_snr)
         sigma, prediction = ((1 - ᾱ) / ᾱ).sqrt(), architecture.prediction
         c = SCHEDULES[settings.huber_schedule](torch.arange(STEPS), sigma, settings.huber_c)
         weights = WEIGHTINGS[settings.weighting](ᾱ / (1 - ᾱ), settings.snr_gamma, prediction)
+        if weights[-1] > MOST * weights.mean():
+            raise SettingsError(
+                f"`weighting` = {settings.weighting} counts pure noise {weights[-1]:.0f} fold",
+                "min_snr or uniform, where a model predicts noise and has a zero terminal SNR",
+            )
         self.alphas, self.c, self.weights = ᾱ.to(device), c.to(device), weights.to(device)
         self.target, self.distance = TARGETS[prediction], DISTANCES[settings.distance]
 
