@@ -19,7 +19,7 @@ INPUTS = ("base", "detail", "composition", "vae")
 SMALL = {
     "bucket_max_px": 128, "bucket_min_px": 32, "resolution_px": 64, "width": 64, "height": 64,
     "epochs": 1, "batch_size": 2, "warmup": 1, "save_every": 2, "shots_per_style": 1, "pictures_seen": 32,
-    "steps": 2, "vectors": 2,
+    "steps": 2, "vectors": 2, "every": 3,
 }  # fmt: skip
 
 

@@ -107,14 +107,15 @@ def test_the_smallest_profile_learns_in_sixteen_bits_and_continues_to_the_bit(
     words = QUICK.model_dump(
         exclude={"precision", "optimiser", "checkpointing", "fused_backward", "gradient_norm"}
     )
-    small = {"memory_profile": "12gb", "steps": 4, "noise_draws": 1}
+    sheets = {"every": 2, "prompts": ["by alpha"], "steps": 2, "width": 64, "height": 64}
+    small = {"memory_profile": "12gb", "steps": 4, "noise_draws": 1, "samples": sheets}
     settings = FinetuneSettings.model_validate(words | small)
     assert (settings.optimiser, settings.precision, settings.checkpointing) == ("adamw_bf16", "bf16", True)
     straight = finetune(settings, inputs, tmp_path / "straight", Workbench(threads=1))
     with pytest.raises(KeyboardInterrupt):
         finetune(settings, inputs, tmp_path / "out", Workbench(threads=1, progress=Interrupting(3)))
     finetune(settings, inputs, tmp_path / "out", Workbench(threads=1))
-    for name in ("model.safetensors", "log.jsonl"):
+    for name in ("model.safetensors", "log.jsonl", "samples/step-000004.png"):
         assert (tmp_path / "out" / name).read_bytes() == (straight / name).read_bytes(), name
     before, after = read_tensors(inputs.checkpoint), read_tensors(straight / "model.safetensors")
     assert sum(not torch.equal(before[key], after[key]) for key in before) > 600

@@ -187,6 +187,14 @@ class Training:
             forget(self.model.unet)
 
     @contextmanager
+    def whole_to_draw(self, averaged: bool = True) -> Iterator[StableDiffusion]:
+        """The same, to draw with: where weights are in bfloat16 layers compute in that."""
+        light = self.model.dtype == torch.bfloat16
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=light)
+        with self.whole(averaged) as model, autocast:
+            yield model
+
+    @contextmanager
     def settled(self, averaged: bool = True) -> Iterator[None]:
         """U-Net and text encoders with the weights that would be saved, or with the newest."""
         self.may_change()

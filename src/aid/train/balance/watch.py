@@ -70,7 +70,7 @@ class Watch:
         most. All processes draw its pictures together."""
         if self.jury is None:
             return {}
-        with self.training.whole(averaged=False) as model:
+        with self.training.whole_to_draw(averaged=False) as model:
             return self.jury.missed(model, self.training.team)
 
     def _write(self) -> None:

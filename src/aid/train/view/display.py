@@ -95,7 +95,7 @@ class Display:
         from aid.sd.drawing import pipeline
         from aid.sd.picture.sheet import sheet
 
-        with self.training.whole() as averaged:
+        with self.training.whole_to_draw() as averaged:
             pictures = (self.draw or pipeline.draw)(averaged, self.shots) if self.leads else ()
         if not self.leads:
             return
