@@ -50,8 +50,10 @@ CASES: dict[str, dict[str, Any]] = {
     "24gb": {"memory_profile": "24gb"},
     "LoRA": {**LORA, "checkpointing": False},
     "LoRA, checkpointing": {**LORA, "checkpointing": True},
+    "LoRA in bf16": {**LORA, "checkpointing": True, "precision": "bf16"},
     "LoRA on convolutions": {**LORA, "checkpointing": True, "conv_rank": 32, "rank": 128},
     "embedding": {**EMBEDDING, "checkpointing": False},
+    "embedding in bf16": {**EMBEDDING, "checkpointing": True, "precision": "bf16"},
     "embedding, checkpointing": {**EMBEDDING, "checkpointing": True},
 }
 """Settings, and the `verb` if it isn't finetune."""

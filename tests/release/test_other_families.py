@@ -40,7 +40,7 @@ def xl(inputs: ReleaseInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset=inputs.dataset,
         embeddings=[folder / "xlneg.safetensors"],
     )
-    named = {"negative_embedding": "xlneg"}
+    named = {"negative_embedding": "xlneg", "clip_skip": 2}
     settings = ReleaseSettings.model_validate({"precision": "fp32", "parameters": named})
     return release(settings, given, folder / "out")
 
@@ -52,7 +52,7 @@ def pair(name: str) -> Embedding:
 def test_an_sdxl_releases_card_and_file_are_sdxls(xl: Path) -> None:
     card = (xl / "card.md").read_text()
     assert "layout of Stable Diffusion XL, but narrower layers (a U-Net of 8 channels" in card
-    assert "clip skip" not in card.lower(), "SDXL has none"
+    assert "clip skip" not in card.lower() and "--clip-skip" not in card, "SDXL has none"
     assert "- Sizes: 64x64" in card, "what it was trained at"
     assert '"stable-diffusion-xl"' in (xl / "README.md").read_text()
     with safe_open(xl / "model.safetensors", "pt") as file:
@@ -90,11 +90,21 @@ def test_a_model_of_real_widths_is_not_called_narrow(facts: Facts, architecture:
 
 
 @pytest.mark.parametrize(
-    ("full", "tiny"),
-    [(SD1, TINY), (SD1.model_copy(update=NOISY), TINY.model_copy(update=NOISY)), (SDXL, TINY_SDXL)],
+    ("full", "tiny", "sampler"),
+    [
+        (SD1, TINY, "Euler a"),
+        (SD1.model_copy(update=NOISY), TINY.model_copy(update=NOISY), "Euler a"),
+        (SD1.model_copy(update=NOISY), TINY.model_copy(update=NOISY), "DPM++ 2M Karras"),
+        (SDXL, TINY_SDXL, "Euler a"),
+    ],
 )
 def test_the_cards_code_draws_with_diffusers(
-    facts: Facts, full: Architecture, tiny: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facts: Facts,
+    full: Architecture,
+    tiny: Architecture,
+    sampler: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As it stands, but that the model comes from a folder: diffusers reads single files by the internet."""
     folder = tmp_path / "folder"
@@ -102,7 +112,10 @@ def test_the_cards_code_draws_with_diffusers(
     (tmp_path / "embeddings").mkdir()
     one = pair("aidbad") if tiny.text_2_width else Embedding("aidbad", torch.randn(2, tiny.text_width))
     save_embedding(one, tmp_path / "embeddings", {})
-    text = use(replace(facts, architecture=full), wording("en"))
+    catalogue = facts.catalogue
+    advice = catalogue.parameters.model_copy(update={"sampler": sampler})
+    told = replace(facts, architecture=full, catalogue=catalogue.model_copy(update={"parameters": advice}))
+    text = use(told, wording("en"))
     code = re.search(r"```python\n(.*?)\n```", text, re.DOTALL)
     assert code is not None
     quick = code[1]

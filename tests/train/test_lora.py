@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from aid.sd.adapter.fitting import applied
 from aid.sd.adapter.use import Use
 from aid.sd.file.tensorfile import read_header, read_tensors
 from aid.sd.model.architecture import TINY_SD2, TINY_SDXL, Architecture
-from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
+from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint, load_checkpoint, save_checkpoint
+from aid.train.frozen import load_frozen
+from aid.train.loop import drop_old
 from aid.train.lora import kohya_tensors, lora, put_on
 from aid.train.settings import LoraInputs, LoraSettings
 
@@ -60,6 +63,31 @@ def test_the_newest_alone_may_stay(inputs: LoraInputs, tmp_path: Path) -> None:
     few = QUICK.model_copy(update={"keep_every": 1, "keep_newest": 2})
     out = lora(few, inputs, tmp_path / "out", Workbench(threads=1))
     assert {path.stem for path in (out / "kept").iterdir()} == {"tiny-000003", "tiny-000004"}
+    (out / "kept" / "tiny-1000000.safetensors").touch()
+    drop_old(out / "kept", 1)
+    assert [path.stem for path in (out / "kept").iterdir()] == ["tiny-1000000"]
+
+
+def test_the_model_beside_is_in_sixteen_bits_for_nothing(
+    inputs: LoraInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16 it is what autocast makes of it: the LoRA has the same bits as beside one in float32."""
+    half = QUICK.model_copy(update={"precision": "bf16"})
+    models = []
+
+    def light(*given: Any) -> StableDiffusion:
+        models.append(load_frozen(*given))
+        return models[-1]
+
+    monkeypatch.setattr("aid.train.lora.load_frozen", light)
+    small = lora(half, inputs, tmp_path / "small", Workbench(threads=1))
+    assert models[0].dtype == torch.bfloat16
+    monkeypatch.setattr("aid.train.lora.load_frozen", lambda path, _, device: load_checkpoint(path, device))
+    large = lora(half, inputs, tmp_path / "large", Workbench(threads=1))
+    expected = read_tensors(large / "tiny.safetensors")
+    assert all(
+        torch.equal(one, expected[name]) for name, one in read_tensors(small / "tiny.safetensors").items()
+    )
 
 
 def unet_output(unet: torch.nn.Module, context: torch.Tensor) -> torch.Tensor:

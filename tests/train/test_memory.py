@@ -91,13 +91,16 @@ def model_of(inputs: FinetuneInputs, out: Path, **change: object) -> dict[str, t
     return read_tensors(finetune(settings, inputs, out, Workbench(threads=1)) / "model.safetensors")
 
 
-@pytest.mark.parametrize("together", [1, 5000, in_backward.TOGETHER])
+@pytest.mark.parametrize(
+    ("optimiser", "together"),
+    [("adamw", 1), ("adamw", 5000), ("adamw", in_backward.TOGETHER), ("adafactor", 5000), ("lion", 5000)],
+)
 def test_a_fused_backward_pass_gives_the_same_model(
-    inputs: FinetuneInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+    inputs: FinetuneInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimiser: str, together: int
 ) -> None:
     monkeypatch.setattr(in_backward, "TOGETHER", together)
-    apart = model_of(inputs, tmp_path / "apart", gradient_norm=0.0)
-    fused = model_of(inputs, tmp_path / "fused", **FUSED)
+    apart = model_of(inputs, tmp_path / "apart", gradient_norm=0.0, optimiser=optimiser)
+    fused = model_of(inputs, tmp_path / "fused", **FUSED, optimiser=optimiser)
     assert all(torch.equal(apart[key], fused[key]) for key in apart)
 
 
@@ -131,5 +134,7 @@ def test_what_a_profile_sets_can_be_set_otherwise_and_contradictions_are_named()
         FinetuneSettings(steps=1, fused_backward=True, gradient_norm=0, trouble="skip")
     with pytest.raises(ValidationError, match="prodigy needs all gradients"):
         FinetuneSettings(steps=1, fused_backward=True, gradient_norm=0, optimiser="prodigy")
+    with pytest.raises(ValidationError, match="adafactor_absolute needs all gradients at once"):
+        FinetuneSettings(steps=1, fused_backward=True, gradient_norm=0, optimiser="adafactor_absolute")
     with pytest.raises(ValidationError, match="set `precision` to bf16"):
         FinetuneSettings(steps=1, optimiser="adamw_bf16")

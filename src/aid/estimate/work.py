@@ -33,6 +33,7 @@ from aid.search.settings import SearchInputs, SearchSettings, SheetInputs, Sheet
 from aid.train.optimiser.in_backward import TOGETHER
 from aid.train.optimiser.rounding import PIECE_NUMBERS
 from aid.train.settings import (
+    CommonSettings,
     EmbeddingInputs,
     EmbeddingSettings,
     FinetuneInputs,
@@ -90,6 +91,12 @@ def _number_bytes(settings: TrainingSettings) -> int:
     return 2 if settings.optimiser == "adamw_bf16" else 4
 
 
+def _frozen_bytes(settings: CommonSettings, cost: Cost) -> float:
+    """Of a model that something is trained beside: U-Net and text encoders, whose words keep four bytes."""
+    number = 2 if settings.precision == "bf16" else 4
+    return number * (cost.unet + cost.text - cost.words) + 4 * cost.words
+
+
 def _standing_bytes(settings: TrainingSettings) -> int:
     """Of a trained parameter while it is trained, and in a saved state: weight, moments, average."""
     number = _number_bytes(settings)
@@ -134,7 +141,8 @@ def _found(path: Path, scene: Scene) -> Pictures:
 def _finetune(settings: FinetuneSettings, inputs: FinetuneInputs, scene: Scene) -> Work:
     cost = scene.cost(inputs.checkpoint)
     trained = cost.unet * (settings.unet_rate > 0) + cost.text * (settings.text_rate > 0)
-    return _style(settings, inputs, scene, cost, trained, cost.parameters)
+    frozen = _number_bytes(settings) * (cost.unet + cost.text - trained)
+    return _style(settings, inputs, scene, cost, trained, cost.parameters, frozen)
 
 
 def _lora(settings: LoraSettings, inputs: LoraInputs, scene: Scene) -> Work:
@@ -145,7 +153,7 @@ def _lora(settings: LoraSettings, inputs: LoraInputs, scene: Scene) -> Work:
         rank = settings.conv_rank if wide else settings.rank
         rate = settings.unet_rate if target.part == "unet" else settings.text_rate
         trained += rank * (target.shape[0] + math.prod(target.shape[1:])) * (rate > 0)
-    work = _style(settings, inputs, scene, cost, trained, trained)
+    work = _style(settings, inputs, scene, cost, trained, trained, _frozen_bytes(settings, cost))
     return replace(work, made=None, memory=BETWEEN * work.memory + 4 * trained)
 
 
@@ -156,8 +164,10 @@ def _style(
     cost: Cost,
     trained: float,
     saved: float,
+    frozen: float,
 ) -> Work:
-    """Training from captions, of which `saved` parameters go into the file."""
+    """Training from captions, of which `saved` parameters go into the file, beside `frozen` bytes of what
+    isn't trained."""
     pictures = scene.pictures(inputs.dataset)
     batch, half, cells = settings.batch_size, settings.precision == "bf16", pictures.pixels // 64
     replays = min(round(batch * settings.regularisation_share), batch - 1) if pictures.replayed else 0
@@ -185,7 +195,7 @@ def _style(
         number_bytes=2 if half else 4,
         memory=BETWEEN
         * (
-            _number_bytes(settings) * (cost.unet + cost.text - trained)
+            frozen
             + 4 * (0 if scene.gpu else cost.vae)
             + state
             + _passing_bytes(settings, trained, kept, cost.largest, scene.gpu)
@@ -243,7 +253,12 @@ def _embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, scene: Scen
         f"{_many(draws, 'draw')}, {settings.vectors} vectors trained",
         flops=settings.steps * settings.batch_size * each,
         number_bytes=2 if half else 4,
-        memory=BETWEEN * (4 * cost.parameters + settings.batch_size * kept * (AUTOCAST_BYTES if half else 4)),
+        memory=BETWEEN
+        * (
+            _frozen_bytes(settings, cost)
+            + 4 * (0 if scene.gpu else cost.vae)
+            + settings.batch_size * kept * (AUTOCAST_BYTES if half else 4)
+        ),
         disk=2 * 4 * settings.vectors * cost.architecture.text_width,
         notes=(cost.note, pictures.note),
     )

@@ -34,13 +34,14 @@ def command(facts: Facts, prompt: str) -> str:
     """A command line that draws as recommended; what AID does unasked is left out."""
     advice, usual = facts.catalogue.parameters, Shot(prompt="")
     (width, height), native = advice.sizes[0], facts.architecture.native_edge_px
+    skips = facts.architecture.has_clip_skip
     flags = {
         "checkpoint": ".",
         "embeddings": EMBEDDING_FOLDER if facts.embeddings else "",
         "negative-prompt": advice.negative(),
         "sampler": "" if advice.sampler == usual.sampler else advice.sampler,
         "steps": "" if advice.steps[0] == usual.steps else str(advice.steps[0]),
-        "clip-skip": "" if advice.clip_skip == usual.clip_skip else str(advice.clip_skip),
+        "clip-skip": str(advice.clip_skip) if skips and advice.clip_skip != usual.clip_skip else "",
         "cfg-scale": "" if advice.cfg_scale in (None, usual.cfg_scale) else f"{advice.cfg_scale:g}",
         "width": "" if width == native else str(width),
         "height": "" if height == native else str(height),
@@ -52,18 +53,17 @@ def command(facts: Facts, prompt: str) -> str:
 def script(facts: Facts, prompt: str) -> Iterator[str]:
     """Lines of Python that draw the same with diffusers."""
     advice, architecture = facts.catalogue.parameters, facts.architecture
-    is_xl, is_euler = architecture.family == "sdxl", advice.sampler == "Euler a"
+    is_xl, predicted = architecture.family == "sdxl", _predicted(architecture)
     pipeline = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
-    scheduler = "EulerAncestralDiscreteScheduler"
-    yield f"from diffusers import {f'{scheduler}, ' * is_euler}{pipeline}"
+    usual = "EulerDiscreteScheduler" if predicted else ""  # diffusers' usual one can't be told all
+    scheduler = "EulerAncestralDiscreteScheduler" if advice.sampler == "Euler a" else usual
+    yield f"from diffusers import {', '.join(filter(None, (scheduler, pipeline)))}"
     if is_xl and facts.embeddings:
         yield "from safetensors.torch import load_file"
     yield ""
     yield f'pipe = {pipeline}.from_single_file("{MODEL_FILE}")'
-    predicted = _predicted(architecture)
-    if is_euler or predicted:
-        kind = scheduler if is_euler else "type(pipe.scheduler)"
-        yield f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config{predicted})"
+    if scheduler:
+        yield f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{predicted})"
     for one in facts.embeddings:
         yield from _loading(one.name, is_xl)
     guidance = "" if advice.cfg_scale is None else f"guidance_scale={advice.cfg_scale:g}, "

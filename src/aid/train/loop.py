@@ -77,7 +77,8 @@ def train(
                 break
             if settings.keep_every and done % settings.keep_every == 0:
                 keep(training, save, out / KEPT, done, f"-{done:06}")
-                drop_old(out / KEPT, settings.keep_newest)
+                if leads and settings.keep_newest:
+                    drop_old(out / KEPT, settings.keep_newest)
             if done % settings.save_every == 0:
                 log.sync()
                 saver.save(done, training.tensors(), display.curve())
@@ -97,10 +98,10 @@ def keep(training: Training, save: Save, folder: Path, done: int, ending: str = 
 
 
 def drop_old(folder: Path, newest: int) -> None:
-    """Of what was kept, all but the newest; 0 are all."""
-    files = {path: path.stem.rpartition("-")[2] for path in folder.glob("*")}
-    old = sorted({*files.values()})[:-newest] if newest else []
-    for path, step in files.items():
+    """Of what was kept, all but the newest."""
+    steps = {path: int(path.stem.rpartition("-")[2]) for path in folder.iterdir()}
+    old = sorted({*steps.values()})[:-newest]
+    for path, step in steps.items():
         if step in old:
             path.unlink()
 

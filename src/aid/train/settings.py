@@ -88,7 +88,8 @@ class CommonSettings(LossSettings):
     spike: float = Field(default=0.0, ge=0)
     """A loss this many times the mean of the last 100 steps' is a spike; 0 sees none."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Type of the forward and backward pass; weights and optimiser stay fp32."""
+    """Type of the forward and backward pass. What is trained, and its optimiser, stays fp32; the model beside
+    a LoRA or an embedding takes half the memory in bf16."""
     checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
     seed: int = 0
@@ -96,6 +97,8 @@ class CommonSettings(LossSettings):
 
     def course(self) -> dict[str, Any]:
         """All but how states are saved, and what else may change before an unfinished run goes on."""
+        if self.keep_every:  # what is kept tells which settings made it
+            return super().course()
         beside = {"keep_states", "save_behind", "tensorboard"}
         if self.trouble != "roll_back":  # which returns to a saved state
             beside.add("save_every")
@@ -176,7 +179,7 @@ class TrainingSettings(CommonSettings):
             )
         if self.spike or self.trouble == "skip":
             raise ValueError("with `fused_backward` a step can't be left out: `trouble` is stop or roll_back")
-        if self.optimiser in ("prodigy", "schedule_free"):
+        if self.optimiser in ("prodigy", "schedule_free", "adafactor_absolute"):
             raise ValueError(f"{self.optimiser} needs all gradients at once: not with `fused_backward`")
         return self
 
@@ -250,6 +253,12 @@ class LoraSettings(TrainingSettings):
     """Learning rate of the text encoder's matrices; 0 leaves it alone."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the averaged matrices that are saved; 0 saves the last, as most LoRA trainers do."""
+
+    @model_validator(mode="after")
+    def _matrices_are_exact(self) -> LoraSettings:
+        if self.optimiser == "adamw_bf16":
+            raise ValueError("`adamw_bf16` is for whole models; a LoRA's matrices are few and exact: `adamw`")
+        return self
 
 
 class FinetuneInputs(Inputs):

@@ -49,6 +49,11 @@ class Cost:
         return self.unet + self.text + self.vae
 
     @property
+    def words(self) -> int:
+        """Parameters of the text encoders' words."""
+        return WORDS * sum(width for width, _ in self._text_sizes())
+
+    @property
     def largest(self) -> int:
         """Parameters in one tensor: a text encoder's words."""
         return WORDS * max(width for width, _ in self._text_sizes())
