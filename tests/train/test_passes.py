@@ -4,6 +4,7 @@ Elsewhere a stand-in plays them, which computes anew where a graph would."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from aid.train.lora import put_on, trained_by
 from aid.train.optimiser.group import weights_of
 from aid.train.run import lighten, style_training
 from aid.train.settings import EmbeddingSettings, FinetuneSettings, LoraSettings
-from aid.train.step.passes import Given, Passes, Recording
+from aid.train.step.passes import Graph, Passes
 from aid.train.step.plan import Plan, plan_styles
 from aid.train.tables import CaptionSettings
 from aid.train.team import ALONE
@@ -49,6 +50,21 @@ KINDS: dict[str, dict[str, Any]] = {
 PLAYED = [kind for kind in KINDS if kind not in ("mixed", "captions with weights", "rounded", "lion")]
 
 
+class Played:
+    """Stands in for a graph, which reads and writes gradients where they were when it was recorded."""
+
+    def __init__(self, work: Callable[[], Tensor], learning: Sequence[Tensor]) -> None:
+        self.work, self.result = work, torch.zeros(())
+        self.places = {one: one.grad.data_ptr() for one in learning if one.grad is not None}
+
+    def pool(self) -> None:
+        """It has no memory of its own."""
+
+    def replay(self) -> None:
+        self.result.copy_(self.work())
+        assert all(one.grad is not None and one.grad.data_ptr() == at for one, at in self.places.items())
+
+
 def begun(kind: str, checkpoint: Path, dataset: Path, device: str) -> tuple[Training, Plan]:
     model, data = load_checkpoint(checkpoint, torch_device(Workbench(device=device))), Dataset(dataset)
     scale, words = model.architecture.vae_scale, KINDS[kind]
@@ -74,6 +90,8 @@ def trained(
     """Six steps of two sizes, with their losses and norms; what was recorded is forgotten in between."""
     training, plan = begun(kind, checkpoint, dataset, device)
     training.passes.recorded = recorded
+    if device == "cpu":
+        training.passes.capture = partial(played, training)
     told = []
     for index in range(plan.steps):
         step = plan.step(index)
@@ -83,6 +101,13 @@ def trained(
             with training.whole():
                 assert not training.passes.recordings
     return training, told
+
+
+def played(
+    training: Training, work: Callable[[], Tensor], _: torch.device, pool: object
+) -> tuple[Graph, Tensor]:
+    made = Played(work, training.parameters)
+    return made, made.result
 
 
 @on_gpu
@@ -118,40 +143,12 @@ def test_what_cannot_be_recorded_is_done_all_the_same(
     assert told == expected and not training.passes.recorded
 
 
-class Played:
-    """Stands in for a graph, which reads and writes gradients where they were when it was recorded."""
-
-    def __init__(self, compute: Callable[[], None], learning: Sequence[Tensor]) -> None:
-        self.compute = compute
-        self.places = {one: one.grad.data_ptr() for one in learning if one.grad is not None}
-
-    def replay(self) -> None:
-        self.compute()
-        assert all(one.grad is not None and one.grad.data_ptr() == at for one, at in self.places.items())
-
-
 @pytest.mark.parametrize("kind", PLAYED)
 def test_passes_that_are_played_give_the_bits_of_bare_ones(
-    lively_checkpoint: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    lively_checkpoint: Path, dataset: Path, kind: str
 ) -> None:
     bare, expected = trained(kind, lively_checkpoint, dataset, False, "cpu")
-    peer = bare.tensors()
-
-    def record(self: Passes, key: object, given: Given) -> str:
-        kept = given.each(lambda one: one.detach().clone().requires_grad_(one.requires_grad))
-        loss, training = torch.zeros(()), self.loss.__self__  # type: ignore[attr-defined]
-        self._rehearse(kept)
-
-        def compute() -> None:
-            for one in kept.tensors():
-                one.grad = None
-            loss.copy_(self._plainly(kept))
-
-        graph: Any = Played(compute, training.parameters)
-        self.recordings[key] = Recording(graph, kept, loss)
-        return ""
-
-    monkeypatch.setattr(Passes, "_try_to_record", record)
     ours, told = trained(kind, lively_checkpoint, dataset, True, "cpu")
     assert told == expected and ours.passes.recordings
+    peer = bare.tensors()
     assert all(torch.equal(one, peer[name]) for name, one in ours.tensors().items())

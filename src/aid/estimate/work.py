@@ -97,6 +97,12 @@ def _frozen_bytes(settings: CommonSettings, cost: Cost) -> float:
     return number * (cost.unet + cost.text - cost.words) + 4 * cost.words
 
 
+def _peak_bytes(cost: Cost, training: float, gpu: bool) -> float:
+    """Of a run whose training takes so many: on a CPU the VAE stays beside that, and at first loading takes
+    four bytes of every number."""
+    return training if gpu else max(4 * cost.parameters, training + 4 * cost.vae)
+
+
 def _standing_bytes(settings: TrainingSettings) -> int:
     """Of a trained parameter while it is trained, and in a saved state: weight, moments, average."""
     number = _number_bytes(settings)
@@ -194,11 +200,10 @@ def _style(
         + measured * cost.unet_flops(cells),
         number_bytes=2 if half else 4,
         memory=BETWEEN
-        * (
-            frozen
-            + 4 * (0 if scene.gpu else cost.vae)
-            + state
-            + _passing_bytes(settings, trained, kept, cost.largest, scene.gpu)
+        * _peak_bytes(
+            cost,
+            frozen + state + _passing_bytes(settings, trained, kept, cost.largest, scene.gpu),
+            scene.gpu,
         ),
         disk=disk,
         scratch=state * min(steps // settings.save_every, settings.keep_states + 1)
@@ -254,10 +259,10 @@ def _embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, scene: Scen
         flops=settings.steps * settings.batch_size * each,
         number_bytes=2 if half else 4,
         memory=BETWEEN
-        * (
-            _frozen_bytes(settings, cost)
-            + 4 * (0 if scene.gpu else cost.vae)
-            + settings.batch_size * kept * (AUTOCAST_BYTES if half else 4)
+        * _peak_bytes(
+            cost,
+            _frozen_bytes(settings, cost) + settings.batch_size * kept * (AUTOCAST_BYTES if half else 4),
+            scene.gpu,
         ),
         disk=2 * 4 * settings.vectors * cost.architecture.text_width,
         notes=(cost.note, pictures.note),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,11 +39,39 @@ class Given:
 Loss = Callable[[Given], Tensor]
 
 
+class Graph(Protocol):
+    """What was recorded, and can be done again."""
+
+    def replay(self) -> None: ...
+    def pool(self) -> Any: ...
+
+
+Capture = Callable[[Callable[[], Tensor], torch.device, Any], tuple[Graph, Tensor]]
+"""Records what some work does on a device, in the memory of other graphs if there are any; and where its
+result will be."""
+
+
+def captured(work: Callable[[], Tensor], device: torch.device, pool: Any) -> tuple[Graph, Tensor]:
+    """By CUDA. Raises RuntimeError; most likely there is too little memory."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    beside = stream_beside(device)
+    try:
+        with (
+            torch.cuda.device(device),
+            torch.cuda.graph(graph, pool, beside, capture_error_mode="thread_local"),
+        ):
+            result = work()
+    except RuntimeError:
+        torch.cuda.set_stream(stream)
+        raise
+    return graph, result
+
+
 @dataclass(frozen=True)
 class Recording:
     """A graph with where it reads and where it writes; the inputs' gradients are written too."""
 
-    graph: torch.cuda.CUDAGraph
+    graph: Graph
     given: Given
     loss: Tensor
 
@@ -62,8 +91,8 @@ class Passes:
     """Adds the gradients of a loss to those that are there, and returns the loss. Recorded, weights and their
     gradients are read and written where they are: they may change, but not move."""
 
-    def __init__(self, loss: Loss, recorded: bool) -> None:
-        self.loss, self.recorded = loss, recorded
+    def __init__(self, loss: Loss, recorded: bool, capture: Capture = captured) -> None:
+        self.loss, self.recorded, self.capture = loss, recorded, capture
         self.recordings: dict[object, Recording] = {}
         """By the shapes of what is given."""
         self.rehearsed: set[object] = set()
@@ -93,12 +122,10 @@ class Passes:
         return None
 
     def _try_to_record(self, key: object, given: Given) -> str:
-        """What went wrong: most likely there is too little memory, which the bare passes give back."""
-        stream = torch.cuda.current_stream(given.weights.device)
+        """What went wrong; the bare passes take less memory."""
         try:
             self.recordings[key] = self._record(key, given)
         except RuntimeError as error:
-            torch.cuda.set_stream(stream)
             return str(error).partition("\n")[0] or type(error).__name__
         if len(self.recordings) > SHAPES_KEPT:
             self.recordings.pop(next(iter(self.recordings)))
@@ -119,14 +146,15 @@ class Passes:
         if key not in self.rehearsed:
             self._rehearse(kept)
             self.rehearsed.add(key)
-        graph, device = torch.cuda.CUDAGraph(), kept.weights.device
         pool = next((one.graph.pool() for one in self.recordings.values()), None)
-        with (
-            torch.cuda.device(device),
-            torch.cuda.graph(graph, pool, stream_beside(device), capture_error_mode="thread_local"),
-        ):
-            loss = self._plainly(kept)
+        graph, loss = self.capture(lambda: self._afresh(kept), kept.weights.device, pool)
         return Recording(graph, kept, loss)
+
+    def _afresh(self, given: Given) -> Tensor:
+        """The inputs' own gradients aren't added up."""
+        for one in given.tensors():
+            one.grad = None
+        return self._plainly(given)
 
     def _rehearse(self, given: Given) -> None:
         """A first time, in which libraries choose kernels and take memory, and gradients get their places.
@@ -134,5 +162,3 @@ class Passes:
         and a training that resumes must not differ."""
         given.weights.zero_()
         self._plainly(given)
-        for one in given.tensors():
-            one.grad = None
