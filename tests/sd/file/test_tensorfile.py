@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,21 @@ def test_an_archive_that_would_fill_the_memory(tmp_path: Path) -> None:
             bomb.writestr(record.filename, content, zipfile.ZIP_DEFLATED)
     with pytest.raises(FileError, match=r"bomb.pt would unpack to 200 MB"):
         read_tensors(tmp_path / "bomb.pt")
+
+
+def test_an_archive_that_claims_more_than_it_holds_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "claims.pt"
+    torch.save({"a": torch.ones(2)}, path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02")  # data.pkl's record in the list of all
+    content[at + 20 : at + 24] = (0x7FFF_FFF0).to_bytes(4, "little")  # its size as stored
+    path.write_bytes(content)
+    tracemalloc.start()
+    with suppress(FileError):
+        read_tensors(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100e6
 
 
 def write_raw(path: Path, header: object, data: bytes) -> Path:

@@ -73,7 +73,7 @@ def read_pickle(path: Path, mapped: bool = False) -> Any:
 def _refuse_bomb(path: Path) -> None:
     """Raises FileError for an archive that would fill the memory; torch itself packs nothing."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Bounded(path) as stream, zipfile.ZipFile(stream) as archive:
             unpacked = sum(record.file_size for record in archive.infolist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return  # a bare pickle, or nothing that torch will open
@@ -86,7 +86,7 @@ def _is_mappable(path: Path) -> bool:
     pickle that calls itself safetensors."""
     if path.suffix.lower() == ".safetensors" or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
+    with _Bounded(path) as stream, zipfile.ZipFile(stream) as archive:
         return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
 
 
@@ -108,7 +108,7 @@ def _pickles(path: Path) -> Iterator[IO[bytes]]:
     with _Bounded(path) as stream:
         packed = stream.read(len(ARCHIVE)) == ARCHIVE
     if packed:
-        with zipfile.ZipFile(path) as archive:
+        with _Bounded(path) as stream, zipfile.ZipFile(stream) as archive:
             for record in archive.infolist():
                 if record.filename.rpartition("/")[2] == "data.pkl":
                     yield io.BytesIO(archive.read(record))
