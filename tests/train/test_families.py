@@ -13,7 +13,7 @@ from test_finetune import QUICK, Interrupting
 from aid.core.workbench import Workbench
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
-from aid.errors import ArtifactError
+from aid.errors import ModelError
 from aid.sd.embedding.file import load_embedding
 from aid.sd.file.tensorfile import read_tensors
 from aid.sd.model.architecture import TINY_SD2, TINY_SDXL
@@ -143,9 +143,9 @@ def test_latents_of_another_familys_vae_are_refused_before_work_starts(
     settings = QUICK.model_copy(update={"steps": 1, "regularisation_share": 0.0})
     for name, other in (("sdxl", "sd2"), ("sd2", "sdxl")):
         inputs = FinetuneInputs(checkpoint=bases[name], dataset=made[other])
-        with pytest.raises(ArtifactError, match=r"of another family's VAE; expected .* --vae"):
+        with pytest.raises(ModelError, match=rf"{other} multiplies latents by .*; expected .* --vae"):
             finetune(settings, inputs, tmp_path / "refused", BENCH)
         word = EmbeddingInputs(checkpoint=bases[name], pictures=made[other])
-        with pytest.raises(ArtifactError, match="of another family's VAE"):
+        with pytest.raises(ModelError, match="multiplies latents by"):
             embedding(EmbeddingSettings(steps=1), word, tmp_path / "word", BENCH)
         finetune(settings, inputs.model_copy(update={"dataset": made[name]}), tmp_path / f"{name} own", BENCH)

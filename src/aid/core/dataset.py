@@ -165,16 +165,13 @@ class Dataset:
             self._maps[name] = self._map(name, (2, 4, height // 8, width // 8))
         return self._maps[name]
 
-    def require_latents(self, scale: float) -> None:
-        """Raises ArtifactError unless every bucket's latents are there, of a VAE with this scale where its
-        is known, before anything is begun."""
-        found = self.report.get(LATENT_SCALE) if (self.folder / REPORT_FILE).is_file() else None
-        if found not in (None, scale):
-            raise ArtifactError(
-                f"{self.folder} has latents that are multiplied by {found}, of another family's VAE",
-                f"latents for the model, multiplied by {scale} (SDXL 0.13025, SD1 and SD2 0.18215)",
-                "Prepare it with the model as its --vae.",
-            )
+    @property
+    def latent_scale(self) -> float | None:
+        """What its VAE's family multiplies latents by; None where it isn't known."""
+        return self.report.get(LATENT_SCALE) if (self.folder / REPORT_FILE).is_file() else None
+
+    def require_latents(self) -> None:
+        """Raises ArtifactError unless every bucket's latents are there, before anything is begun."""
         for width, height in self.sizes():
             self.latents(width, height)
 

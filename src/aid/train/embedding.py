@@ -36,7 +36,7 @@ from aid.train.loop import kept_for_states, train
 from aid.train.optimiser.group import Group
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings
 from aid.train.step.order import Order
-from aid.train.step.plan import Plan
+from aid.train.step.plan import Plan, require_latents
 from aid.train.team import Team, join
 from aid.train.training import Factor, Training, make_ready
 
@@ -132,7 +132,7 @@ def plan_word(dataset: Dataset, settings: EmbeddingSettings, scale: float) -> Pl
             for record in records
         ]
 
-    dataset.require_latents(scale)
+    require_latents(dataset, scale)
     return Plan(dataset, settings, scale, settings.steps, order, None, write)
 
 

@@ -226,10 +226,10 @@ def test_a_checkpoint_of_another_family_is_no_vae(
     tensors: dict[str, torch.Tensor], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     path = declaring(tmp_path / "xl.safetensors", {**tensors, **XL})
-    with pytest.raises(ModelError, match=r"xl\.safetensors is SDXL"):
+    with pytest.raises(ModelError, match=r"xl\.safetensors multiplies latents by 0\.13025"):
         load_checkpoint(tiny_checkpoint, vae=path)
     for read in (read_vae, load_vae):
-        with pytest.raises(ModelError, match=r"xl\.safetensors is SDXL"):
+        with pytest.raises(ModelError, match=r"xl\.safetensors multiplies latents by 0\.13025"):
             read(path)
 
 

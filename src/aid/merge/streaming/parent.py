@@ -18,8 +18,8 @@ from aid.merge.arithmetic.source import InFile, Source, part_of
 from aid.merge.recipe.combination import models_in
 from aid.merge.recipe.recipe import Recipe
 from aid.sd.file.header import FLOATING, ITEM_BYTES, Format, is_pickle, read_layout
-from aid.sd.model.architecture import FAMILY_NAMES, REAL, Architecture, Family
-from aid.sd.model.detection import CONV_IN, family_of
+from aid.sd.model.architecture import REAL, Architecture, Family
+from aid.sd.model.detection import latent_scale_of, require_scale
 from aid.sd.model.layouts import VAE, modern_key, modern_keys
 from aid.sd.model.location import ARTIFACT_FILE, resolve_checkpoint
 
@@ -136,25 +136,16 @@ def _of_stored(name: str, path: Path, tensors: Mapping[str, Stored], metadata: M
 def open_vae_parent(path: Path, family: Family, open_files: ExitStack) -> Parent:
     """A VAE under its LDM names, out of a file of its own, a checkpoint or a diffusers folder.
 
-    Raises ModelError for a file without one, or for a checkpoint of another family."""
+    Raises ModelError for a file without one, or whose latents are scaled otherwise than the family's."""
     file = path / ARTIFACT_FILE if (path / ARTIFACT_FILE).is_file() else path
     if file.is_file() and not is_pickle(file):
         found = open_parent("the VAE", file, open_files)
         own = {key: key for key in found.formats if key.startswith(VAE)}
         names = own or {VAE + key: key for key in found.formats}
         if f"{VAE}{DIFFUSERS_KEY}" not in names:
-            _require_family(found, family)
+            require_scale(latent_scale_of(found.shapes(), str(file)), REAL[family].vae_scale, str(file))
             return _renamed(found, names)
     return _unpacked_vae(path, family)
-
-
-def _require_family(found: Parent, family: Family) -> None:
-    """Raises ModelError where latents are scaled otherwise; a VAE alone doesn't tell its family."""
-    if CONV_IN not in found.formats:
-        return
-    own = family_of(found.shapes(), str(found.path))
-    if REAL[own].vae_scale != REAL[family].vae_scale:
-        raise ModelError(f"{found.path} is {FAMILY_NAMES[own]}", f"a VAE of {FAMILY_NAMES[family]}")
 
 
 def _renamed(found: Parent, names: Mapping[str, str]) -> Parent:

@@ -123,6 +123,30 @@ def family_of(shapes: Shapes, name: str) -> Family:
     return next((family for key, family in FAMILY_KEYS.items() if key in shapes), "sd1")
 
 
+def latent_scale_of(shapes: Shapes, name: str) -> float | None:
+    """What latents are multiplied by, as a model's family tells; None for a VAE alone, which doesn't.
+
+    Raises ModelError as `family_of` does.
+    """
+    family = family_of(shapes, name)
+    told = CONV_IN in shapes or family != "sd1"  # which is what is left over
+    return REAL[family].vae_scale if told else None
+
+
+def require_scale(found: float | None, expected: float, name: str, next_step: str = "") -> None:
+    """Raises ModelError where a VAE is known to multiply latents by another number than the model."""
+    if found not in (None, expected):
+        raise ModelError(
+            f"{name} multiplies latents by {_with_families(found)}", _with_families(expected), next_step
+        )
+
+
+def _with_families(scale: float) -> str:
+    """`0.18215 (SD1, SD2)`."""
+    families = [told for family, told in FAMILY_NAMES.items() if REAL[family].vae_scale == scale]
+    return f"{scale} ({', '.join(families) or 'no family that AID knows'})"
+
+
 def check_widths(architecture: Architecture, shapes: Shapes, name: str) -> None:
     """Compare declared widths with the tensors that are there, before anything is built so large.
 

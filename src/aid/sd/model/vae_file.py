@@ -10,11 +10,11 @@ from torch import Tensor
 
 from aid.errors import ModelError
 from aid.sd.file.tensorfile import Stored, open_tensors
-from aid.sd.model.architecture import FAMILY_NAMES, METADATA_KEY, REAL, SD1, Architecture, Family
-from aid.sd.model.detection import CONV_IN, VAE_LEVEL, Shapes, declared, family_of, first_fault
+from aid.sd.model.architecture import METADATA_KEY, REAL, SD1, Architecture, Family
+from aid.sd.model.detection import VAE_LEVEL, Shapes, declared, first_fault, latent_scale_of, require_scale
 from aid.sd.model.folder import MODEL_INDEX, is_part, open_part, read_json, under_ldm_names
 from aid.sd.model.layouts import VAE
-from aid.sd.model.weights import require_floating, resolve_checkpoint
+from aid.sd.model.weights import require_floating, resolve_checkpoint, shapes_of
 
 TRAINING_ONLY = ("loss", "model_ema")  # beside a VAE's weights in its trainer's files
 DIFFUSERS_KEY = "encoder.down_blocks.0.resnets.0.conv1.weight"
@@ -28,19 +28,22 @@ def resolve_vae(path: Path) -> Path:
 def open_vae(path: Path, family: Family | None = None) -> tuple[dict[str, Stored], dict[str, str]]:
     """A VAE's tensors where they lie, under their LDM names, and its file's metadata.
 
-    `family` is the one it is meant for: a whole checkpoint or a
-    folder whose latents are scaled otherwise is refused (SD1
-    and SD2 share theirs); a VAE alone doesn't tell its family.
+    `family` is the one it is meant for, or else what the file's metadata declares. SD1 and SD2 share theirs.
 
-    Raises FileError for an unreadable file and ModelError for one without a VAE.
+    Raises FileError for an unreadable file and ModelError for one without a VAE, or whose latents are scaled
+    otherwise, as far as it tells.
     """
     path = resolve_vae(path)
     if path.is_dir():
-        if family and (scale := latent_scale(path)) not in (None, REAL[family].vae_scale):
-            raise ModelError(f"{path} multiplies latents by {scale}", f"a VAE of {FAMILY_NAMES[family]}")
+        if family:
+            require_scale(latent_scale(path), REAL[family].vae_scale, str(path))
         return open_part(path / "vae" if (path / MODEL_INDEX).is_file() else path, "vae")
     tensors, metadata = open_tensors(path)
-    _refuse_other_family(tensors, metadata, family, path)
+    scale = latent_scale_of(shapes_of(tensors), str(path))
+    if family is None and METADATA_KEY in metadata:
+        family = declared(metadata, str(path)).family
+    if family:
+        require_scale(scale, REAL[family].vae_scale, str(path))
     if any(key.startswith(VAE) for key in tensors):
         inner = {key.removeprefix(VAE): one for key, one in tensors.items() if key.startswith(VAE)}
     else:
@@ -62,10 +65,7 @@ def latent_scale(path: Path) -> float | None:
         config = read_json((path / "vae" if (path / MODEL_INDEX).is_file() else path) / "config.json")
         scale = config.get("scaling_factor")
         return scale if isinstance(scale, float) else None
-    tensors, _ = open_tensors(path)
-    if CONV_IN not in tensors:
-        return None
-    return REAL[family_of({key: one.shape for key, one in tensors.items()}, str(path))].vae_scale
+    return latent_scale_of(shapes_of(open_tensors(path)[0]), str(path))
 
 
 def with_vae_of(
@@ -93,15 +93,3 @@ def with_vae_of(
 def read_vae(path: Path, family: Family = "sd1") -> dict[str, Tensor]:
     """`open_vae`, with all values read."""
     return {key: stored.read() for key, stored in open_vae(path, family)[0].items()}
-
-
-def _refuse_other_family(
-    tensors: Mapping[str, Stored], metadata: Mapping[str, str], family: Family | None, path: Path
-) -> None:
-    """Raises ModelError for a whole checkpoint of another family than the one meant or declared."""
-    found = family_of({key: one.shape for key, one in tensors.items()}, str(path))
-    if METADATA_KEY in metadata and (CONV_IN in tensors or found != "sd1"):
-        family = family or declared(metadata, str(path)).family
-    whole = CONV_IN in tensors or found != "sd1"
-    if family is not None and whole and REAL[found].vae_scale != REAL[family].vae_scale:
-        raise ModelError(f"{path} is {FAMILY_NAMES[found]}", f"a VAE of {FAMILY_NAMES[family]}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aid.core.dataset import Dataset, Record, count_tags
 from aid.errors import SettingsError
+from aid.sd.model.detection import require_scale
 from aid.train.settings import CommonSettings, TrainingSettings
 from aid.train.step.batch import read_latents, read_masks, step_generator, token_windows
 from aid.train.step.caption import Captions
@@ -155,8 +156,15 @@ def plan_styles(dataset: Dataset, settings: TrainingSettings, scale: float) -> P
             token_windows(written, settings.caption.windows)  # here, beside the step before, for `encode`
         return written
 
-    dataset.require_latents(scale)
+    require_latents(dataset, scale)
     return Plan(dataset, settings, scale, steps, order, replay, write, settings.regularisation_weight, every)
+
+
+def require_latents(dataset: Dataset, scale: float) -> None:
+    """Raises ArtifactError unless the latents are there, and ModelError for a VAE of another scale."""
+    name, next_step = f"the VAE of {dataset.folder}", "Prepare it with the model as its --vae."
+    require_scale(dataset.latent_scale, scale, name, next_step)
+    dataset.require_latents()
 
 
 def order_styles(records: Sequence[Record], settings: TrainingSettings, batch_size: int, every: int) -> Order:
