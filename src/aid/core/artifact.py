@@ -13,7 +13,7 @@ import fcntl
 import functools
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -27,6 +27,7 @@ from aid.core.lineage import (
     Node,
     changed_files,
     describe,
+    flat,
     printable,
     read_lineage,
     size_told,
@@ -305,19 +306,10 @@ def _differences(begun: Node, asked: Node) -> list[str]:
         {f"inputs.{name}": one.sha256[:12] for name, one in node.inputs.items()} for node in (begun, asked)
     ]
     before, now = (
-        {**dict(_flat(node.settings)), **inputs} for node, inputs in zip((begun, asked), sources, strict=True)
+        {**dict(flat(node.settings)), **inputs} for node, inputs in zip((begun, asked), sources, strict=True)
     )
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return [f"{name} was {before.get(name)}" for name in names]
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values, dotted where there are tables in the table."""
-    for name, value in table.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _clear(folder: Path, spared: str) -> None:

@@ -58,6 +58,15 @@ class Node(BaseModel):
         return sha256_of({"verb": self.verb, "settings": self.settings, "inputs": contents})
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its full name: `caption.keep`."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
 class Lineage(BaseModel):
     """An artifact's node and all its ancestors; `files`, by path, once the artifact is whole: the sha256 of
     each, or its size (`7 bytes`) if its verb left hashing it to whoever uses it first."""

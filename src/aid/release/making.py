@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from aid.core.lineage import flat
 from aid.release.facts import Facts
 from aid.release.language import Wording
 from aid.release.markdown import bullets, folded, paragraphs, section, table
-from aid.release.method import Step, block_text, flat, link_text
+from aid.release.method import Step, block_text, link_text
 
 
 def making(facts: Facts, words: Wording) -> str:
@@ -108,7 +110,9 @@ def _embeddings(facts: Facts, words: Wording) -> list[str]:
 def _all_settings(facts: Facts, words: Wording) -> str:
     parts = []
     for step in (*facts.steps, *facts.embedding_steps):
-        rows = [(f"`{name}`", f"`{value}`") for name, value in flat(step.settings)]
+        rows = [
+            (f"`{name}`", f"`{json.dumps(value, ensure_ascii=False)}`") for name, value in flat(step.settings)
+        ]
         title = f"`{step.verb}`" + (f" ({step.label})" if step.label else "")
         parts.append(paragraphs(title, table([words.say("setting"), words.say("value")], rows)))
     return folded(words.say("all_settings"), paragraphs(*parts))
