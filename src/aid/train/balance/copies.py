@@ -42,8 +42,13 @@ def require_held(dataset: Dataset) -> list[Record]:
     """The held-out pictures. Raises SettingsError if there are none."""
     if held := dataset.split("held"):
         return held
-    raise SettingsError(
-        "near copies are told by held-out pictures, and there are none",
+    raise none_held("near copies are told")
+
+
+def none_held(what: str) -> SettingsError:
+    """`what` needs held-out pictures: `balance goes`."""
+    return SettingsError(
+        f"{what} by held-out pictures, and there are none",
         "a dataset prepared with some: its held_fraction or held_minimum above 0",
     )
 

@@ -16,7 +16,7 @@ from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.sd.file.tensorfile import Header, read_header, write_tensors
 from aid.train.balance.balance import Row, at_point, best, gaps, held_shares, weigh
-from aid.train.balance.copies import copied_styles
+from aid.train.balance.copies import copied_styles, none_held
 from aid.train.balance.jury import Jury
 from aid.train.balance.measure import SPLITS, Meter
 from aid.train.log import SAMPLE_FOLDER
@@ -168,10 +168,7 @@ def watching(training: Training, plan: Plan, out: Path, judge: Path | None, benc
     meter = Meter(plan.dataset, styles, settings, plan.scale)
     stops, judged = settings.balance.stop_at != "never", settings.balance.by_judge
     if not meter.held_styles and (stops or (settings.balance.live and not judged)):
-        raise SettingsError(
-            "balance goes by held-out pictures, and there are none",
-            "a dataset prepared with some: its held_fraction or held_minimum above 0",
-        )
+        raise none_held("balance goes")
     if stops and training.team.sharded:
         raise SettingsError("stop_at is given, and the weights are sharded", "processes with whole weights")
     jury = None
