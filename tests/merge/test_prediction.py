@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from test_notes import told
+from tests.sd.model.test_detection import real_shapes
 
-from aid.sd.file.tensorfile import read_header
-from aid.sd.model.architecture import TINY_SD2, TINY_SDXL
+from aid.merge.job import open_job
+from aid.merge.settings import MergeInputs, MergeSettings
+from aid.sd.file.tensorfile import Stored, header_bytes, read_header
+from aid.sd.model.architecture import SD2, TINY_SD2, TINY_SDXL
 from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
+from aid.sd.model.metadata import PREDICTION_KEY
 
 NOISY = {"prediction": "v", "zero_terminal_snr": True}
 MARKERS = {"v_pred", "ztsnr"}
@@ -64,3 +71,30 @@ def test_an_sd2_keeps_its_own(tmp_path: Path) -> None:
     save_checkpoint(create_checkpoint(TINY_SD2, 1), path, {})
     said, _ = told({"a": path, "b": path}, tmp_path / "out", primary="a", weights={"b": {"IN": 0.5}})
     assert said == [] and use(tmp_path / "out")[0] == "v"
+
+
+def test_an_sd2_counts_where_its_file_says_what_it_predicts(tmp_path: Path) -> None:
+    """Files that hold nothing but their headers, as large as real ones."""
+    shapes = real_shapes(SD2)
+    told_by = {
+        "marked": ({"v_pred": (0,)}, {}),
+        "spoken": ({}, {PREDICTION_KEY: "epsilon"}),
+        "silent": ({}, {}),
+    }
+    paths = {name: tmp_path / f"{name}.safetensors" for name in told_by}
+    for name, (marker, metadata) in told_by.items():
+        tensors = {
+            key: Stored(torch.float16, shape, torch.Tensor) for key, shape in (shapes | marker).items()
+        }
+        paths[name].write_bytes(head := header_bytes(tensors, metadata))
+        os.truncate(paths[name], len(head) + sum(one.size for one in tensors.values()))
+
+    def notes(other: str) -> list[str]:
+        settings = MergeSettings(primary="marked", weights={other: {"IN": 0.5}})
+        inputs = MergeInputs(models={name: paths[name] for name in ("marked", other)})
+        with ExitStack() as open_files:
+            job = open_job(settings, inputs, open_files)
+            return [note for note in job.notes(job.planned(settings)) if "predict" in note]
+
+    assert len(notes("spoken")) == 1 and "(marked v, spoken epsilon)" in notes("spoken")[0]
+    assert notes("silent") == []

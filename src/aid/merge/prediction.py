@@ -13,18 +13,16 @@ from aid.merge.recipe.combination import models_in
 from aid.merge.streaming.parent import Parent
 from aid.merge.streaming.plan import Plan
 from aid.sd.model.architecture import METADATA_KEY, Architecture, Prediction
-from aid.sd.model.detection import detect, with_prediction
+from aid.sd.model.detection import detect, marked_prediction, with_prediction
 from aid.sd.model.layouts import UNET
-from aid.sd.model.metadata import MODELSPEC, architecture_name
+from aid.sd.model.metadata import ARCHITECTURE_KEY, PREDICTION_KEY, architecture_name
 
-Use = tuple[Prediction, bool]  # whether its last timestep is pure noise
-SPOKEN = f"{MODELSPEC}prediction_type"
-NAMED = f"{MODELSPEC}architecture"
+Objective = tuple[Prediction, bool]  # what is predicted, and whether the last timestep is pure noise
 
 
 def result(plan: Plan, primary: Architecture) -> Architecture:
     """The primary's architecture, predicting what the givers of the U-Net do, if they agree."""
-    found = set(_uses(plan).values())
+    found = set(_objectives(plan).values())
     if len(found) != 1:
         return primary
     prediction, zero = found.pop()
@@ -33,10 +31,10 @@ def result(plan: Plan, primary: Architecture) -> Architecture:
 
 def disagreement(plan: Plan, architecture: Architecture) -> list[str]:
     """A note, if the givers of the U-Net differ."""
-    uses = _uses(plan)
-    if len(set(uses.values())) < 2:
+    found = _objectives(plan)
+    if len(set(found.values())) < 2:
         return []
-    told = ", ".join(f"{name} {_words(*use)}" for name, use in uses.items())
+    told = ", ".join(f"{name} {_words(*objective)}" for name, objective in found.items())
     taken = _words(architecture.prediction, architecture.zero_terminal_snr)
     return [f"the models predict different things ({told}): the result is marked as one for {taken}"]
 
@@ -45,27 +43,28 @@ def retold(told: Mapping[str, str], architecture: Architecture) -> dict[str, str
     """A primary's metadata, for a result that predicts something else."""
     from aid.sd.model.weights import describe  # loads torch, for these alone
 
-    own = {SPOKEN: architecture.prediction, NAMED: architecture_name(architecture)}
+    own = {PREDICTION_KEY: architecture.prediction, ARCHITECTURE_KEY: architecture_name(architecture)}
     kept = {key: own.get(key, value) for key, value in told.items() if key != METADATA_KEY}
     return kept | describe(architecture)
 
 
-def _uses(plan: Plan) -> dict[str, Use]:
+def _objectives(plan: Plan) -> dict[str, Objective]:
     """By name, of the models that give any of the U-Net's blocks; embeddings of time and size don't count,
     which some conventions take with the text encoders."""
     blocks = [key for key, block in plan.merged.items() if key.startswith(UNET) and block != "BASE"]
     givers = {name for key in blocks for name in models_in(plan.combinations[key])}
-    told = {name: _use(plan.parents[name]) for name in plan.recipe.order if name in givers}
-    return {name: use for name, use in told.items() if use is not None}
+    found = {name: _objective(plan.parents[name]) for name in plan.recipe.order if name in givers}
+    return {name: objective for name, objective in found.items() if objective is not None}
 
 
-def _use(parent: Parent) -> Use | None:
+def _objective(parent: Parent) -> Objective | None:
     """None for a file that holds only a part of a model, and for an SD2 that doesn't say."""
+    shapes, metadata = parent.shapes(), parent.metadata
     try:
-        found = detect(parent.shapes(), parent.metadata, str(parent.path), vae_given=True)
+        found = detect(shapes, metadata, str(parent.path), vae_given=True)
     except ModelError:
         return None
-    if found.family == "sd2" and not {METADATA_KEY, SPOKEN} & parent.metadata.keys():
+    if found.family == "sd2" and METADATA_KEY not in metadata and not marked_prediction(shapes, metadata):
         return None
     return found.prediction, found.zero_terminal_snr
 

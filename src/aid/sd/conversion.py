@@ -19,14 +19,13 @@ from aid.sd.model.architecture import METADATA_KEY, Prediction
 from aid.sd.model.detection import CONV_IN
 from aid.sd.model.folder import MODEL_INDEX
 from aid.sd.model.layouts import VAE
-from aid.sd.model.metadata import MODELSPEC, STALE
+from aid.sd.model.metadata import PREDICTION_KEY, STALE
 from aid.sd.model.vae_file import open_vae, with_vae_of
 from aid.sd.model.weights import Weights, cast, describe, open_weights, resolve_checkpoint, shapes_of
 from aid.sd.picture.text import is_picture
 
 Layout = Literal["ldm", "diffusers"]
 SINGLE_FILE = ".safetensors"
-PREDICTION_KEY = f"{MODELSPEC}prediction_type"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from aid.sd.adapter.kind import BIASES, KINDS
+from aid.sd.model.metadata import ARCHITECTURE_KEY
 
 UNET, TEXT, TEXT_2 = "lora_unet_", "lora_te1_", "lora_te2_"
 ALPHA, MAGNITUDE, PEFT_MAGNITUDE = "alpha", "dora_scale", "lora_magnitude_vector"
@@ -159,7 +160,7 @@ def _family_by_width(shapes: Mapping[str, Sequence[int]]) -> str:
 
 
 def _family_by_metadata(metadata: Mapping[str, str]) -> str:
-    version = metadata.get("ss_base_model_version", "") + metadata.get("modelspec.architecture", "")
+    version = metadata.get("ss_base_model_version", "") + metadata.get(ARCHITECTURE_KEY, "")
     for word, family in _FAMILY_WORDS.items():
         if word in version.lower():
             return family

@@ -25,6 +25,7 @@ from aid.sd.model.architecture import (
     Prediction,
 )
 from aid.sd.model.layouts import TEXT_2, TEXT_PREFIX, UNET, VAE
+from aid.sd.model.metadata import ARCHITECTURE_KEY, PREDICTION_KEY
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -228,21 +229,23 @@ def _undeclared(
 ) -> Architecture:
     """A full-size model, with what its markers and metadata say about its prediction."""
     zero = ZERO_MARKER in shapes or metadata.get("ss_zero_terminal_snr") == "True"
-    marked: Prediction | None = "v" if V_MARKER in shapes else _told_prediction(metadata)
+    marked = marked_prediction(shapes, metadata)
     if family == "sd2" and marked is None:
         marked = _sd2_prediction(shapes, read)
     found = with_prediction(REAL[family], marked)
     return found.model_copy(update={"zero_terminal_snr": zero, "unet_inputs": shapes[CONV_IN][1]})
 
 
-def _told_prediction(metadata: Mapping[str, str]) -> Prediction | None:
-    """What ModelSpec's and kohya's metadata say."""
-    told = metadata.get("modelspec.prediction_type", "").lower()
+def marked_prediction(shapes: Shapes, metadata: Mapping[str, str]) -> Prediction | None:
+    """What a marker tensor, or else ModelSpec's or kohya's metadata say."""
+    if V_MARKER in shapes:
+        return "v"
+    told = metadata.get(PREDICTION_KEY, "").lower()
     if told in ("v", "v_prediction"):
         return "v"
     if told in ("epsilon", "eps"):
         return "epsilon"
-    names = metadata.get("modelspec.architecture", ""), metadata.get("ss_base_model_version", "")
+    names = metadata.get(ARCHITECTURE_KEY, ""), metadata.get("ss_base_model_version", "")
     if (
         names[0].endswith("-768-v")
         or names[1] == "sd_v2_v"

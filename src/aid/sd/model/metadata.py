@@ -16,6 +16,7 @@ from aid.sd.model.architecture import Architecture, Family, Prediction
 
 MODELSPEC, TRAINING = "modelspec.", "ss_"
 STALE = ("sshs_model_hash", "sshs_legacy_hash", f"{MODELSPEC}hash_sha256")  # of the tensors: untrue of others
+PREDICTION_KEY, ARCHITECTURE_KEY = f"{MODELSPEC}prediction_type", f"{MODELSPEC}architecture"
 NAMES: dict[tuple[Family, Prediction], str] = {
     ("sd1", "epsilon"): "stable-diffusion-v1",
     ("sd1", "v"): "stable-diffusion-v1",

@@ -26,6 +26,7 @@ from aid.sd.model.layouts import (
     modern_keys,
 )
 from aid.sd.model.location import resolve_checkpoint as resolve_checkpoint
+from aid.sd.model.metadata import PREDICTION_KEY
 from aid.sd.model.sibling import sibling_prediction
 
 WINDOW = 77  # positions of a text encoder
@@ -121,7 +122,7 @@ def describe(architecture: Architecture) -> dict[str, str]:
         if architecture in (SD1, SDXL)
         else {METADATA_KEY: architecture.model_dump_json(exclude_defaults=True)}
     )
-    return told | ({"modelspec.prediction_type": "v"} if architecture.prediction == "v" else {})
+    return told | ({PREDICTION_KEY: "v"} if architecture.prediction == "v" else {})
 
 
 def markers(architecture: Architecture, dtype: torch.dtype) -> dict[str, Stored]:
