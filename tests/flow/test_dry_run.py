@@ -18,9 +18,9 @@ from aid.estimate.explain import RUNTIME_BYTES, Row, explain, measured_rate
 from aid.estimate.scene import Pictures, Scene
 from aid.estimate.work import WORK
 from aid.make import read_recipe
-from aid.sd.model.architecture import SD1, SDXL, TINY, Architecture
+from aid.sd.model.architecture import SD1, TINY, Architecture
 from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint
-from aid.sd.model.cost import FROZEN, TRAINED, Cost, read_cost
+from aid.sd.model.cost import COSTS, FROZEN, TRAINED, Cost, read_cost
 from aid.train.profile import PROFILES, Profile
 from aid.train.settings import FinetuneInputs, FinetuneSettings
 
@@ -205,8 +205,7 @@ def test_parameters_are_read_from_the_header(tiny_checkpoint: Path) -> None:
 def test_a_memory_profile_fits_what_it_is_named_after(name: Profile) -> None:
     """By the estimate, which benchmarks/memory.py compares with real runs."""
     large, made = name.startswith("sdxl"), Path("dataset")
-    text = (123_060_480 + 694_659_840) if large else 123_060_480
-    cost = Cost(SDXL, 2_567_463_684, text) if large else Cost()
+    cost = COSTS["sdxl" if large else "sd1"]
     batch = {"40gb": 8, "80gb": 32, "sdxl-24gb": 1}.get(name, 4)
     settings = FinetuneSettings(steps=9, memory_profile=name, batch_size=batch)
     pictures = Pictures(pixels=(1024 if large else 512) ** 2)

@@ -16,7 +16,7 @@ from aid.errors import AidError
 from aid.estimate.scene import Scene, Work
 from aid.estimate.work import WORK
 from aid.make import Recipe, Step
-from aid.sd.model.cost import SD1_COST, SDXL_COST
+from aid.sd.model.cost import COSTS
 from aid.verbs import VERBS
 
 REACHED = 0.4  # of the CPU's measured rate, by whole networks: what the starter's training reached
@@ -54,7 +54,7 @@ def explain(recipe: Recipe, rate: float) -> list[Row]:
     """
     profiles = (getattr(step.settings, "memory_profile", None) or "" for step in recipe.steps)
     is_xl = any(profile.startswith("sdxl") for profile in profiles)
-    scene = Scene(model=SDXL_COST if is_xl else SD1_COST)
+    scene = Scene(model=COSTS["sdxl" if is_xl else "sd1"])
     return [_explain(step, scene, rate) for step in recipe.steps]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from aid import starter
 from aid.core.dataset import Dataset
 from aid.errors import AidError
-from aid.sd.model.cost import SD1_COST, Cost, read_cost
+from aid.sd.model.cost import COSTS, Cost, read_cost
 
 DISK_RATE = 0.3e9  # bytes/s
 
@@ -55,7 +55,7 @@ class Scene:
     changed: set[Path] = field(default_factory=set)
     waiting: set[Path] = field(default_factory=set)
     gpu: bool = True
-    model: Cost = SD1_COST
+    model: Cost = COSTS["sd1"]
 
     def maker(self, path: Path) -> Path | None:
         """The folder of the earlier step that `path` is or lies in."""

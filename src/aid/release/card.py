@@ -12,7 +12,7 @@ from aid.release.listing import joined_unique
 from aid.release.making import making
 from aid.release.markdown import bullets, fenced, paragraphs, section, table
 from aid.release.usage import use
-from aid.sd.model.architecture import Architecture
+from aid.sd.model.architecture import FAMILY_NAMES, Architecture
 from aid.sd.prompt.prompt import escape
 
 HUB_LICENCES = (  # names that model hubs know; others are written out
@@ -20,7 +20,6 @@ HUB_LICENCES = (  # names that model hubs know; others are written out
     "creativeml-openrail-m",
 )  # fmt: skip
 HUB_TAGS = {"sd1": "stable-diffusion", "sd2": "stable-diffusion", "sdxl": "stable-diffusion-xl"}
-GENERATIONS = {"sd1": "1", "sd2": "2", "sdxl": "XL"}
 
 
 def write_card(facts: Facts, language: Language) -> str:
@@ -73,7 +72,7 @@ def introduction(facts: Facts, words: Wording) -> str:
         words.say("needs_negative", names=words.together(negative)) if negative else "",
     ]
     shape = facts.architecture
-    generation = GENERATIONS[shape.family]
+    generation = FAMILY_NAMES[shape.family].removeprefix("SD")
     widths = {"unet": shape.unet_widths[0], "text": shape.text_width}
     return section(
         words.say("introduction"),

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from aid.sd.file.tensorfile import Stored, header_bytes
 from aid.sd.model.architecture import SD1, SD2, SDXL, Architecture
 from aid.sd.model.checkpoint import StableDiffusion, _assemble
-from aid.sd.model.cost import Cost, read_cost
+from aid.sd.model.cost import COSTS, Cost, read_cost
 from aid.sd.model.layouts import PLACES
 
 FAMILIES = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
@@ -68,3 +68,4 @@ def test_parameters_of_real_files_are_told_by_their_headers(model: StableDiffusi
     text = [one for one in (model.text_encoder, model.text_encoder_2) if one is not None]
     counts = [[sum(map(torch.numel, one.parameters())) for one in ones] for ones in ([model.unet], text)]
     assert [cost.unet, cost.text] == list(map(sum, counts))
+    assert cost == COSTS[model.architecture.family]

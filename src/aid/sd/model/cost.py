@@ -15,7 +15,7 @@ from pathlib import Path
 from aid.core.release import MODEL_FILE
 from aid.errors import AidError
 from aid.sd.file.tensorfile import is_pickle, read_header
-from aid.sd.model.architecture import FAMILY_NAMES, REAL, SD1, SDXL, Architecture, Family
+from aid.sd.model.architecture import FAMILY_NAMES, REAL, SD1, SD2, SDXL, Architecture, Family
 from aid.sd.model.detection import detect
 from aid.sd.model.layouts import TEXT_ROOT, UNET, VAE, modern_key
 
@@ -95,11 +95,15 @@ class Cost:
         return alive * pixels * self.architecture.vae_widths[0]
 
 
-SD1_COST = Cost()
-SDXL_COST = Cost(SDXL, unet=2_567_463_684, text=817_720_320, vae=83_653_863)
+COSTS: dict[Family, Cost] = {
+    "sd1": Cost(),
+    "sd2": Cost(SD2, unet=865_910_724, text=340_387_840),
+    "sdxl": Cost(SDXL, unet=2_567_463_684, text=817_720_320),
+}
+"""Of the released models."""
 
 
-def read_cost(path: Path, instead: Cost = SD1_COST) -> Cost:
+def read_cost(path: Path, instead: Cost = COSTS["sd1"]) -> Cost:
     """The cost of a checkpoint, from its header, or `instead`, with a note, where there is none yet. SD1's,
     with a note, where the header can't be read."""
     if not path.exists():
