@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from tests.interrupting import Interrupting
 
 from aid.core.artifact import SCRATCH
 from aid.core.dataset import Dataset
@@ -87,29 +88,13 @@ def test_only_what_changed_is_encoded_again(folder: Path, tmp_path: Path, tiny_c
     assert len(afresh.latents(64, 64)) == 7
 
 
-class Interrupting(Silence):
-    """Stands for Ctrl-C: raises once so many pictures are encoded."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    @contextmanager
-    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
-        def tick(count: int = 1, note: str = "") -> None:
-            self.left -= count * (label == "encode")
-            if self.left <= 0:
-                raise KeyboardInterrupt
-
-        yield tick
-
-
 def test_an_interrupted_run_s_latents_serve_one_of_other_pictures_and_settings(
     folder: Path, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     out, settings = tmp_path / "out", SETTINGS.model_copy(update={"latent_batch": 1})
     asked = PrepareInputs(pictures={"in": folder}, vae=tiny_checkpoint)
     with pytest.raises(KeyboardInterrupt):
-        prepare(settings, asked, out, Workbench(threads=1, progress=Interrupting(9)))
+        prepare(settings, asked, out, Workbench(threads=1, progress=Interrupting(9, "encode")))
     parts = list((tmp_path / ".out.building" / SCRATCH).glob("part-*.npz"))
     assert len(parts) == 1, "of eight latents"
     (tmp_path / ".out.building" / SCRATCH / "other").touch()

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_latent import Counting
+from tests.interrupting import Interrupting
 
 from aid.core.artifact import SCRATCH
 from aid.core.dataset import Dataset
 from aid.core.files import sha256_file
-from aid.core.workbench import Silence, Ticker, Workbench
-from aid.dataset.latents.latent import REUSED
+from aid.core.workbench import Workbench
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import FileError
@@ -94,24 +93,6 @@ def test_latents_are_what_the_vae_says(folder: Path, tmp_path: Path, tiny_checkp
         assert np.allclose(cached, expected.numpy(), rtol=2e-3, atol=1e-4)
 
 
-class Stopping(Silence):
-    """Ctrl-C after so many pictures were encoded; counts those that were encoded before."""
-
-    def __init__(self, after: int = 10**9) -> None:
-        self.after, self.encoded, self.reused = after, 0, 0
-
-    @contextmanager
-    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
-        def tick(count: int = 1, note: str = "") -> None:
-            if label == "encode":
-                self.reused += count * (note == REUSED)
-                self.encoded += count * (note != REUSED)
-                if self.encoded >= self.after:
-                    raise KeyboardInterrupt
-
-        yield tick
-
-
 @pytest.mark.parametrize(("stop", "kept"), [(5, 0), (13, 8), (19, 16)])
 def test_an_interrupted_run_goes_on_with_whole_latents(
     folder: Path, tmp_path: Path, tiny_checkpoint: Path, stop: int, kept: int
@@ -123,7 +104,7 @@ def test_an_interrupted_run_goes_on_with_whole_latents(
     inputs, out = PrepareInputs(pictures={"in": folder}, vae=tiny_checkpoint), tmp_path / "out"
     prepare(settings, inputs, tmp_path / "straight", Workbench(threads=1))
     with pytest.raises(KeyboardInterrupt):
-        prepare(settings, inputs, out, Workbench(threads=1, progress=Stopping(stop)))
+        prepare(settings, inputs, out, Workbench(threads=1, progress=Interrupting(stop, "encode")))
     unfinished = tmp_path / ".out.building"
     assert unfinished.exists() == (kept > 0), "without latents there is nothing to go on with"
     if kept == 8:  # what a failing disk may leave: a part cut short under its own name, a torn picture
@@ -133,7 +114,7 @@ def test_an_interrupted_run_goes_on_with_whole_latents(
         damaged[len(damaged) // 2] ^= 1
         whole.with_name("part-000002.npz").write_bytes(damaged)
         next((unfinished / "pictures").rglob("*.webp")).write_bytes(b"RIFF")
-    again = Stopping()
+    again = Counting()
     prepare(settings, inputs, out, Workbench(threads=1, progress=again))
     assert (again.reused, again.encoded) == (kept, 20 - kept)
     assert files(out) == files(tmp_path / "straight")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,11 +11,12 @@ from drawn_world import BENCH, HAIR, STYLES
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tests.interrupting import Interrupting
 
 from aid.core.artifact import SCRATCH
 from aid.core.files import write_lines
 from aid.core.lineage import read_lineage
-from aid.core.workbench import Silence, Ticker, Workbench
+from aid.core.workbench import Workbench
 from aid.errors import ArtifactError, PictureError, SettingsError
 from aid.evaluate.judge_run import judge
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
@@ -40,27 +39,6 @@ def test_rare_styles_are_taught_as_often_as_others(counts: list[int], seed: int)
         assert own.max() - own.min() <= 1, "no picture comes up again before all the others have"
     if len(set(counts)) == 1:
         assert sorted(order.tolist()) == list(range(len(styles)))
-
-
-class Switch(Silence):
-    """Pulls the plug after some epochs; remembers where each run started."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs, self.started_at = epochs, -1
-
-    @contextmanager
-    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
-        left = self.epochs
-
-        def tick(count: int = 1, note: str = "") -> None:
-            nonlocal left
-            left -= label == "judge"
-            if left == 0:
-                raise KeyboardInterrupt
-
-        if label == "judge":
-            self.started_at = done
-        yield tick
 
 
 def card_of(folder: Path) -> Card:
@@ -98,10 +76,10 @@ def test_an_interrupted_run_continues_bit_for_bit(dataset: Path, tmp_path: Path)
     whole = judge(SHORT, inputs, tmp_path / "whole", BENCH)
     for epochs in (4, 1):
         with pytest.raises(KeyboardInterrupt):
-            judge(SHORT, inputs, tmp_path / "cut", Workbench("cpu", 1, Switch(epochs)))
-    last = Switch(99)
+            judge(SHORT, inputs, tmp_path / "cut", Workbench("cpu", 1, Interrupting(epochs, "judge")))
+    last = Interrupting(label="judge")
     cut = judge(SHORT, inputs, tmp_path / "cut", Workbench("cpu", 1, last))
-    assert last.started_at == 2  # the last state that the first run saved before it stopped
+    assert last.done == [2]  # the last state that the first run saved before it stopped
     assert not (cut / SCRATCH).exists()
     assert read_lineage(cut).files == read_lineage(whole).files
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.interrupting import Interrupting
 
 from aid.core.gallery import read_gallery
 from aid.core.lineage import lineage_of
 from aid.core.shot import Shot
-from aid.core.workbench import Silence, Ticker, Workbench
+from aid.core.workbench import Silence, Workbench
 from aid.errors import FileError, ModelError, SettingsError
 from aid.generate.material import load_material
 from aid.generate.run import generate, one_off
@@ -25,26 +24,6 @@ from aid.sd.picture.text import picture_text
 
 BENCH = Workbench(device="cpu")
 FAST = {"steps": 2, "width": 32, "height": 32, "batch_size": 3}
-
-
-class Interruption(Exception):
-    """Stands in for kill -9."""
-
-
-class InterruptedAt(Silence):
-    """Progress during which the process dies at the given picture."""
-
-    def __init__(self, picture: int) -> None:
-        self.left = picture
-
-    @contextmanager
-    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
-        def tick(count: int = 1, note: str = "") -> None:
-            self.left -= count
-            if self.left < 0:
-                raise Interruption
-
-        yield tick
 
 
 def settings(**changes: object) -> GenerateSettings:
@@ -138,8 +117,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     asked, inputs = settings(count=7), GenerateInputs(checkpoint=lively_checkpoint)
     whole = generate(asked, inputs, tmp_path / "whole" / "gallery", BENCH)
     out = tmp_path / "broken" / "gallery"
-    with pytest.raises(Interruption):
-        generate(asked, inputs, out, Workbench("cpu", progress=InterruptedAt(at)))
+    with pytest.raises(KeyboardInterrupt):
+        generate(asked, inputs, out, Workbench("cpu", progress=Interrupting(at)))
     assert not out.exists()
     unfinished = out.with_name(".gallery.building")
     (unfinished / ".00006-6.png.77.part").write_bytes(b"half a picture")

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.interrupting import Interrupting
 
 import aid.generate.grid.drawing as drawing
 import aid.sd.drawing.shot_text as shot_text
@@ -23,7 +22,7 @@ from aid.cli import main
 from aid.core.gallery import read_gallery
 from aid.core.release import Release
 from aid.core.shot import Shot
-from aid.core.workbench import Silence, Ticker, Workbench
+from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.estimate.scene import Scene
 from aid.estimate.work import WORK
@@ -97,22 +96,6 @@ def test_equal_cells_are_one_picture(tiny_checkpoint: Path, tmp_path: Path) -> N
     out = grid(settings, GridInputs(checkpoint=tiny_checkpoint), tmp_path / "grid", CPU)
     assert [frame.shot.prompt for frame in read_gallery(out)] == ["a cat", "a dog"]
     assert json.loads((out / "grid.json").read_text())["sheets"] == [[[0, 0], [1, 1], [0, 0]]]
-
-
-class Interrupting(Silence):
-    """Ctrl-C after so many pictures."""
-
-    def __init__(self, pictures: int) -> None:
-        self.left = pictures
-
-    @contextmanager
-    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
-        def tick(count: int = 1, note: str = "") -> None:
-            self.left -= count
-            if count and self.left <= 0:
-                raise KeyboardInterrupt
-
-        yield tick
 
 
 def test_an_interrupted_grid_continues(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.interrupting import Interrupting
 
 from aid.core.lineage import lineage_of
 from aid.core.toml import read_toml, toml
-from aid.core.workbench import Silence, Ticker, Workbench
+from aid.core.workbench import Workbench
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import ArtifactError, SettingsError
@@ -91,28 +90,12 @@ def test_the_result_is_compared_with_each_parent_on_prompts_that_no_trial_drew(f
     assert (found / "held/parents/style/grid.png").is_file() and not (found / "scratch").exists()
 
 
-class Interrupted(Silence):
-    """Stops the run after its second trial."""
-
-    @contextmanager
-    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
-        count = done
-
-        def tick(more: int = 1, note: str = "") -> None:
-            nonlocal count
-            count += more
-            if label == "search" and count == 2:
-                raise KeyboardInterrupt
-
-        yield tick
-
-
 def test_an_interrupted_search_goes_on_as_it_would_have(
     found: Path, inputs: SearchInputs, tmp_path: Path
 ) -> None:
     out = tmp_path / "search"
     with pytest.raises(KeyboardInterrupt):
-        search(SETTINGS, inputs, out, Workbench("cpu", 1, Interrupted()))
+        search(SETTINGS, inputs, out, Workbench("cpu", 1, Interrupting(2, "search")))
     assert len(read_trials(tmp_path / ".search.building")) == 2
     search(SETTINGS, inputs, out, BENCH)
     for name in ("trials.jsonl", "best.toml", "result.json"):
@@ -123,7 +106,7 @@ def test_an_unfinished_search_is_not_thrown_away(inputs: SearchInputs, tmp_path:
     """By another course it is refused, and to more trials it goes on."""
     out, straight = tmp_path / "search", tmp_path / "straight"
     with pytest.raises(KeyboardInterrupt):
-        search(SETTINGS, inputs, out, Workbench("cpu", 1, Interrupted()))
+        search(SETTINGS, inputs, out, Workbench("cpu", 1, Interrupting(2, "search")))
     other, more = (
         SETTINGS.model_copy(update=one) for one in ({"floor": 0.5}, {"trials": SETTINGS.trials + 1})
     )

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_finetune import QUICK, Interrupting
+from test_finetune import QUICK
+from tests.interrupting import Interrupting
 
 from aid.core.workbench import Workbench
 from aid.dataset.run import prepare

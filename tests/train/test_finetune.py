@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from tests.interrupting import Interrupting
 
 from aid.core.dataset import Dataset
 from aid.core.lineage import embedded_lineage, read_lineage
-from aid.core.workbench import Silence, Ticker, Workbench
+from aid.core.workbench import Silence, Workbench
 from aid.errors import AidError, ArtifactError, SettingsError
 from aid.sd.file.tensorfile import read_header, read_tensors
 from aid.sd.model.tokenizer import load_tokenizer
@@ -25,27 +24,6 @@ QUICK = FinetuneSettings(
     steps=6, batch_size=3, noise_draws=2, regularisation_share=0.34, unet_rate=2e-3, text_rate=2e-3, warmup=1,
     save_every=2, seed=3, checkpointing=False,
 )  # fmt: skip
-
-
-class Interrupting(Silence):
-    """Stands for Ctrl-C: raises after a number of ticks."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-        self.done: list[int] = []
-
-    @contextmanager
-    def task(self, label: str, total: int, unit: str = "", done: int = 0) -> Iterator[Ticker]:
-        left = self.after
-        self.done.append(done)
-
-        def tick(count: int = 1, note: str = "") -> None:
-            nonlocal left
-            left -= count
-            if left == 0:
-                raise KeyboardInterrupt
-
-        yield tick
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +86,7 @@ def test_an_unfinished_training_is_not_thrown_away_when_settings_change(
 def test_how_states_are_saved_may_change_before_a_training_goes_on(
     inputs: FinetuneInputs, straight: Path, tmp_path: Path
 ) -> None:
-    out, seen = tmp_path / "out", Interrupting(-1)
+    out, seen = tmp_path / "out", Interrupting()
     with pytest.raises(KeyboardInterrupt):
         finetune(QUICK, inputs, out, Workbench(threads=1, progress=Interrupting(5)))
     changed = QUICK.model_copy(update={"save_every": 1, "keep_states": 1, "save_behind": False})

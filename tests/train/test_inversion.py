@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_finetune import Interrupting
+from tests.interrupting import Interrupting
 
 from aid.core.dataset import Dataset
 from aid.core.lineage import embedded_lineage

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from test_finetune import Interrupting
+from tests.interrupting import Interrupting
 
 from aid.core.lineage import embedded_lineage
 from aid.core.workbench import Workbench

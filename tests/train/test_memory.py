@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from test_finetune import QUICK, Interrupting
+from test_finetune import QUICK
+from tests.interrupting import Interrupting
 
 from aid.core.workbench import Workbench
 from aid.sd.file.tensorfile import read_tensors

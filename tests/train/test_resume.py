@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_finetune import Interrupting
+from tests.interrupting import Interrupting
 
 from aid.core.workbench import Workbench
 from aid.dataset.run import prepare

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_finetune import QUICK, Interrupting
+from test_finetune import QUICK
+from tests.interrupting import Interrupting
 
 from aid.core.dataset import Dataset
 from aid.core.workbench import Silence, Workbench

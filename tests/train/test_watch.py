@@ -13,8 +13,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_finetune import Interrupting
 from test_trouble import Telling
+from tests.interrupting import Interrupting
 
 from aid.core.dataset import Dataset
 from aid.core.workbench import Workbench
