@@ -69,8 +69,7 @@ settings = { epochs = 20.0, batch_size = 8 }
 | anything else | a path, relative to the recipe |
 
 A checkpoint is an SD1 single file (`.safetensors`, or a `.ckpt` that holds only weights), or a folder
-with a `model.safetensors`. Fields that are not listed here are refused; one that says "None" is left
-out to mean it, as TOML has no word for it. On the command line every verb
+with a `model.safetensors`. Fields that are not listed here are refused. On the command line every verb
 is also a command of its own (see [cli.md](cli.md)); there a dotted field is given with
 `--set caption.keep=2`, and a file of settings with `--settings FILE`.
 """

@@ -22,7 +22,7 @@ class PrepareInputs(Inputs):
     regularisation: dict[InputName, Path] = Field(default={})
     """The same, for pictures of what must not be forgotten (replay); none by default."""
     vae: Path | None = None
-    """A checkpoint whose VAE encodes the latents; None leaves them out, which suffices for a judge."""
+    """A checkpoint whose VAE encodes the latents; left out, there are none, which suffices for a judge."""
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
@@ -49,9 +49,9 @@ class PrepareSettings(Settings):
     bucket_step_px: int = Field(default=64, ge=8, le=1024, multiple_of=8)
     """Bucket edges are multiples of this, pixels; 64 is the coarsest cell of SD1's U-Net."""
     bucket_min_px: int | None = Field(default=None, ge=8)
-    """Shortest bucket edge, pixels; None means half the resolution (kohya's 256 of 512)."""
+    """Shortest bucket edge, pixels; left out, half the resolution (kohya's 256 of 512)."""
     bucket_max_px: int | None = Field(default=None, le=8192)
-    """Longest bucket edge, pixels; None means twice the resolution (kohya's 1024 of 512)."""
+    """Longest bucket edge, pixels; left out, twice the resolution (kohya's 1024 of 512)."""
     aspect_limit: float = Field(default=4.0, ge=1.0, le=16.0)
     """Longest long/short ratio: of buckets, and of pictures (a strip of panels is set aside, not cropped)."""
     upscale: bool = False

@@ -58,15 +58,15 @@ class DrawingSettings(Settings):
     cfg_scale: float = Field(default=7.0, ge=0, le=100)
     """Classifier-free guidance; 7 is A1111's, as the card names none. 1 leaves the negative prompt out."""
     width: int | None = Field(default=None, ge=8, le=8192, multiple_of=8)
-    """Pixels; None is the size that the model was trained at."""
+    """Pixels; left out, the size that the model was trained at."""
     height: int | None = Field(default=None, ge=8, le=8192, multiple_of=8)
-    """Pixels; None is the size that the model was trained at."""
+    """Pixels; left out, the size that the model was trained at."""
     sampler: str = "Euler a"
     """The A1111 name; the card's."""
     schedule: str = "Automatic"
     """The A1111 name: Karras, Exponential, SGM Uniform, ...; "Automatic" is the sampler's own."""
     eta: float | None = Field(default=None, ge=0, le=10)
-    """Share of fresh noise in each step of a sampler that adds any; None is the sampler's own."""
+    """Share of fresh noise in each step of a sampler that adds any; left out, the sampler's own."""
     clip_skip: int = Field(default=1, ge=1, le=12)
     """1 is the last layer of the text encoder; the card's."""
     clip_l_skip: bool = False
@@ -89,7 +89,7 @@ class DrawingSettings(Settings):
     cfg_rescale: float = Field(default=0.0, ge=0, le=1)
     """Against the overexposure of strong guidance; 0.7 is its paper's, 0 is off."""
     cfg_sigmas: tuple[float, float] | None = None
-    """Guidance only where low < σ <= high; None is everywhere."""
+    """Guidance only where low < σ <= high; left out, everywhere."""
     denoising_strength: float = Field(default=0.75, ge=0, le=1)
     """With --init: how far that picture is redrawn; 0.75 is A1111's."""
     mask_blur_px: int = Field(default=4, ge=0, le=64)

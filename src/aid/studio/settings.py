@@ -15,7 +15,7 @@ class StudioSettings(Settings):
 
     models: tuple[Path, ...] = ()
     """Checkpoint files, releases and diffusers folders, or folders of them; the first draws until another
-    is chosen. None: the starter that ships with AID."""
+    is chosen. Left out: the starter that ships with AID."""
     vaes: tuple[Path, ...] = ()
     """VAE files, or folders of them."""
     embeddings: tuple[Path, ...] = ()

@@ -144,9 +144,9 @@ class SampleSettings(Settings):
     cfg_scale: float = Field(default=5.0, ge=0)
     """Classifier-free guidance."""
     width: int | None = Field(default=None, ge=8, multiple_of=8)
-    """Pixels; None is the size that the model was trained at."""
+    """Pixels; left out, the size that the model was trained at."""
     height: int | None = Field(default=None, ge=8, multiple_of=8)
-    """Pixels; None is the size that the model was trained at."""
+    """Pixels; left out, the size that the model was trained at."""
 
     def size(self, native_edge_px: int) -> tuple[int, int]:
         """Width and height, pixels."""
