@@ -93,3 +93,7 @@ def read_pictures(path: Path) -> Pictures:
         pixels=max((record.width * record.height for record in records), default=0),
         note="",
     )
+
+
+def many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
