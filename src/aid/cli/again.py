@@ -38,7 +38,11 @@ def draw_again(
         click.echo(file)
         click.echo(likeness(picture, file), err=True)
     if failed:
-        raise FileError(f"{failed} of {len(pictures)} pictures couldn't be drawn again")
+        raise FileError(
+            f"{failed} of {len(pictures)} pictures couldn't be drawn again",
+            "pictures whose texts tell how they were made, and the files that these name",
+            "The lines above say what each lacks.",
+        )
 
 
 COMMAND = click.Command(

@@ -18,7 +18,8 @@ from aid.core.shot import Hires, Shot, Source
 from aid.errors import SettingsError
 
 SIZE = re.compile(r"^(\d+)x(\d+)$")
-VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:-(\d+))?")
+MOST_DIGITS = 5  # of a side
+VERSION = re.compile(r"v?(\d{1,9})\.(\d{1,9})\.(\d{1,9})(?:-(\d{1,9}))?")
 EDITING_CHANGED, ALPHAS_CHANGED = (1, 6, 0, 0), (1, 7, 0, 225)
 EMBEDDINGS_LISTED = (1, 6)  # at the latest
 SAMPLER_ETA = "Eta DDIM"  # A1111's name for it where the sampler is DDIM
@@ -212,10 +213,17 @@ def _with_second_pass(fields: Mapping[str, str]) -> Mapping[str, str]:
     first, whole = (SIZE.match(fields.get(key, "")) for key in (FIRST_SIZE, "Size"))
     if not (first and whole):
         return fields
-    width, height = map(int, first.groups())
+    width, height = _sides(first)
     if not (width and height):
-        width, height = _first_size(*map(int, whole.groups()))
+        width, height = _first_size(*_sides(whole))
     return {"Hires upscaler": "Lanczos", **fields, "Size": f"{width}x{height}", "Hires resize": whole[0]}
+
+
+def _sides(size: re.Match[str]) -> tuple[int, int]:
+    width, height = size.groups()
+    if max(len(width), len(height)) > MOST_DIGITS:
+        raise SettingsError(f"the picture's text says a size of {size[0]}", "8192 pixels a side at most")
+    return int(width), int(height)
 
 
 def _first_size(width: int, height: int) -> tuple[int, int]:
