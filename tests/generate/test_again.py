@@ -410,9 +410,14 @@ def test_novelais_pictures_are_read_as_a1111_reads_them(lively_checkpoint: Path,
     assert "Seed: 7, Size: 32x48" in drawn and "Clip skip: 2, ENSD: 31337" in drawn
     other = novelais(tmp_path / "other.png", sampler="nai_smea")
     assert "Sampler: Euler a," in picture_text(other).parameters
-    for wrong in ({"steps": "2"}, {"sampler": [1]}):
+    for wrong in ({"steps": "2"}, {"sampler": [1]}, {"uc": ["bad"]}):
         with pytest.raises(PictureError, match=r"as another tool does \(Comment\)"):
             again(novelais(picture, **wrong), [], tmp_path, BENCH)
+
+
+def test_half_a_letter_in_novelais_text_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inspect", str(novelais(tmp_path / "theirs.png", uc="bad \ud800"))])
+    assert "Negative prompt: bad ?\n" in capsys.readouterr().out
 
 
 def test_another_tools_json_is_no_prompt(lively_checkpoint: Path, tmp_path: Path) -> None:
@@ -440,13 +445,16 @@ def test_a_picture_that_cannot_be_drawn_stops_no_other(
 ) -> None:
     inputs = GenerateInputs(checkpoint=lively_checkpoint)
     (first,) = one_off(settings(), inputs, tmp_path / "out", BENCH)
-    bare, gone = tmp_path / "bare.png", tmp_path / "gone.png"
+    bare, gone, odd = (tmp_path / f"{name}.png" for name in ("bare", "gone", "odd"))
     Image.new("RGB", (8, 8)).save(bare)
+    text = f"a\nSteps: 2, Seed: 1, Sampler: Euler, Size: {'9' * 400}x8, First pass size: 0x0"
+    odd.write_bytes(png_bytes(Image.new("RGB", (8, 8)), text))
     words = ["--from", str(lively_checkpoint.parent), "--out", str(tmp_path / "new"), "--device", "cpu"]
     with pytest.raises(SystemExit) as left:
-        main(["again", str(bare), str(first), str(gone), *words])
+        main(["again", str(bare), str(odd), str(first), str(gone), *words])
     said = capsys.readouterr()
     assert left.value.code == 1 and said.out.strip() == str(tmp_path / "new" / "00000-0.png")
     for told in (f"{bare} carries no text", "The same, to the last bit.",
-                 f"{gone} does not exist", "aid: 2 of 3 pictures couldn't be drawn again"):  # fmt: skip
+                 f"{gone} does not exist", f"{odd}: the picture's text says a size of 999",
+                 "aid: 3 of 4 pictures couldn't be drawn again; expected pictures whose texts"):  # fmt: skip
         assert told in said.err

@@ -98,7 +98,7 @@ def test_webuiapi_draws_and_redraws(client: webuiapi.WebUIApi) -> None:
 
 def test_novelais_pictures_tell_their_infotext(studio: Served) -> None:
     texts, stream = PngInfo(), io.BytesIO()
-    comment = {"steps": 28, "sampler": "k_euler", "seed": 7, "scale": 11.0, "uc": "lowres"}
+    comment = {"steps": 28, "sampler": "k_euler", "seed": 7, "scale": 11.0, "uc": "low\ud800res"}
     told = {"Description": "{{1girl}}", "Software": "NovelAI", "Comment": json.dumps(comment)}
     for name, value in told.items():
         texts.add_text(name, value)
@@ -106,7 +106,7 @@ def test_novelais_pictures_tell_their_infotext(studio: Served) -> None:
     packed = base64.b64encode(stream.getvalue()).decode()
     answer = post(studio, "/sdapi/v1/png-info", {"image": packed}).json()
     fields = "Steps: 28, Sampler: Euler, CFG scale: 11.0, Seed: 7, Size: 32x48, Clip skip: 2, ENSD: 31337"
-    assert answer["info"] == "{{1girl}}\nNegative prompt: lowres\n" + fields
+    assert answer["info"] == "{{1girl}}\nNegative prompt: low?res\n" + fields
     assert answer["parameters"]["Prompt"] == "{{1girl}}" and answer["parameters"]["Sampler"] == "Euler"
 
 

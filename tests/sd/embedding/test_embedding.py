@@ -95,6 +95,14 @@ def test_a_picture_with_an_embedding_in_its_text(tmp_path: Path) -> None:
     assert torch.allclose(loaded.vectors, VECTORS)
 
 
+def test_half_a_letter_in_a_picture_s_own_name_is_a_question_mark(tmp_path: Path) -> None:
+    text = PngInfo()
+    content = {**a1111({"TORCHTENSOR": VECTORS.tolist()}), "name": "half \ud800"}
+    text.add_text("sd-ti-embedding", base64.b64encode(json.dumps(content).encode()).decode())
+    Image.new("RGB", (8, 8)).save(tmp_path / "card.png", pnginfo=text)
+    assert load_embedding(tmp_path / "card.png").name == "half ?"
+
+
 def test_a_picture_with_an_embedding_in_its_sides(tmp_path: Path) -> None:
     packed = np.frombuffer(zlib.compress(hidden_json(), 9), np.uint8)
     height = 16

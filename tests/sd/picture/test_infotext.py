@@ -192,11 +192,28 @@ def test_a_bare_prompt_is_a_prompt() -> None:
         ("Steps: many", "steps = 'many'"),
         ("Seed: -1", "seed = '-1'.* a random seed can't be drawn again"),
         ("Clip skip: 40", "clip_skip = '40'"),
+        (f"Size: {'9' * 400}x9, First pass size: 0x0", "a size of 999.*8192 pixels a side at most"),
+        (f"Size: 512x512, First pass size: {'9' * 7000}x9", "a size of 999"),
+        (f"Size: {'9' * 7000}x9", "width = '999"),
+        (f"Seed: {'9' * 7000}", "seed = '999"),
     ],
 )
 def test_values_that_no_picture_can_have(wrong: str, told: str) -> None:
     with pytest.raises(SettingsError, match=f"the picture's text says {told}"):
         shot_of(parse_infotext(f"cat\nSampler: Euler a, CFG scale: 7, Model: x, {wrong}"))
+
+
+def test_any_version_is_no_error() -> None:
+    fields = "Steps: 20, Sampler: Euler a, CFG scale: 7"
+    told = [parse_infotext(f"[cat]\n{fields}, Version: v1.{made}") for made in ("5.0", f"{'9' * 7000}.0")]
+    assert [shot_of(one).old_editing for one in told] == [True, False]
+
+
+def test_half_a_letter_is_a_question_mark() -> None:
+    told = parse_infotext(
+        'cat\nSteps: 1, Seed: 2, Model: "a, \\ud800", Hashes: {"lora:\\udfff": "0123456789"}'
+    )
+    assert told.fields["Model"] == "a, ?" and told.weights.adapters == {"?": "0123456789"}
 
 
 def canonical(text: str) -> str:

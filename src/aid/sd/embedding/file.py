@@ -23,6 +23,7 @@ from aid.sd.embedding.picture import PICTURES, read_embedded_picture
 from aid.sd.file.pickled import read_pickle
 from aid.sd.file.tensorfile import is_finite, is_pickle, read_tensors, require_plain, write_tensors
 from aid.sd.model.metadata import ModelSpec
+from aid.sd.picture.infotext import encodable
 
 WEIGHTS = (".safetensors", ".pt", ".bin")
 ONE, PAIR = "emb_params", ("clip_l", "clip_g")  # kohya's tensor, and SDXL's two
@@ -52,7 +53,7 @@ def load_embedding(path: Path, width: int | None = None, width_g: int | None = N
     name = path.stem
     if path.suffix.lower() in PICTURES:
         content = read_embedded_picture(path)
-        name = str(content.get("name") or name)
+        name = encodable(str(content.get("name") or name))
     elif is_pickle(path):
         with torch.serialization.safe_globals([torch.nn.ParameterDict]):
             content = read_pickle(path)

@@ -176,6 +176,11 @@ def _without_json(line: str) -> tuple[str, dict[str, str]]:
     return "".join([*pieces, line[end:]]), found
 
 
+def encodable(text: str) -> str:
+    """A question mark for each half of a letter: JSON can tell one (`\\ud800`), which no file takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _hashes(text: str) -> dict[str, str]:
     """`{"model": ..., "vae": ..., "lora:NAME": ..., "embed:NAME": ...}`, as sites and other tools have it."""
     try:
@@ -183,7 +188,7 @@ def _hashes(text: str) -> dict[str, str]:
     except (ValueError, RecursionError):
         return {}
     pairs = told.items() if isinstance(told, dict) else ()
-    return {key: sha.lower() for key, sha in pairs if isinstance(sha, str) and HASH.fullmatch(sha)}
+    return {encodable(key): sha.lower() for key, sha in pairs if isinstance(sha, str) and HASH.fullmatch(sha)}
 
 
 def _of_kind(kind: str, hashes: Mapping[str, str]) -> dict[str, str]:
@@ -209,7 +214,7 @@ def _quote(value: str) -> str:
 def _unquote(value: str) -> str:
     if len(value) > 1 and value[0] == value[-1] == '"':
         try:
-            return str(json.loads(value))
+            return encodable(json.loads(value))
         except ValueError:
             pass
     return value

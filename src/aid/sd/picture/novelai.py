@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from aid.sd.picture.infotext import NEGATIVE
+from aid.sd.picture.infotext import NEGATIVE, encodable
 
 SOFTWARE = "NovelAI"
 SAMPLERS = {
@@ -33,7 +33,8 @@ def novelai_infotext(texts: Mapping[str, str], size: tuple[int, int]) -> str:
         sampler = SAMPLERS.get(told["sampler"], OTHER_SAMPLER)
     except (KeyError, TypeError, ValueError, RecursionError):
         return ""
-    if not all(isinstance(number, int | float) for number in (steps, scale, seed)):
+    numbers = all(isinstance(number, int | float) for number in (steps, scale, seed))
+    if not (numbers and isinstance(negative, str)):
         return ""
     fields = f"Steps: {steps}, Sampler: {sampler}, CFG scale: {scale}, Seed: {seed}"
-    return f"{prompt}\n{NEGATIVE} {negative}\n{fields}, Size: {size[0]}x{size[1]}, {ALWAYS}"
+    return f"{prompt}\n{NEGATIVE} {encodable(negative)}\n{fields}, Size: {size[0]}x{size[1]}, {ALWAYS}"
