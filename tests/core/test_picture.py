@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -93,6 +94,19 @@ def test_a_jpeg_of_endless_scans_is_refused_unread(tmp_path: Path, noise: Image.
     assert read_picture(path, 40.0).size == noise.size, "what follows the picture is none of it"
     path.write_bytes(content[:-2] + hidden + last * 60 + content[-2:])
     refused(path, r"is drawn in 70 scans")
+
+
+def test_a_chunk_that_says_4_gb_takes_no_memory(tmp_path: Path) -> None:
+    """More than the address space has left."""
+    content = png(8, 8, chunk(b"IDAT", zlib.compress(bytes((1 + 3 * 8) * 8))))
+    (tmp_path / "a.png").write_bytes(content[:-12] + b"\xff\xff\xff\xf0IDAT")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), hard))
+    try:
+        refused(tmp_path / "a.png", "Truncated File Read")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_a_text_chunk_bomb_is_refused(tmp_path: Path) -> None:
