@@ -16,10 +16,24 @@ def test_each_rate_holds_up_to_its_step_and_the_last_to_the_end() -> None:
     found = {index: stepped_rate(rates, index) for index in (0, 99, 100, 999, 1000, 10**6)}
     assert found == {0: 0.005, 99: 0.005, 100: 1e-3, 999: 1e-3, 1000: 1e-5, 10**6: 1e-5}
     assert stepped_rate(read_rates(".005"), 7) == stepped_rate(read_rates("5e-3:100"), 700) == 0.005
+    assert stepped_rate(read_rates("0.005:100, 1e-3:-1"), 700) == 1e-3
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fast", "0.005:100,", "0:9, 1", "1:5, 2:5, 3", "1:9, 2:5, 3", "1, 2:5", "-1"]
+    "text",
+    [
+        "",
+        "fast",
+        "0.005:100,",
+        "0:9, 1",
+        "1:5, 2:5, 3",
+        "1:9, 2:5, 3",
+        "1, 2:5",
+        "-1",
+        "1:-1, 2",
+        "1:-1, 2:5, 3",
+        "1:-2",
+    ],
 )
 def test_what_is_no_course_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="rate"):

@@ -303,7 +303,7 @@ class EmbeddingSettings(CommonSettings):
     """Learning rate, falling as a cosine."""
     rates: str = ""
     """Rates in place of that one, as A1111 writes them: `0.005:100, 1e-3` is 0.005 up to step 100, then
-    0.001."""
+    0.001. Its `:-1`, up to the end, may follow the last."""
     shuffle: bool = False
     """Shuffle `{tags}` at every use."""
     tag_dropout: float = Field(default=0.0, ge=0, le=1)
