@@ -17,7 +17,7 @@ from tests.interrupting import Interrupting
 from aid.core.artifact import SCRATCH
 from aid.core.dataset import Dataset
 from aid.core.files import sha256_file
-from aid.core.workbench import Workbench
+from aid.core.workbench import Silence, Workbench
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import FileError
@@ -226,6 +226,22 @@ def test_what_the_report_counts(folder: Path, tmp_path: Path) -> None:
     assert report["buckets"] == {"64x64": 17}
     assert report["kept_pixels"]["minimum"] == pytest.approx(64 / 150, abs=1e-4)
     assert sum(row["train"] + row["held"] for row in report["styles"].values()) == report["pictures"]
+
+
+def test_a_folder_of_0_times_is_told(folder: Path, tmp_path: Path) -> None:
+    """One style has pictures in another folder too, whose number counts."""
+    said: list[str] = []
+
+    class Told(Silence):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    for name, folders in (("alpha", "0_alpha"), ("beta", "0_beta")):
+        (folder / name).rename(folder / folders)
+    (folder / "3_beta").mkdir()
+    (folder / "0_beta" / "beta0.png").rename(folder / "3_beta" / "beta0.png")
+    prepare(SMALL, PrepareInputs(pictures={"in": folder}), tmp_path / "out", Workbench(progress=Told()))
+    assert "  by that rule never seen, as 0 times: alpha" in said
 
 
 def test_odd_file_names_become_plain_ones(folder: Path, tmp_path: Path) -> None:

@@ -160,6 +160,11 @@ def test_a_folder_s_number_that_is_no_count_is_told() -> None:
         order_styles(made, settings("repeats"), 4)
 
 
-def test_pictures_of_low_quality_alone_are_nothing_to_train_on() -> None:
-    with pytest.raises(SettingsError, match="no pictures to train on"):
+def test_where_no_picture_comes_up_the_error_says_why() -> None:
+    never = [record.model_copy(update={"repeats": 0}) for record in records({"ann": 2, "bob": 1})]
+    with pytest.raises(
+        SettingsError, match=r"none of the 3 pictures comes up: every folder.* 0 times.*1_NAME"
+    ):
+        order_styles(never, settings("repeats"), 4)
+    with pytest.raises(SettingsError, match=r"none of the 30 pictures comes up: all are .*low quality"):
         order_styles(records({"ann": 30}, ("low quality",)), settings("author"), 4)

@@ -12,7 +12,7 @@ from aid.dataset.finding.find import Found
 from aid.dataset.finding.tag import normalise
 from aid.dataset.settings import PrepareSettings
 
-MANY_TOLD = 10  # files named to a person; the report has all
+MANY_TOLD = 10  # files or styles named to a person; the report has all
 
 
 def summarise(
@@ -71,6 +71,9 @@ def in_words(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{', '.join(told)} ({REPORT_FILE} names all)"
     if repeats := report["repeats"]:
         yield f'styles whose folders name repeats: {len(repeats)} (heeded by balance.rule = "repeats")'
+        if never := [style for style, number in repeats.items() if not number]:
+            more = f" and {len(never) - MANY_TOLD} more" if len(never) > MANY_TOLD else ""
+            yield _one_line(f"by that rule never seen, as 0 times: {', '.join(never[:MANY_TOLD])}{more}")
     for row in report["quarantined"][:MANY_TOLD]:
         yield _one_line(f"set aside: {row['source']} {row['reason']}")
 

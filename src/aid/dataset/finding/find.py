@@ -216,7 +216,7 @@ class _Shelf:
             return normalise_style(told)
         style, repeats = self._folder(relative)
         if repeats is not None and style:
-            self.found.repeats[style] = repeats
+            self.found.repeats[style] = max(repeats, self.found.repeats.get(style, 0))
         return style
 
     def _repeats(self, relative: Path) -> int:

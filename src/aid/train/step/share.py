@@ -92,6 +92,11 @@ RULES: dict[str, tuple[Repeat, Share]] = {
     "measured": (once, alike),
 }
 """`measured` is `equal` until something is measured."""
+WHY_NONE = {
+    "repeats": ("every folder's name says 0 times, as in `0_NAME`", "a folder of 1 or more, as `1_NAME`"),
+    "author": ("all are tagged as of low quality", "some that aren't"),
+}
+"""Rule -> why no picture comes up, and what it needs."""
 
 
 def shares_of(records: Sequence[Record], rule: str) -> Shares:
@@ -100,7 +105,14 @@ def shares_of(records: Sequence[Record], rule: str) -> Shares:
 
 
 def repeated(records: Sequence[Record], rule: str) -> list[Record]:
-    """The pictures of a pass, each as often as the rule repeats it."""
-    return [
-        record for record, count in zip(records, RULES[rule][0](records), strict=True) for _ in range(count)
-    ]
+    """The pictures of a pass, each as often as the rule repeats it. Raises SettingsError if that is never for
+    all."""
+    counts = RULES[rule][0](records)
+    if records and not any(counts):
+        why, wanted = WHY_NONE[rule]
+        raise SettingsError(
+            f'by balance.rule = "{rule}" none of the {len(records)} pictures comes up: {why}',
+            wanted,
+            "Prepare such pictures, or choose another rule.",
+        )
+    return [record for record, count in zip(records, counts, strict=True) for _ in range(count)]
