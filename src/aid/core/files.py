@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +17,19 @@ from aid.errors import FileError
 
 CHUNK_BYTES = 1 << 20
 SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+
+
+class Bounded(io.BufferedReader):
+    """A file of which no more is asked than there is: the memory for what is asked is taken beforehand, and a
+    file may say that a part of it has 4 GB."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self.size - self.tell())
+        return super().read(left if size is None or not 0 <= size <= left else size)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import re
 import warnings
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from aid.core.files import Bounded
 from aid.errors import PictureError
 
 # No format that runs another program (EPS) or leads to other files (WMF, FPX).
@@ -23,19 +23,6 @@ MOST_PIXELS_PER_BYTE = 2000  # of a larger picture; a white sheet has 340 as a P
 MOST_SCANS = 50  # of a JPEG; encoders write about ten, and each takes as long as the picture is large
 SCAN, END = 0xDA, 0xD9  # of JPEG's markers; those that MARKER passes over have no length
 MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")
-
-
-class _Picture(io.BufferedReader):
-    """A file of which no more is asked for than is there: Pillow asks for, and makes room for, as much as a
-    chunk of a PNG says, which may be 4 GB."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self.size = os.fstat(self.fileno()).st_size
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self.size - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def open_picture(path: Path, next_step: str = "Make or fetch it again.") -> Image.Image:
@@ -74,7 +61,7 @@ def read_layers(
     try:
         with (
             warnings.catch_warnings(action="ignore"),
-            _Picture(path) as stream,
+            Bounded(path) as stream,  # Pillow makes room for as much as a chunk of a PNG says
             Image.open(stream, formats=formats()) as picture,
         ):
             _refuse_by_header(picture, maximum_megapixels)

@@ -19,6 +19,7 @@ from typing import IO, Any
 import torch
 from torch.serialization import safe_globals
 
+from aid.core.files import Bounded
 from aid.errors import FileError
 
 MOST_UNPACKED = 10  # times a packed archive's size
@@ -29,18 +30,6 @@ LONG_WORD = re.compile(r"\S{10000}")
 
 class Callback:
     """Stands for the training callbacks that old checkpoints name, and does nothing."""
-
-
-class _Bounded(io.BufferedReader):
-    """A file of which no more is asked than there is: the memory for what is asked is taken beforehand."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self._size = path.stat().st_size
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self._size - self.tell())
-        return super().read(left if size is None or not 0 <= size <= left else size)
 
 
 CALLBACKS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
@@ -55,7 +44,7 @@ def read_pickle(path: Path, mapped: bool = False) -> Any:
     _refuse_bomb(path)
     _refuse_long_words(path)
     try:
-        with safe_globals(CALLBACKS), _Bounded(path) as stream, warnings.catch_warnings(action="ignore"):
+        with safe_globals(CALLBACKS), Bounded(path) as stream, warnings.catch_warnings(action="ignore"):
             if mapped and _is_mappable(path):
                 return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             return torch.load(stream, map_location="cpu", weights_only=True)
@@ -73,7 +62,7 @@ def read_pickle(path: Path, mapped: bool = False) -> Any:
 def _refuse_bomb(path: Path) -> None:
     """Raises FileError for an archive that would fill the memory; torch itself packs nothing."""
     try:
-        with _Bounded(path) as stream, zipfile.ZipFile(stream) as archive:
+        with Bounded(path) as stream, zipfile.ZipFile(stream) as archive:
             unpacked = sum(record.file_size for record in archive.infolist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return  # a bare pickle, or nothing that torch will open
@@ -86,7 +75,7 @@ def _is_mappable(path: Path) -> bool:
     pickle that calls itself safetensors."""
     if path.suffix.lower() == ".safetensors" or not zipfile.is_zipfile(path):
         return False
-    with _Bounded(path) as stream, zipfile.ZipFile(stream) as archive:
+    with Bounded(path) as stream, zipfile.ZipFile(stream) as archive:
         return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
 
 
@@ -105,15 +94,15 @@ def _refuse_long_words(path: Path) -> None:
 
 def _pickles(path: Path) -> Iterator[IO[bytes]]:
     """Each pickle that torch will read, from its beginning."""
-    with _Bounded(path) as stream:
+    with Bounded(path) as stream:
         packed = stream.read(len(ARCHIVE)) == ARCHIVE
     if packed:
-        with _Bounded(path) as stream, zipfile.ZipFile(stream) as archive:
+        with Bounded(path) as stream, zipfile.ZipFile(stream) as archive:
             for record in archive.infolist():
                 if record.filename.rpartition("/")[2] == "data.pkl":
                     yield io.BytesIO(archive.read(record))
         return
-    with _Bounded(path) as stream:
+    with Bounded(path) as stream:
         for _ in range(PICKLES):
             if stream.peek(1):
                 yield stream
