@@ -67,7 +67,7 @@ def test_all_are_used_and_every_step_has_its_share(
     assert len(used) == 8, "every one of them"
 
 
-def test_they_count_as_much_as_those_of_the_same_shape(
+def test_they_count_alike_however_a_step_is_cut(
     pictures: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = prepared(["tall"], ["square"], pictures, tiny_checkpoint, tmp_path)

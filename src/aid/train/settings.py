@@ -188,9 +188,11 @@ class TrainingSettings(CommonSettings):
         rates = {rate for rate in (self.unet_rate, self.text_rate, self.text_2_rate) if rate}
         factors = {factor for factor in self.block_rates.values() if factor}
         if self.optimiser == "prodigy" and (len(rates) > 1 or factors - {1.0} or min(rates) < LEAST_FACTOR):
+            found = ", ".join(f"{one:g}" for one in sorted(rates | (factors - {1.0})))
             raise ValueError(
-                "`prodigy` finds one rate for all that is trained: set unet_rate and text_rate to 1, or to 0 "
-                "where nothing is to be trained, and block_rates to nothing else; its option d_coef scales it"
+                f"`prodigy` finds one rate for all that is trained, and {found} are given: set unet_rate and "
+                "text_rate to 1, or to 0 where nothing is to be trained, and block_rates to nothing else; "
+                "its option d_coef scales it"
             )
         return self
 

@@ -76,20 +76,20 @@ class Training:
         a fused backward pass: there all are, unless the loss is no finite number. A picture counts the same
         in a batch that is not full."""
         count = len(step.whole)
-        whole = max(count, self.settings.batch_size)
+        places = max(count, self.settings.batch_size)
         self._thaw(step.index)
         if self.in_backward is not None:
             with self.learning, strictly_same_bits(self.device):
-                return self._fused(step, count / whole, self.in_backward)
+                return self._fused(step, count / places, self.in_backward)
         total = torch.zeros((), device=self.device)
         with self.learning, strictly_same_bits(self.device):
             for part in self.team.share(step).parts(self.settings.part_size):
-                total += self.passes(self._given(part, len(part.records) / whole))
+                total += self.passes(self._given(part, len(part.records) / places))
         self.team.sum_gradients(self.parameters)
         norm = self.team.norm(self.parameters)
         loss_value, norm_value = torch.stack([self.team.sum(total), norm.to(total)]).tolist()
         self._clip(norm_value)
-        return loss_value * whole / count, norm_value
+        return loss_value * places / count, norm_value
 
     def _clip(self, norm: float) -> None:
         """Bring gradients to the limit of their norm, at the latest when they are used."""
