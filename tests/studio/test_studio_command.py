@@ -17,9 +17,14 @@ import requests
 START = [sys.executable, "-c", "from aid.cli import main; main()", "studio", "--threads", "1"]
 
 
+def _heeding_ctrl_c() -> None:
+    """Also where the tests run in the background of a shell, which has it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_it_serves_until_ctrl_c_even_while_it_draws(lively_checkpoint: Path) -> None:
     words = [*START, "--models", str(lively_checkpoint), "--port", "0"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=_heeding_ctrl_c) as process:
         assert process.stderr
         found = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
         assert found
