@@ -14,10 +14,12 @@ from string import Formatter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from aid.core.blocks import SD1_BLOCKS, expand
-from aid.core.catalogue import Text
+from aid.core.catalogue import Catalogue, Style, Text, Version
 from aid.core.lineage import Lineage, Node, Source
+from aid.core.release import CATALOGUE_FILE, MODEL_FILE, Release, sheet_files
 from aid.core.shot import Shot
 from aid.release.card import hub_page, write_card
 from aid.release.facts import Facts
@@ -26,7 +28,7 @@ from aid.release.making import making
 from aid.release.markdown import table
 from aid.release.method import block_text, making_of
 from aid.release.modelspec import describe_model
-from aid.release.samples import Sample, group_samples
+from aid.release.samples import Sample, draw_sheets, group_samples
 from aid.release.usage import use
 from aid.sd.file.tensorfile import hash_tensors
 from aid.sd.model.architecture import SD1
@@ -80,6 +82,26 @@ def test_a_shot_belongs_to_the_style_that_it_or_its_prompt_alone_names() -> None
     groups = group_samples([*samples, Sample(Path("named"), named)], {"c": "by c", "a": "by a", "b": "by b"})
     files = {style: [str(one.file) for one in chosen] for style, chosen in groups.items()}
     assert files == {"a": ["0", "1"], "b": ["4", "named"]}
+
+
+def test_a_style_finds_its_sheet_whatever_it_is_called(tmp_path: Path) -> None:
+    names = ("night owl", "夜", "Night-Owl", "all", "drawn by nobody")
+    styles = tuple(Style(name=name, trigger=f"by {name}", since="v1", versions=("v1",)) for name in names)
+    Catalogue(title="c", versions=(Version(name="v1"),), styles=styles).write(tmp_path / CATALOGUE_FILE)
+    (tmp_path / MODEL_FILE).touch()
+    groups = {}
+    for grey, name in enumerate(names[:-1]):
+        file = tmp_path / f"{grey}.png"
+        Image.new("L", (16, 16), grey * 50).save(file)
+        groups[name] = [Sample(file, Shot(prompt=f"by {name}", seed=0))]
+    drawn = draw_sheets(groups, sheet_files(names), tmp_path, 1, 16)
+    opened = Release(tmp_path)
+    for grey, name in enumerate(names[:-1]):
+        sheet = opened.sheet(name)
+        assert sheet == tmp_path / drawn.by_style[name] and sheet.name.isascii()
+        with Image.open(sheet) as picture:
+            assert picture.convert("L").getpixel((8, 8)) == grey * 50
+    assert opened.sheet("drawn by nobody") is None and opened.sheet("../all") is None
 
 
 def lineage_of_run(verb: str, inputs: dict[str, Node]) -> Lineage:

@@ -10,11 +10,13 @@ card.md, card.zh.md    the model card; README.md is the same card as model hubs 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from aid.core.catalogue import Catalogue, Language
+from aid.core.file_name import file_names
 from aid.core.report import Report
 from aid.errors import ArtifactError
 
@@ -22,9 +24,17 @@ MODEL_FILE = "model.safetensors"
 EMBEDDING_FOLDER = "embeddings"
 CATALOGUE_FILE = "catalogue.toml"
 SAMPLE_FOLDER = "samples"
+OVERVIEW = "all"  # the stem of the sheet of all styles
 REPORT_FILE = "report.json"
 HUB_PAGE = "README.md"
 CARD_FILES: dict[Language, str] = {"en": "card.md", "zh": "card.zh.md"}
+
+
+def sheet_files(styles: Sequence[str]) -> dict[str, str]:
+    """Where in a release the sheet of each of a catalogue's styles lies, if there is one: in letters that any
+    system and any page's address takes. `styles` are all of the catalogue's, as names must differ."""
+    names = file_names([style.casefold() for style in styles], {OVERVIEW}, ascii_only=True)
+    return {style: f"{SAMPLE_FOLDER}/{name}.png" for style, name in zip(styles, names, strict=True)}
 
 
 class Release:
@@ -63,6 +73,11 @@ class Release:
     def report(self) -> Report | None:
         """None if the release was not measured."""
         return Report.read(self.folder) if (self.folder / REPORT_FILE).is_file() else None
+
+    def sheet(self, style: str) -> Path | None:
+        """The contact sheet of a style, by its name in the catalogue; None if there is none."""
+        named = sheet_files([one.name for one in self.catalogue.styles]).get(style)
+        return self.folder / named if named and (self.folder / named).is_file() else None
 
     def recommended(self) -> dict[str, Any]:
         """What the card recommends, as `generate`'s settings and inputs by name. The prompts keep the card's

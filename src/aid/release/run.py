@@ -13,7 +13,7 @@ from aid.core.catalogue import Catalogue
 from aid.core.dataset import Dataset, Record
 from aid.core.files import write_text
 from aid.core.lineage import METADATA_KEY
-from aid.core.release import CARD_FILES, CATALOGUE_FILE, HUB_PAGE, MODEL_FILE, REPORT_FILE
+from aid.core.release import CARD_FILES, CATALOGUE_FILE, HUB_PAGE, MODEL_FILE, REPORT_FILE, sheet_files
 from aid.core.report import Report
 from aid.core.spelling import did_you_mean
 from aid.core.workbench import Workbench
@@ -134,7 +134,8 @@ def release_sheets(
         return Sheets()
     known = {style.name: style.trigger for style in catalogue.styles if settings.version in style.versions}
     groups = group_samples(read_samples(gallery), known)
-    return draw_sheets(groups, out, settings.pictures_per_style, settings.sample_edge_px)
+    files = sheet_files([style.name for style in catalogue.styles])
+    return draw_sheets(groups, files, out, settings.pictures_per_style, settings.sample_edge_px)
 
 
 def release_model(

@@ -9,16 +9,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from aid.core.file_name import file_names
 from aid.core.gallery import read_gallery
 from aid.core.picture import open_small
-from aid.core.release import SAMPLE_FOLDER
+from aid.core.release import OVERVIEW, SAMPLE_FOLDER
 from aid.core.shot import Shot
 from aid.sd.picture.sheet import sheet
 
 GAP_PX = 4
 COLUMNS = 4  # of a style's sheet
-OVERVIEW = "all"  # the file's stem
 AGAIN = "Run `aid generate` again."
 
 
@@ -54,8 +52,10 @@ def group_samples(samples: Iterable[Sample], triggers: Mapping[str, str]) -> dic
     return {style: chosen for style, chosen in groups.items() if chosen}
 
 
-def draw_sheets(groups: Mapping[str, Sequence[Sample]], out: Path, per_style: int, edge_px: int) -> Sheets:
-    """Write `samples/STYLE.png` for each style and `samples/all.png` with the first picture of each.
+def draw_sheets(
+    groups: Mapping[str, Sequence[Sample]], files: Mapping[str, str], out: Path, per_style: int, edge_px: int
+) -> Sheets:
+    """Write each style's sheet where `files` says, and `samples/all.png` with the first picture of each.
 
     Raises PictureError for a picture that can't be read.
     """
@@ -64,8 +64,6 @@ def draw_sheets(groups: Mapping[str, Sequence[Sample]], out: Path, per_style: in
     folder = out / SAMPLE_FOLDER
     folder.mkdir()
     covers: dict[str, Image.Image] = {}
-    names = file_names([style.casefold() for style in groups], {OVERVIEW}, ascii_only=True)
-    files = {style: f"{SAMPLE_FOLDER}/{name}.png" for style, name in zip(groups, names, strict=True)}
     for style, samples in groups.items():
         pictures = [open_small(sample.file, edge_px, AGAIN) for sample in samples[:per_style]]
         covers[style] = pictures[0]
@@ -73,7 +71,7 @@ def draw_sheets(groups: Mapping[str, Sequence[Sample]], out: Path, per_style: in
     columns = math.ceil(math.sqrt(len(covers)))
     overview = sheet([_captioned(picture, style) for style, picture in covers.items()], columns, GAP_PX)
     overview.save(folder / f"{OVERVIEW}.png", optimize=True)
-    return Sheets(f"{SAMPLE_FOLDER}/{OVERVIEW}.png", files)
+    return Sheets(f"{SAMPLE_FOLDER}/{OVERVIEW}.png", {style: files[style] for style in groups})
 
 
 def _style_of(prompt: str, triggers: Mapping[str, str]) -> str:

@@ -307,9 +307,8 @@ def _page(app: FastAPI, studio: Studio) -> None:
     async def sample(name: str) -> Response:
         """The sheet that the model itself has drawn of a style."""
         release = studio.shelf.release(studio.model)
-        known = {style.name for style in release.catalogue.styles} if release else set()
-        file = release.folder / "samples" / f"{name}.png" if release and name in known else None
-        return FileResponse(file) if file and file.is_file() else refused(404, f"no sample of {name}")
+        file = release.sheet(name) if release else None
+        return FileResponse(file) if file else refused(404, f"no sample of {name}")
 
     app.mount("/page", StaticFiles(directory=PAGE))
 
