@@ -161,7 +161,12 @@ def test_styles_are_those_of_the_release(studio: Served) -> None:
     told = requests.get(f"{studio[1]}/studio", timeout=9).json()
     assert "lorelei" in styles and told["styles"] == styles and told["usual"]["sampler"] == "Euler a"
     (picture,) = drawn(studio, {**SMALL, "prompt": "smile", "styles": ["lorelei"]})
-    assert picture.info["parameters"].startswith("by lorelei, smile\n")
+    assert picture.info["parameters"].startswith("by lorelei, smile\nSteps")
+    assert told["usual"]["negative_prompt"] == "starterneg"
+    body = {"model": studio[0].model, "prompt": "by lorelei", "size": "32x32"}
+    (image,) = post(studio, "/v1/images/generations", body).json()["data"]
+    recommended = Image.open(io.BytesIO(base64.b64decode(image["b64_json"])))
+    assert recommended.info["parameters"].startswith("by lorelei\nNegative prompt: starterneg\nSteps")
     sample = requests.get(f"{studio[1]}/studio/styles/lorelei.png", timeout=9)
     assert sample.content == (starter.shipped("release/samples/lorelei.png")).read_bytes()
     assert requests.get(f"{studio[1]}/studio/styles/..%2Fall.png", timeout=9).status_code == 404

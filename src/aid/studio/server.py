@@ -274,12 +274,18 @@ def _openai(app: FastAPI, studio: Studio) -> None:
 
     @app.post("/v1/images/generations")
     async def generations(asked: Images, request: Request) -> dict[str, Any]:
-        override = Override()
+        model = studio.model
         with suppress(SettingsError):
-            override = Override(sd_model_checkpoint=studio.shelf.model(asked.model))
+            model = studio.shelf.model(asked.model)
         width, _, height = (asked.size or "").partition("x")
         size = {"width": int(width), "height": int(height)} if height else {}
-        told = Txt2Img(prompt=asked.prompt, batch_size=asked.n, override_settings=override, **size)
+        told = Txt2Img(
+            prompt=asked.prompt,
+            negative_prompt=studio.usual_negative(model),
+            batch_size=asked.n,
+            override_settings=Override(sd_model_checkpoint=model),
+            **size,
+        )
         job, answer = await _drawn(studio, told, request)
         images = await run_in_threadpool(packed, answer)
         return {"created": int(job.began), "data": [{"b64_json": image} for image in images]}
@@ -298,7 +304,10 @@ def _page(app: FastAPI, studio: Studio) -> None:
         return {
             "model": studio.model,
             "models": [*studio.shelf.models],
-            "usual": {name: usual[name] for name in shown if name in usual},
+            "usual": {
+                "negative_prompt": studio.usual_negative(studio.model),
+                **{name: usual[name] for name in shown if name in usual},
+            },
             "samplers": [row["name"] for row in listings.samplers()],
             "styles": [row["name"] for row in listings.styles(studio.shelf, studio.model)],
         }

@@ -50,6 +50,12 @@ class Studio:
             told["clip_skip"] = self.clip_skip
         return {**told, "batch_size": self.settings.batch_size, "precision": self.settings.precision}
 
+    def usual_negative(self, title: str) -> str:
+        """The negative prompt that the model's card recommends: the page begins with it, and it is that of
+        clients who can't write one. A1111's mean theirs as it is, an empty one too."""
+        release = self.shelf.release(title)
+        return release.catalogue.parameters_of().negative() if release else ""
+
     def shown_clip_skip(self) -> int:
         """What holds; clients that send all options back don't mean to fix the model's usual one by it."""
         return int(self.usual(self.model).get("clip_skip", 1))

@@ -3,6 +3,7 @@ const at = (id) => document.getElementById(id);
 const USUAL = ["steps", "cfg_scale", "width", "height"];
 const NUMBERS = [...USUAL, "seed", "batch_size"];
 const chosen = new Set();
+let usualNegative = "";
 
 async function ask(path, body) {
   const answer = await fetch(path, body === undefined ? {} : {
@@ -46,6 +47,9 @@ async function show() {
   fill(at("model"), studio.models, studio.model);
   fill(at("sampler_name"), studio.samplers, studio.usual.sampler);
   for (const name of USUAL) at(name).value = studio.usual[name] ?? at(name).defaultValue;
+  const written = at("negative_prompt").value; // by the person, unless it is what the last model's card says
+  at("negative_prompt").value = written === usualNegative ? studio.usual.negative_prompt : written;
+  usualNegative = studio.usual.negative_prompt;
   for (const name of chosen) if (!studio.styles.includes(name)) chosen.delete(name);
   at("styles").replaceChildren(...studio.styles.map(styleButton));
 }
