@@ -91,6 +91,10 @@ def test_webuiapi_draws_and_redraws(client: webuiapi.WebUIApi) -> None:
     right = (24, 0, 32, 32)
     assert half.image.crop(right).tobytes() == answer.image.crop(right).tobytes()
     assert half.image.tobytes() != answer.image.tobytes()
+    brushed = Image.new("RGB", mask.size, "blue")
+    brushed.putalpha(mask)
+    also = client.img2img(images=[answer.image], mask_image=brushed, mask_blur=0, prompt="frown", **words)
+    assert also.image.tobytes() == half.image.tobytes()
     larger = client.txt2img(prompt="smile", enable_hr=True, hr_scale=2, denoising_strength=0.5, **words)
     assert larger.image.size == (64, 64) and "Hires upscale: 2" in larger.info["infotexts"][0]
     assert client.png_info(larger.image).info == larger.info["infotexts"][0]

@@ -27,8 +27,15 @@ MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")
 
 def open_picture(path: Path, next_step: str = "Make or fetch it again.") -> Image.Image:
     """A picture that must be readable. Raises PictureError naming the file if it is not."""
+    return open_layers(path, next_step)[0]
+
+
+def open_layers(
+    path: Path, next_step: str = "Make or fetch it again."
+) -> tuple[Image.Image, Image.Image | None]:
+    """`open_picture`, and how opaque it is, as `read_layers` tells it."""
     try:
-        return read_picture(path)
+        return read_layers(path)
     except PictureError as error:
         raise PictureError(
             f"{path} could not be read as a picture: it {error.found}",

@@ -145,7 +145,8 @@ class DrawingInputs(Inputs):
     init: Path | None = None
     """A picture to draw from, in place of noise alone (img2img)."""
     mask: Path | None = None
-    """White where the picture to draw from is drawn anew (inpainting)."""
+    """White where the picture to draw from is drawn anew (inpainting). Where it has transparent parts, what
+    is opaque counts as white."""
 
     def paths(self) -> dict[str, Path]:
         """An embedding's or adapter's name is what calls it, so it counts as much as its content."""

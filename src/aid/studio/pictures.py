@@ -6,22 +6,26 @@ import base64
 import binascii
 from pathlib import Path
 
-from aid.core.picture import read_picture
+from aid.core.picture import read_layers
 from aid.errors import PictureError
+from aid.sd.drawing.init_picture import mask_of
 from aid.sd.picture.text import picture_text
 
 MOST_MEGAPIXELS = 40.0
 DATA = "data:"
+MASK = "mask"
 
 
 def received(text: str, folder: Path, name: str) -> Path:
-    """A picture in base64, bare or as a data URI, as a PNG of ours in `folder`. What else was in the file is
-    left behind. Raises PictureError; an address is never fetched."""
+    """A picture in base64, bare or as a data URI, as a PNG of ours in `folder`: a mask's levels, of others
+    what is to be seen. What else was in the file is left behind. Raises PictureError; an address is never
+    fetched."""
     content = unpacked(text, name)
     raw, clean = folder / f"{name}.raw", folder / f"{name}.png"
     raw.write_bytes(content)
     try:
-        read_picture(raw, MOST_MEGAPIXELS).save(clean, "png")
+        layers = read_layers(raw, MOST_MEGAPIXELS)
+        (mask_of(*layers) if name == MASK else layers[0]).save(clean, "png")
     except PictureError as error:
         raise PictureError(f"{name}: it {error.found}", error.expected or "a whole picture") from error
     finally:

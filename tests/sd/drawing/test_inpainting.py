@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aid.cli import root
 from aid.core.shot import Shot
-from aid.errors import ModelError
+from aid.errors import ModelError, SettingsError
 from aid.sd.drawing.decoding import decode, encode, to_pixels
 from aid.sd.drawing.init_picture import crop_box, open_init
 from aid.sd.drawing.pipeline import draw
@@ -142,6 +142,22 @@ def test_a_mask_is_softened_and_inverted(scene: dict[str, str]) -> None:
         for name, mode in (("mask", "Inpaint masked"), ("inverted", "Inpaint not masked"))
     ]
     assert turned[0].tobytes() == turned[1].tobytes()  # type: ignore[union-attr]
+
+
+def test_a_masks_opaque_parts_are_its_white(scene: dict[str, str]) -> None:
+    """Brushes leave such masks behind; A1111 reads them so."""
+    plain, brushed = Path(scene["mask"]), Path(scene["mask"]).with_name("brushed.png")
+    paint = Image.new("RGB", (96, 64), "blue")
+    paint.putalpha(opened(str(plain)).point(lambda level: 200 if level else 90))
+    paint.save(brushed)
+    for mode in ("Inpaint masked", "Inpaint not masked"):
+        sources = (shot({**scene, "mask": str(file)}, mask_mode=mode).source for file in (plain, brushed))
+        masks = [open_init(source, (96, 64)).mask for source in sources]  # type: ignore[arg-type]
+        assert masks[0].tobytes() == masks[1].tobytes()  # type: ignore[union-attr]
+    Image.new("L", (96, 64), 255).save(brushed)
+    everything = shot({**scene, "mask": str(brushed)}, mask_mode="Inpaint not masked").source
+    with pytest.raises(SettingsError, match=r"is white; expected black where the picture is to be drawn"):
+        open_init(everything, (96, 64))  # type: ignore[arg-type]
 
 
 def shown(model: StableDiffusion, asked: Shot) -> Tensor:

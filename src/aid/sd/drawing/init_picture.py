@@ -1,7 +1,7 @@
 """The picture that another is made from, and the mask of what is drawn anew, ready for the U-Net.
 
 Source: A1111 processing.py (StableDiffusionProcessingImg2Img), images.py (resize_image), masking.py (crop
-region, fill).
+region, fill; create_binary_mask).
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from aid.core.files import sha256_file
-from aid.core.picture import open_picture
+from aid.core.picture import open_layers, open_picture
 from aid.core.shot import ResizeMode, Source
 from aid.errors import PictureError, SettingsError
 from aid.sd.drawing.decoding import FACTOR, encode, to_pixels
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.sampling.random import PictureNoise
 
+ANOTHER = "Name another picture."
+HALF = 128  # of a mask's opacity, as A1111's masking rounds it
 FILL_RADII = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))  # (blur in pixels, times)
 
 Size = tuple[int, int]
@@ -62,7 +64,7 @@ def open_init(source: Source, size: Size, known: Mapping[str, Path] | None = Non
     """
     if not source.picture and not source.sha256:
         raise SettingsError("the picture that this one was made from is not named", "a source.picture")
-    picture = _open(source.picture, source.sha256, known or {})
+    picture = open_picture(_find(source.picture, source.sha256, known or {}), ANOTHER)
     if not (source.mask or source.mask_sha256):
         fitted = _resize(picture, size, source.resize)
         return InitPicture(source, fitted, fitted)
@@ -71,13 +73,23 @@ def open_init(source: Source, size: Size, known: Mapping[str, Path] | None = Non
     return area(source, picture, mask, size)
 
 
+def mask_of(picture: Image.Image, opacity: Image.Image | None) -> Image.Image:
+    """A mask's levels, 0 to 255 in mode L. Where it has transparent parts, as brushes leave them, its opaque
+    ones are white, whatever their colour."""
+    return opacity.point(lambda level: 255 * (level > HALF)) if opacity else picture.convert("L")
+
+
 def _open_mask(source: Source, known: Mapping[str, Path]) -> Image.Image:
     """Softened, white where the picture is to be drawn anew."""
-    mask = _open(source.mask, source.mask_sha256, known).convert("L")
-    if source.mask_mode == "Inpaint not masked":
+    mask = mask_of(*open_layers(_find(source.mask, source.mask_sha256, known), ANOTHER))
+    inverted = source.mask_mode == "Inpaint not masked"
+    if inverted:
         mask = ImageOps.invert(mask)
     if not mask.getbbox():
-        raise SettingsError(f"the mask {source.mask} is black", "white where the picture is to be drawn anew")
+        found, expected = ("white", "black") if inverted else ("black", "white")
+        raise SettingsError(
+            f"the mask {source.mask} is {found}", f"{expected} where the picture is to be drawn anew"
+        )
     return Image.fromarray(_softened(np.asarray(mask), source.mask_blur_px)) if source.mask_blur_px else mask
 
 
@@ -157,13 +169,13 @@ def start_under(latent: Tensor, mask: Tensor, content: str, noise: PictureNoise)
     return latent * (1 - mask) if content == "latent nothing" else latent
 
 
-def _open(path: str, sha256: str, known: Mapping[str, Path]) -> Image.Image:
+def _find(path: str, sha256: str, known: Mapping[str, Path]) -> Path:
     file = known.get(sha256) or Path(path)
     if not file.is_file():
         raise PictureError(f"{path or sha256[:12]} does not exist", "the picture that this one is made from")
     if sha256 and sha256_file(file) != sha256:
         raise PictureError(f"{file} is not the picture that is meant", f"one of sha256 {sha256[:12]}...")
-    return open_picture(file, "Name another picture.")
+    return file
 
 
 def _resize(picture: Image.Image, size: Size, mode: ResizeMode) -> Image.Image:
