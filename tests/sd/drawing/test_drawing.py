@@ -29,6 +29,7 @@ from aid.sd.embedding.file import Embedding
 from aid.sd.model.architecture import TINY, TINY_SD2, TINY_SDXL, Architecture
 from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint
 from aid.sd.model.tokenizer import load_tokenizer
+from aid.sd.sampling.samplers import SAMPLERS, TRAITS
 
 DOWN = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 TEXT = "lora_te_text_model_encoder_layers_0_mlp_fc1"
@@ -350,6 +351,13 @@ def test_a_second_pass_has_its_own_everything(model: StableDiffusion) -> None:
     ]  # fmt: skip
     pictures = draw(model, [shot(hires=change) for change in changes])
     assert len({picture.tobytes() for picture in pictures}) == len(changes)
+
+
+def test_a_second_pass_of_no_strength_leaves_the_larger_picture(model: StableDiffusion) -> None:
+    asked = {"denoising_strength": 0, "upscaler": "Latent (nearest)"}
+    names = [name for name in SAMPLERS if not TRAITS[name].own_levels]
+    pictures = draw(model, [shot(hires={**asked, "sampler": name}) for name in names])
+    assert same(*pictures) and pictures[0].size == (64, 64)
 
 
 def test_sdxl_has_a_second_pass_and_pictures_from_pictures(

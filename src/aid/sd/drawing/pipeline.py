@@ -214,6 +214,8 @@ def _sample(
     on_step: OnStep,
 ) -> Tensor:
     """One run of the shot's sampler from `x`, whose noise is drawn already, with what the model wears."""
+    if len(course.sigmas) == 1:  # of a second pass of strength 0
+        return x
     takes_eta = shot.eta is not None and TRAITS[shot.sampler].eta is not None
     own = {"eta": shot.eta} if takes_eta else {}
     source = noise_for(shot.sampler, course, noise)
