@@ -106,6 +106,12 @@ def test_slerp_keeps_to_the_arc_of_each_column() -> None:
     assert torch.allclose(part, 0.25 * angle, atol=1e-3)
 
 
+def test_slerp_of_single_rows_is_finite() -> None:
+    """Pictures of 8 pixels' height: their columns lie along or against each other."""
+    low, high = (torch.randn(4, 1, 64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    assert torch.allclose(slerp(0.25, low, high), 0.75 * low + 0.25 * high)
+
+
 def test_slerp_of_equal_noise_is_that_noise() -> None:
     noise = fresh(1, 1)[0]
     assert torch.allclose(slerp(0.4, noise, noise), noise, atol=1e-6)

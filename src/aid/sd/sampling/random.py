@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 VECTOR = 16  # numbers that torch on the CPU draws together: whole ones are the same, however many
 AHEAD = 1 << 14  # numbers of a picture drawn at once: between calls of the U-Net a few take ten times as long
 PARALLEL = 0.9995  # two noises at a cosine above it are mixed on the chord, not the arc
+STRAIGHT = 1 - 1e-6  # cosine, of either sign, beyond which an angle of float32 has no sine to divide by
 
 
 class Generator(Protocol):
@@ -125,12 +126,16 @@ class PictureNoise:
 
 def slerp(share: float, low: Tensor, high: Tensor) -> Tensor:
     """From `low` towards `high` on the arc between them (Shoemake 1985), column by column: A1111 takes the
-    angle over the rows of [4, h, w]. Nearly parallel ones are mixed linearly, with the shares A1111 has."""
+    angle over the rows of [4, h, w]. Nearly parallel ones are mixed linearly, with the shares A1111 has; so
+    are columns that have no angle between them, as all of one row."""
     unit_low, unit_high = (side / side.norm(dim=1, keepdim=True) for side in (low, high))
     cosine = (unit_low * unit_high).sum(1)
     if cosine.mean() > PARALLEL:
         return low * share + high * (1 - share)
-    angle = cosine.acos()
-    near, far = ((portion * angle).sin() / angle.sin() for portion in (1 - share, share))
+    angle, straight = cosine.clamp(-1, 1).acos(), cosine.abs() > STRAIGHT
+    near, far = (
+        torch.where(straight, portion, (portion * angle).sin() / angle.sin())
+        for portion in (1 - share, share)
+    )
     mixed: Tensor = near.unsqueeze(1) * low + far.unsqueeze(1) * high
     return mixed
