@@ -38,7 +38,7 @@ def decode(model: StableDiffusion, latents: Tensor) -> Tensor:
             model.vae.float()
             pixels = _decode(model, latents)
         finally:
-            model.vae.to(dtype)
+            model.vae.type(dtype)  # diffusers' `to` would warn of what is meant here
     return pixels
 
 
