@@ -24,13 +24,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aid.core.artifact import Inputs, Settings, asked, is_current, sweep
+from aid.core.artifact import Inputs, Settings, asked, is_current, is_littered, sweep
 from aid.core.room import callable_room
 from aid.core.toml import read_toml
 from aid.core.workbench import Workbench
 from aid.errors import AidError, ArtifactError, FileError, SettingsError
 from aid.starter import shipped
-from aid.verbs import Entry, entry
+from aid.verbs import VERBS, Entry, entry
 
 callable_room(__name__, __name__)
 
@@ -59,10 +59,14 @@ class Step:
     """One step ready to run: checked settings, and inputs as paths."""
 
     name: str
-    entry: Entry
+    verb: str
     settings: Settings
     inputs: Inputs
     out: Path
+
+    @property
+    def entry(self) -> Entry:
+        return VERBS[self.verb]
 
     def missing(self) -> list[Path]:
         return [path for path in self.inputs.paths().values() if not path.exists()]
@@ -72,9 +76,17 @@ class Step:
         if self.missing():
             return False
         try:
-            return is_current(self.out, asked(self.entry.load().name, self.settings, self.inputs))
+            return is_current(self.out, asked(self.verb, self.settings, self.inputs))
         except ArtifactError:
             return False
+
+    def kept(self) -> bool:
+        """The same, and what killed runs left beside it is removed. The verb, which may import torch, is not
+        loaded for it."""
+        current = self.current()
+        if current and is_littered(self.out):
+            sweep(self.out, self.entry.load().resumable)
+        return current
 
 
 @dataclass(frozen=True)
@@ -131,13 +143,11 @@ def make(recipe: Recipe, bench: Workbench) -> Iterator[tuple[Step, bool]]:
     """
     _require_inputs(recipe)
     for number, step in enumerate(recipe.steps, 1):
-        current = step.current()
-        if current:
-            sweep(step.out, step.entry.load().resumable)
-        else:
+        kept = step.kept()
+        if not kept:
             bench.progress.say(f"[{number}/{len(recipe.steps)}] {step.name}: {step.entry.summary}")
             step.entry.load()(step.settings, step.inputs, step.out, bench)
-        yield step, not current
+        yield step, not kept
 
 
 def _require_inputs(recipe: Recipe) -> None:
@@ -203,7 +213,7 @@ def _check(step: StepText, resolve: _Resolver, runs: Path) -> Step:
         raise SettingsError(f"{where}: {error}") from error
     settings = checked(found.settings_type(), step.settings, f"{where}, settings")
     inputs = checked(found.inputs_type(), resolve.tree(step.inputs), f"{where}, inputs")
-    return Step(step.name, found, settings, inputs, runs / step.name)
+    return Step(step.name, step.verb, settings, inputs, runs / step.name)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from aid.cli.lines import Lines
 from aid.cli.options import assignments, collect, merge_trees, options, settings_file
 from aid.core.workbench import Progress, Silence, Workbench
 from aid.errors import SettingsError
-from aid.make import checked
+from aid.make import Step, checked
 from aid.verbs import VERBS
 
 DEVICE = click.Option(["--device"], default="auto", help="auto, cpu, cuda or cuda:N.  [auto]")
@@ -31,7 +31,11 @@ def command(name: str) -> click.Command:
 
     def run(out: Path, device: str, threads: int, ray: str = "", **given: Any) -> None:
         settings, inputs = verb_values(name, given)
-        click.echo(VERBS[name].load()(settings, inputs, out, replace(bench(device, threads), ray=ray)))
+        if Step(name, name, settings, inputs, out).kept():
+            click.echo(f"{out} is kept: neither settings nor inputs have changed", err=True)
+        else:
+            VERBS[name].load()(settings, inputs, out, replace(bench(device, threads), ray=ray))
+        click.echo(out)
 
     made = verb_command(name, run)
     made.params += [RAY] if name == "prepare" else []

@@ -156,6 +156,11 @@ def is_current(out: Path, lineage: Lineage) -> bool:
     return made.key == lineage.key and not changed_files(out, made)
 
 
+def is_littered(out: Path) -> bool:
+    """Whether a run left something beside `out`."""
+    return any(_beside(out, what).exists() for what in ("building", "stale"))
+
+
 def sweep(out: Path, resumable: bool = False) -> None:
     """Remove what killed runs left beside a current `out`; work that can be continued stays."""
     folder, stale = _beside(out, "building"), _beside(out, "stale")

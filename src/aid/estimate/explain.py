@@ -17,7 +17,6 @@ from aid.estimate.scene import Scene, Work
 from aid.estimate.work import WORK
 from aid.make import Recipe, Step
 from aid.sd.model.cost import COSTS
-from aid.verbs import VERBS
 
 REACHED = 0.4  # of the CPU's measured rate, by whole networks: what the starter's training reached
 GPU_RATES = {2: 25e12, 4: 12e12}  # FLOP/s by bytes a number
@@ -70,7 +69,6 @@ def measured_rate(seconds: float = 0.2) -> float:
 
 
 def _explain(step: Step, scene: Scene, rate: float) -> Row:
-    verb = next(name for name, found in VERBS.items() if found is step.entry)
     paths = step.inputs.paths()
     makers = {name: maker for name, path in paths.items() if (maker := scene.maker(path))}
     missing = {name: str(path) for name, path in paths.items() if name not in makers and not path.exists()}
@@ -78,13 +76,13 @@ def _explain(step: Step, scene: Scene, rate: float) -> Row:
     if state != "waits" and any(maker in scene.waiting for maker in makers.values()):
         state = "follows"
     inputs = {name: scene.told(path) for name, path in paths.items()}
-    work: Work = WORK[verb](step.settings, step.inputs, scene)
+    work: Work = WORK[step.verb](step.settings, step.inputs, scene)
     scene.names[step.out], scene.made[step.out] = step.name, work.made
     if state != "kept":
         scene.changed.add(step.out)
     if state in ("waits", "follows"):
         scene.waiting.add(step.out)
-    row = Row(step.name, verb, step.entry.summary, state, inputs, missing, work.sizes)
+    row = Row(step.name, step.verb, step.entry.summary, state, inputs, missing, work.sizes)
     return row if state == "kept" else _with_figures(row, work, notes, rate)
 
 
