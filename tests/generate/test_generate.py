@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tests.interrupting import Interrupting
 
@@ -19,6 +20,8 @@ from aid.errors import FileError, ModelError, SettingsError
 from aid.generate.material import load_material
 from aid.generate.run import generate, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings, Plan
+from aid.sd.embedding.file import Embedding, save_embedding
+from aid.sd.model.architecture import TINY
 from aid.sd.picture.infotext import parse_infotext, shot_of
 from aid.sd.picture.text import picture_text
 
@@ -265,6 +268,17 @@ def test_an_embeddings_name_counts_in_the_lineage(
     assert keys == {("checkpoint", "embeddings.badv3"), ("checkpoint", "embeddings.other")}
 
 
+def test_a_copy_of_an_embedding_may_lie_beside_it(
+    lively_checkpoint: Path, embedding_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(embedding_folder / "badv3.pt", tmp_path)
+    for given in ((embedding_folder,), (embedding_folder, tmp_path / "badv3.pt")):
+        inputs = GenerateInputs(checkpoint=lively_checkpoint, embeddings=given)
+        one_off(settings(negative_prompt="badv3"), inputs, tmp_path / "out", BENCH)
+    (text,) = {picture_text(file).parameters for file in (tmp_path / "out").glob("*.png")}
+    assert "badv3: " in text
+
+
 def test_refusals_name_what_is_wrong(
     lively_checkpoint: Path, embedding_folder: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
@@ -272,7 +286,7 @@ def test_refusals_name_what_is_wrong(
         given = GenerateInputs.model_validate({"checkpoint": lively_checkpoint, **inputs})
         one_off(asked, given, tmp_path / "out", BENCH)
 
-    shutil.copy(embedding_folder / "badv3.pt", tmp_path / "BadV3.pt")
+    save_embedding(Embedding("BadV3", torch.ones((1, TINY.text_width))), tmp_path, {})
     (tmp_path / "empty").mkdir()
     with pytest.raises(SettingsError, match="'Eular' is not a sampler"):
         draw(settings(sampler="Eular"))

@@ -166,10 +166,12 @@ def source_of(settings: DrawingSettings, inputs: DrawingInputs) -> Source | None
 def named_embeddings(
     paths: Sequence[Path], model: StableDiffusion
 ) -> tuple[dict[str, Embedding], dict[str, Path]]:
-    """By name, with their files. One named by itself must fit the model; in a folder, others are skipped."""
+    """By name, with their files. One named by itself must fit the model; in a folder, others are skipped. A
+    copy counts as its original: a release's own often lies in a folder of all, too."""
     width, width_g = model.architecture.text_width, model.architecture.text_2_width or None
     embeddings: dict[str, Embedding] = {}
     found: dict[str, Path] = {}
+    words: dict[str, tuple[Embedding, Path]] = {}
     for path in paths:
         if path.is_file():
             one = load_embedding(path, width, width_g)
@@ -177,18 +179,13 @@ def named_embeddings(
         else:
             folder = load_embeddings(embedding_files(path), width, width_g)
             made, files = folder.embeddings, folder.paths
-        _require_different(files, found)
-        embeddings.update(made)
-        found.update(files)
+        for name, one in made.items():
+            other, file = words.setdefault(name.lower(), (one, files[name]))
+            if other is one:
+                embeddings[name], found[name] = one, file
+            elif not one.is_like(other):
+                raise SettingsError(f"{file} and {files[name]} answer to the same name", "names that differ")
     return embeddings, found
-
-
-def _require_different(files: Mapping[str, Path], found: Mapping[str, Path]) -> None:
-    known = {name.lower(): path for name, path in found.items()}
-    for name, file in files.items():
-        other = known.get(name.lower(), file)
-        if other != file:
-            raise SettingsError(f"{other} and {file} answer to the same name", "names that differ")
 
 
 def _weights(model: StableDiffusion, inputs: DrawingInputs) -> Weights:

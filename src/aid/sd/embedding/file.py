@@ -42,6 +42,14 @@ class Embedding:
     vectors: Tensor
     vectors_g: Tensor | None = None
 
+    def is_like(self, other: Embedding) -> bool:
+        """Whether both are the same vectors, whatever their names."""
+        pairs = ((self.vectors, other.vectors), (self.vectors_g, other.vectors_g))
+        return all(
+            one is two or (one is not None and two is not None and torch.equal(one, two))
+            for one, two in pairs
+        )
+
 
 def load_embedding(path: Path, width: int | None = None, width_g: int | None = None) -> Embedding:
     """Read one embedding. Its trigger is the file's stem; only a picture's own `name` counts for more.
