@@ -36,7 +36,7 @@ from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint
 from aid.sd.model.cost import Cost
 from aid.sd.model.device import same_bits_on_cuda
 from aid.sd.picture.infotext import Weights
-from aid.train.run import lighten
+from aid.train.lightness import trained_types
 from aid.train.settings import FinetuneSettings
 
 CARD = "cuda"
@@ -152,8 +152,11 @@ def our_step(architecture: Architecture, edge: int, folder: Path, **chosen: Any)
     folder.mkdir()
     settings = FinetuneSettings(steps=LATE + 999, unet_rate=1e-6, text_rate=1e-6, warmup=0, **chosen)
     model = lively(made(architecture))
-    if settings.optimiser == "adamw_bf16":
-        lighten(model)
+    if not isinstance(types := trained_types(settings), torch.dtype):
+        for part, module in model.parts().items():
+            for layer in module.modules():
+                for weight in layer.parameters(recurse=False):
+                    weight.data = weight.data.to(types(part, layer, weight))
     return ours(model, make_dataset(folder, edge, 4 * settings.batch_size), settings, folder)
 
 

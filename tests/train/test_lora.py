@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +18,8 @@ from aid.sd.adapter.fitting import applied
 from aid.sd.adapter.use import Use
 from aid.sd.file.tensorfile import read_header, read_tensors
 from aid.sd.model.architecture import TINY_SD2, TINY_SDXL, Architecture
-from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint, load_checkpoint, save_checkpoint
-from aid.train.frozen import load_frozen
+from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
+from aid.train.lightness import frozen_types
 from aid.train.loop import drop_old
 from aid.train.lora import kohya_tensors, lora, put_on
 from aid.train.settings import LoraInputs, LoraSettings
@@ -73,16 +72,9 @@ def test_the_model_beside_is_in_sixteen_bits_for_nothing(
 ) -> None:
     """In bf16 it is what autocast makes of it: the LoRA has the same bits as beside one in float32."""
     half = QUICK.model_copy(update={"precision": "bf16"})
-    models = []
-
-    def light(*given: Any) -> StableDiffusion:
-        models.append(load_frozen(*given))
-        return models[-1]
-
-    monkeypatch.setattr("aid.train.lora.load_frozen", light)
+    assert load_checkpoint(inputs.checkpoint, "cpu", frozen_types(half)).dtype == torch.bfloat16
     small = lora(half, inputs, tmp_path / "small", Workbench(threads=1))
-    assert models[0].dtype == torch.bfloat16
-    monkeypatch.setattr("aid.train.lora.load_frozen", lambda path, _, device: load_checkpoint(path, device))
+    monkeypatch.setattr("aid.train.lora.frozen_types", lambda _: torch.float32)
     large = lora(half, inputs, tmp_path / "large", Workbench(threads=1))
     expected = read_tensors(large / "tiny.safetensors")
     assert all(

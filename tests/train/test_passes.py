@@ -17,9 +17,10 @@ from aid.core.workbench import Workbench
 from aid.sd.model.checkpoint import load_checkpoint
 from aid.sd.model.device import torch_device
 from aid.train.embedding import Word, plan_word, word_training
+from aid.train.lightness import frozen_types, trained_types
 from aid.train.lora import put_on, trained_by
 from aid.train.optimiser.group import weights_of
-from aid.train.run import lighten, style_training
+from aid.train.run import style_training
 from aid.train.settings import EmbeddingSettings, FinetuneSettings, LoraSettings
 from aid.train.step.passes import Graph, Passes
 from aid.train.step.plan import Plan, plan_styles
@@ -66,21 +67,22 @@ class Played:
 
 
 def begun(kind: str, checkpoint: Path, dataset: Path, device: str) -> tuple[Training, Plan]:
-    model, data = load_checkpoint(checkpoint, torch_device(Workbench(device=device))), Dataset(dataset)
-    scale, words = model.architecture.vae_scale, KINDS[kind]
+    data, words = Dataset(dataset), KINDS[kind]
+    load = partial(load_checkpoint, checkpoint, torch_device(Workbench(device=device)))
     if "embedding" in kind:
         told = EmbeddingSettings(steps=6, batch_size=2, **words)
-        plan = plan_word(data, told, scale)
+        model = load(frozen_types(told))
+        plan = plan_word(data, told, model.architecture.vae_scale)
         return word_training(Word(model, told), plan.steps, ALONE), plan
     if "LoRA" in kind:
         small = LoraSettings(steps=6, **COMMON | words)
-        plan = plan_styles(data, small, scale)
+        model = load(frozen_types(small))
+        plan = plan_styles(data, small, model.architecture.vae_scale)
         pairs = trained_by(put_on(model, small), model.architecture.family)
         return style_training(model, pairs, small, plan.steps), plan
     settings = FinetuneSettings(steps=6, **COMMON | words)
-    if settings.optimiser == "adamw_bf16":
-        lighten(model)
-    plan = plan_styles(data, settings, scale)
+    model = load(trained_types(settings))
+    plan = plan_styles(data, settings, model.architecture.vae_scale)
     return style_training(model, weights_of(model), settings, plan.steps), plan
 
 

@@ -177,9 +177,8 @@ def _frozen_bytes(settings: CommonSettings, cost: Cost) -> float:
 
 
 def _peak_bytes(cost: Cost, training: float, gpu: bool) -> float:
-    """Of a run whose training takes so many: on a CPU the VAE stays beside that, and at first loading takes
-    four bytes of every number."""
-    return training if gpu else max(4 * cost.parameters, training + 4 * cost.vae)
+    """Of a run whose training takes so many: on a CPU the VAE stays beside that."""
+    return training if gpu else training + 4 * cost.vae
 
 
 def _standing_bytes(settings: TrainingSettings) -> int:

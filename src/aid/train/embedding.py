@@ -25,13 +25,13 @@ from aid.errors import SettingsError
 from aid.sd.drawing import pipeline
 from aid.sd.embedding.file import Embedding, embedding_metadata, save_embedding
 from aid.sd.file.state import STATES
-from aid.sd.model.checkpoint import StableDiffusion, resolve_checkpoint
+from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, resolve_checkpoint
 from aid.sd.model.device import torch_device
 from aid.sd.model.metadata import architecture_name
 from aid.sd.model.text_encoder import token_embeddings
 from aid.sd.prompt.prompt import escape
 from aid.sd.prompt.text import Conditioning, encode_prompts
-from aid.train.frozen import load_frozen
+from aid.train.lightness import frozen_types
 from aid.train.loop import kept_for_states, train
 from aid.train.optimiser.group import Group
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings
@@ -44,7 +44,7 @@ from aid.train.training import Factor, Training, make_ready
 @verb("train embedding", resumable=True, together=True, precious=STATES)
 def embedding(settings: EmbeddingSettings, inputs: EmbeddingInputs, out: Path, bench: Workbench) -> None:
     """Textual inversion: freeze the model, train only the vectors of one new word."""
-    model = load_frozen(inputs.checkpoint, settings, torch_device(bench))
+    model = load_checkpoint(inputs.checkpoint, torch_device(bench), frozen_types(settings))
     plan = plan_word(Dataset(inputs.pictures), settings, model.architecture.vae_scale)
     word = Word(model, settings)
     team = join(replace(bench, sharded=False))  # what is trained is small

@@ -25,10 +25,10 @@ from aid.sd.file.precision import PRECISIONS
 from aid.sd.file.state import STATES
 from aid.sd.model.architecture import Family
 from aid.sd.model.blocks import block_of
-from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
 from aid.sd.model.device import torch_device
-from aid.train.frozen import load_frozen
 from aid.train.kohya import base_words, lora_metadata
+from aid.train.lightness import frozen_types
 from aid.train.loop import kept_for_states, train
 from aid.train.optimiser.group import Trained, part_rates
 from aid.train.run import style_training
@@ -40,7 +40,7 @@ from aid.train.team import join
 @verb("train lora", resumable=True, together=True, precious=STATES)
 def lora(settings: LoraSettings, inputs: LoraInputs, out: Path, bench: Workbench) -> None:
     """Freeze the model, train a pair of narrow matrices beside each layer, and save them alone."""
-    model = load_frozen(inputs.checkpoint, settings, torch_device(bench))
+    model = load_checkpoint(inputs.checkpoint, torch_device(bench), frozen_types(settings))
     plan = plan_styles(Dataset(inputs.dataset), settings, model.architecture.vae_scale)
     pairs = put_on(model, settings)
     trained = trained_by(pairs, model.architecture.family)

@@ -18,6 +18,7 @@ from aid.sd.model.architecture import Architecture
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, save_checkpoint
 from aid.sd.model.device import torch_device
 from aid.sd.prompt.text import Conditioning
+from aid.train.lightness import trained_types
 from aid.train.loop import kept_for_states, train
 from aid.train.optimiser.group import Trained, grouped, part_rates, weights_of
 from aid.train.optimiser.optimiser import create_optimiser
@@ -32,11 +33,9 @@ from aid.train.training import Training, make_ready
 @verb("train finetune", resumable=True, together=True, precious=STATES)
 def finetune(settings: FinetuneSettings, inputs: FinetuneInputs, out: Path, bench: Workbench) -> None:
     """Train U-Net and text encoder together on every style at once; save their averaged weights."""
-    model = load_checkpoint(inputs.checkpoint, torch_device(bench))
+    model = load_checkpoint(inputs.checkpoint, torch_device(bench), trained_types(settings))
     model.architecture = aim(model.architecture, settings)
     plan = plan_styles(Dataset(inputs.dataset), settings, model.architecture.vae_scale)
-    if settings.optimiser == "adamw_bf16":
-        lighten(model)
     team = join(bench)
     training = style_training(model, weights_of(model), settings, plan.steps, team)
     title = f"{plan.pictures} pictures, {plan.steps} steps"
@@ -91,13 +90,6 @@ def require_whole(settings: TrainingSettings, team: Team) -> None:
         raise SettingsError("`fused_backward` changes weights before gradients are summed", "one process")
     if team.sharded and settings.optimiser not in ("adamw", "lion"):
         raise SettingsError(f"{settings.optimiser} needs whole weights", "adamw or lion, where sharded")
-
-
-def lighten(model: StableDiffusion) -> None:
-    """Weights of U-Net and text encoders in bfloat16; vectors (biases, norms) are few and stay."""
-    for one in weights_of(model):
-        if one.parameter.dim() > 1:
-            one.parameter.data = one.parameter.data.bfloat16()
 
 
 def aim(architecture: Architecture, settings: FinetuneSettings) -> Architecture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,6 +39,7 @@ __all__ = [
 ]  # fmt: skip
 VAE_SCALE = SD1.vae_scale
 Layout = Literal["ldm", "diffusers"]
+TypeOf = Callable[[str, torch.nn.Module, Tensor], torch.dtype]  # of a part's layer's weight
 
 
 @dataclass
@@ -113,7 +114,7 @@ def create_checkpoint(architecture: Architecture, seed: int) -> StableDiffusion:
 def load_checkpoint(
     path: Path,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | TypeOf = torch.float32,
     vae: Path | None = None,
     *,
     ema: bool = False,
@@ -122,8 +123,8 @@ def load_checkpoint(
 ) -> StableDiffusion:
     """Read a single file, an artifact that holds one, or a diffusers folder; `vae` replaces its own VAE.
 
-    `ema`, `untransposed` and `prediction` are as `open_weights` has them. At most one tensor is held beyond
-    the model.
+    `ema`, `untransposed` and `prediction` are as `open_weights` has them; `dtype` may tell each weight's type
+    by its part, its layer and its shape. At most one tensor is held beyond the model.
 
     Raises FileError for a missing, damaged or unsafe file and ModelError for another architecture, for what
     is not finite, or doesn't fit `dtype`.
@@ -135,7 +136,7 @@ def load_checkpoint(
 
 
 def fill_checkpoint(
-    weights: Weights, device: torch.device | str, dtype: torch.dtype, vae: Path | None = None
+    weights: Weights, device: torch.device | str, dtype: torch.dtype | TypeOf, vae: Path | None = None
 ) -> StableDiffusion:
     """A model of these weights, each read when its turn comes. Raises as `load_checkpoint` does."""
     path, architecture, tensors = weights.path, weights.architecture, weights.whole()
@@ -149,7 +150,8 @@ def fill_checkpoint(
     for part, module in model.parts().items():
         source = vae if vae is not None and part == "vae" else path
         own = part_tensors(part, module, tensors, architecture, source)
-        _fill(module, own, dtype, device, f"{source}: {part}.")
+        one = dtype if isinstance(dtype, torch.dtype) else partial(dtype, part)
+        _fill(module, own, one, device, f"{source}: {part}.")
     held = {
         place.key for part, module in model.parts().items() for place in _places(part, module, architecture)
     }
@@ -333,7 +335,7 @@ def _unheld_keys(tensors: Mapping[str, Stored], architecture: Architecture) -> l
 def _fill(
     module: torch.nn.Module,
     tensors: Mapping[str, Stored],
-    dtype: torch.dtype,
+    dtype: torch.dtype | Callable[[torch.nn.Module, Tensor], torch.dtype],
     device: torch.device | str,
     source: str,
 ) -> None:
@@ -341,11 +343,14 @@ def _fill(
     tensor's name where one is refused."""
     state: dict[str, Tensor] = {}
     for key, stored in tensors.items():
+        place, _, name = key.rpartition(".")
+        layer = module.get_submodule(place)
+        kind = dtype if isinstance(dtype, torch.dtype) else dtype(layer, getattr(layer, name))
         read = stored.read().detach()
-        cast = require_finite(read, dtype, source + key)
+        there = require_finite(read, kind, source + key).to(device)
         # A copy always: tensors of a pickle may share their storage, and a trained model must not.
-        own = read.data_ptr() != cast.data_ptr() and cast.is_contiguous()
-        state[key] = (cast if own else _copied(cast)).to(device)
+        own = read.data_ptr() != there.data_ptr() and there.is_contiguous()
+        state[key] = there if own else _copied(there)
     _count_positions(module, device)
     module.load_state_dict(state, strict=False, assign=True)
 
