@@ -12,7 +12,7 @@ from aid.train.settings import FinetuneSettings, LoraSettings
 
 
 def test_matrices_alone_are_halved_and_not_the_vaes(lively_checkpoint: Path) -> None:
-    rounded = FinetuneSettings(steps=1, optimiser="adamw_bf16")
+    rounded = FinetuneSettings(steps=1, optimiser="adamw_bf16", precision="bf16")
     whole, light = (
         load_checkpoint(lively_checkpoint),
         load_checkpoint(lively_checkpoint, dtype=trained_types(rounded)),
