@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
 from safetensors.torch import save_file
 
+from aid.cli.lines import Lines
 from aid.core import known_hash, lineage
 from aid.core.artifact import SCRATCH, Inputs, Settings, is_current, sweep, under_construction, verb
 from aid.core.files import sha256_of, write_text
@@ -96,6 +97,19 @@ def test_a_run_is_skipped_until_settings_inputs_or_output_change(text: Path, tmp
     copy(CopySettings(shout=True), inputs, out)
     assert calls == ["copy"] * 4
     assert (out / "inner/copy.txt").read_text() == "OTHER"
+
+
+def test_a_person_is_told_what_is_replaced_and_why(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs, out, bench = CopyInputs(text=text), tmp_path / "out", Workbench(progress=Lines())
+    copy(CopySettings(), inputs, out, bench)
+    assert not capsys.readouterr().err
+    copy(CopySettings(shout=True), inputs, out, bench)
+    assert capsys.readouterr().err == f"  {out} will be replaced: shout was False\n"
+    (out / "inner/copy.txt").write_text("tampered")
+    copy(CopySettings(shout=True), inputs, out, bench)
+    assert capsys.readouterr().err == f"  {out} will be replaced: inner/copy.txt was changed or removed\n"
 
 
 def test_a_moved_input_is_the_same_input(text: Path, tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ def test_rolling_back_returns_to_the_newest_state_and_resumes_bitwise(
     assert [line for line in said if "back to the newest state" in line]
     with pytest.raises(KeyboardInterrupt):
         run(inputs, tmp_path / "out", 4, trouble="roll_back")
-    run(inputs, tmp_path / "out", trouble="roll_back")
+    resumed = run(inputs, tmp_path / "out", trouble="roll_back")
+    assert ", from step " in resumed[0] and ", from step " not in said[0]
     for name in ("model.safetensors", "log.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 

@@ -124,6 +124,8 @@ def verb(
                     story(settings, inputs, folder, bench)
                 return out
             _refuse_to_replace(out, lineage)
+            if bench is not None and (out / LINEAGE_FILE).is_file():
+                bench.progress.say(f"  {out} will be replaced: {_why(out, lineage)}")
             with _full_disk_named(out, resumable), _held(out) as folder:
                 if not _is_whole(folder, lineage):
                     with _tidied(folder, resumable):
@@ -208,6 +210,13 @@ def _refuse_to_replace(out: Path, lineage: Lineage) -> None:
         named = ", ".join(map(printable, foreign[:MANY_NAMES])) + (", ..." if foreign[MANY_NAMES:] else "")
         found = f"{out} holds files that AID did not make: {named}"
         raise ArtifactError(found, "only AID's", "Move them elsewhere or choose another --out.")
+
+
+def _why(out: Path, lineage: Lineage) -> str:
+    """In what the artifact that is there isn't the one asked for."""
+    made = _made(out)
+    differences = "; ".join(_differences(made.node, lineage.node)[:MANY_NAMES])
+    return differences or f"{printable(changed_files(out, made))} was changed or removed"
 
 
 @contextmanager

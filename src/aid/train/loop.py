@@ -55,7 +55,8 @@ def train(
     done, leads = resume(training, out, watch), training.team.leads
     log = Log(out, done, leads)
     display = Display(training, plan, out, title, log, watch, draw)
-    bench.progress.say(f"  {title}; curve and sample sheets meanwhile: {out}")
+    onwards = f", from step {done + 1:,} on" if done else ""
+    bench.progress.say(f"  {title}{onwards}; curve and sample sheets meanwhile: {out}")
     with (
         Saver(out, settings.keep_states, settings.save_behind, leads) as saver,
         Ahead(plan) as ahead,
