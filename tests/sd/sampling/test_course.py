@@ -105,6 +105,9 @@ def test_ddim_starts_a_level_below_its_noise_as_a1111_does() -> None:
         ("dpm++ 2m sde karras", ("DPM++ 2M SDE", "Karras")),
         ("DPM++_2M sgm uniform", ("DPM++ 2M", "SGM Uniform")),
         ("ddim", ("DDIM", "Automatic")),
+        ("euler_ancestral", ("Euler a", "Automatic")),
+        ("dpmpp_2m_sde_gpu_karras", ("DPM++ 2M SDE", "Karras")),
+        ("uni_pc_ddim_uniform", ("UniPC", "DDIM")),
         ("Nonsense Karras", ("Nonsense Karras", "Automatic")),
     ],
 )

@@ -255,7 +255,7 @@ def _samplers(text: str) -> list[str]:
 
 def _sampler(word: str) -> str:
     sampler, schedule = split_name(word)
-    return choose(word, list(SAMPLERS), "sampler") if schedule == AUTOMATIC else f"{sampler} {schedule}"
+    return choose(sampler, list(SAMPLERS), "sampler") if schedule == AUTOMATIC else f"{sampler} {schedule}"
 
 
 def _styles(catalogue: Catalogue | None) -> Callable[[str], list[tuple[str, str]]]:

@@ -18,9 +18,20 @@ from aid.sd.sampling.samplers import SAMPLERS, TRAITS, Noise
 from aid.sd.sampling.schedules import SCHEDULES, Schedule, ddim_levels, unipc_levels
 
 AUTOMATIC = "Automatic"
-SPELT_SAMPLERS = {fold(name): name for name in SAMPLERS}
+COMFYUI = {
+    "euler_ancestral": "Euler a", "dpm_2": "DPM2", "dpm_2_ancestral": "DPM2 a",
+    "dpmpp_2s_ancestral": "DPM++ 2S a", "dpmpp_2m": "DPM++ 2M", "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_sde_gpu": "DPM++ SDE", "dpmpp_2m_sde": "DPM++ 2M SDE", "dpmpp_2m_sde_gpu": "DPM++ 2M SDE",
+    "dpmpp_2m_sde_heun": "DPM++ 2M SDE Heun", "dpmpp_2m_sde_heun_gpu": "DPM++ 2M SDE Heun",
+    "dpmpp_3m_sde": "DPM++ 3M SDE", "dpmpp_3m_sde_gpu": "DPM++ 3M SDE", "uni_pc": "UniPC",
+}  # fmt: skip
+"""Its names for samplers, where they aren't A1111's in lower case."""
+SPELT_SAMPLERS = {
+    fold(name): sampler for name, sampler in {**{one: one for one in SAMPLERS}, **COMFYUI}.items()
+}
 SPELT_SCHEDULES = {
-    **{fold(name): name for name in (*SCHEDULES, AUTOMATIC)}, "sgmuniform": "SGM Uniform",
+    **{fold(name): name for name in (*SCHEDULES, AUTOMATIC)},
+    "sgmuniform": "SGM Uniform", "ddim uniform": "DDIM",
 }  # fmt: skip
 
 
@@ -118,8 +129,8 @@ def noise_for(sampler: str, course: Course, noise: PictureNoise) -> Noise:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A sampler's name in any case, or as A1111 wrote it before v1.9 ("DPM++ 2M Karras"), to (sampler,
-    schedule)."""
+    """A sampler's name in any case, as A1111 wrote it before v1.9 ("DPM++ 2M Karras"), or as ComfyUI has it
+    ("dpmpp_2m_karras"), to (sampler, schedule)."""
     folded = fold(name)
     if folded in SPELT_SAMPLERS:
         return SPELT_SAMPLERS[folded], AUTOMATIC
