@@ -91,6 +91,22 @@ def test_a_picture_from_a_picture_names_it_but_not_where_it_lay() -> None:
         ("Sampler: DDIM, Eta DDIM: 0.3", {"eta": 0.3}),
         ("Sampler: Euler a, ENSD: 31337, Clip skip: 2", {"seed_delta": 31337, "clip_skip": 2}),
         ("Sampler: Euler a, ENSD: -1, Clip skip: 0", {"seed_delta": -1, "clip_skip": 1}),
+        (
+            "Sampler: dpmpp_2m_sde_gpu_karras, Clip skip: -2",
+            {"sampler": "DPM++ 2M SDE", "schedule": "Karras", "clip_skip": 2},
+        ),
+        (
+            "Sampler: DPM++ 2M, Version: ComfyUI",
+            {"schedule": "Normal", "noise_source": "CPU", "emphasis": "ComfyUI"},
+        ),
+        (
+            "Sampler: DPM++ 2M Karras, Emphasis: Original, Version: ComfyUI",
+            {"schedule": "Karras", "emphasis": "Original"},
+        ),
+        (
+            "Sampler: DPM++ 2M SDE, Scheduler: karras, Raw prompt: a, Version: Fooocus v2.3.1",
+            {"schedule": "Karras", "noise_source": "CPU", "emphasis": "Original"},
+        ),
     ],
 )
 def test_what_a1111_means_by_its_fields(fields: str, expected: dict[str, object]) -> None:

@@ -1,7 +1,7 @@
 """A shot as the fields of A1111's text, and back. Fields without a name in A1111 have AID's own.
 
 Source: A1111 modules/processing.py (names and order), infotext_utils.py and infotext_versions.py (what a
-missing field means, by version).
+missing field means, by version). What ComfyUI and Fooocus do: comfy/sample.py (prepare_noise).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ EMBEDDINGS_LISTED = (1, 6)  # at the latest
 SAMPLER_ETA = "Eta DDIM"  # A1111's name for it where the sampler is DDIM
 FIRST = ("Denoising strength", "Conditional mask weight")  # of a second pass's fields
 FIRST_SIZE = "First pass size"
+SCHEDULER = "Scheduler"  # some tools' name for the schedule's type
+CPU_NOISE = ("ComfyUI", "Fooocus")  # tools that write A1111's fields, but draw noise on the CPU
 NOISE_SCHEDULE = "Noise Schedule"  # of the model, or in place of its own
 HIRES = ("Hires upscale", "Hires resize", "Hires upscaler")
 HIRES_LAST = ("Hires steps", "Hires upscaler")
@@ -77,7 +79,7 @@ OTHERS = {
     "Size", "Eta", SAMPLER_ETA, "CFG sigmas", "Init image", "Mask", *HIRES, "Model hash", "Model", "VAE hash",
     "VAE", "Lora hashes", "TI hashes", "Version", "User", "Hashes", "Init image hash", "Civitai resources",
     "Civitai metadata", "Created Date", FIRST_SIZE, "Template", "Negative Template", "Batch size",
-    "Batch pos", NOISE_SCHEDULE,
+    "Batch pos", "Batch index", "Time taken", "Raw prompt", "Raw negative prompt", SCHEDULER, NOISE_SCHEDULE,
 }  # fmt: skip
 """Fields that are read elsewhere, or decide no pixel."""
 
@@ -117,10 +119,12 @@ def written_fields(shot: Shot) -> tuple[Fields, Fields, Fields]:
 def read_fields(prompt: str, negative_prompt: str, fields: Mapping[str, str]) -> Shot:
     """The shot that a text's fields describe. Raises SettingsError for a value that no picture can have."""
     fields = _with_second_pass(fields)
+    if SCHEDULER in fields:
+        fields = {PLAIN["schedule"]: fields[SCHEDULER], **fields}
     given: dict[str, Any] = {name: fields[key] for name, key in PLAIN.items() if key in fields}
     given |= _implied(fields, prompt + negative_prompt)
-    if given.get("clip_skip") == "0":
-        given["clip_skip"] = 1  # for A1111 too, everything below 2 is the last layer
+    if skip := given.get("clip_skip"):  # ComfyUI counts from -1; for A1111, too, 0 is the last layer
+        given["clip_skip"] = "1" if skip == "0" else skip.removeprefix("-")
     if size := SIZE.match(fields.get("Size", "")):
         given |= {"width": size[1], "height": size[2]}
     if eta := fields.get("Eta") or fields.get(SAMPLER_ETA):
@@ -138,9 +142,12 @@ def read_fields(prompt: str, negative_prompt: str, fields: Mapping[str, str]) ->
         name = ".".join(map(str, first["loc"])) or "something"
         told = f" = {first['input']!r}" if first["loc"] else " else"
         raise SettingsError(f"the picture's text says {name}{told}", first["msg"]) from error
-    from aid.sd.sampling.course import well_named
+    from aid.sd.sampling.course import AUTOMATIC, well_named
 
-    return well_named(shot)
+    shot = well_named(shot)
+    if _tool(fields) == "ComfyUI" and shot.schedule == AUTOMATIC:
+        return shot.model_copy(update={"schedule": "Normal"})  # its savers leave that one out
+    return shot
 
 
 def _named(part: Shot | Source | Hires, *names: str) -> Fields:
@@ -196,10 +203,13 @@ def _read_hires(fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _implied(fields: Mapping[str, str], prompts: str) -> dict[str, Any]:
-    """What A1111 means by the fields that are not there: noise of the GPU; by its version, old rules. Nothing
-    for a text without fields."""
+    """What A1111 means by the fields that are not there: noise of the GPU; by its version, old rules. What
+    other tools do that write them too. Nothing for a text without fields."""
     if "Steps" not in fields:
         return {}
+    if tool := _tool(fields):
+        emphasis = {"emphasis": "ComfyUI"} if tool == "ComfyUI" and "Emphasis" not in fields else {}
+        return emphasis | ({} if "RNG" in fields else {"noise_source": "CPU"})
     implied: dict[str, Any] = {} if "RNG" in fields else {"noise_source": "GPU"}
     if made := _version(fields):
         implied |= {"old_editing": True} if made < EDITING_CHANGED and "[" in prompts else {}
@@ -236,6 +246,11 @@ def tells_no_embeddings(fields: Mapping[str, str]) -> bool:
     """Whether it is a text of the time when A1111 didn't list the embeddings that prompts use."""
     made = () if "Version" not in fields else _version(fields) or (math.inf,)
     return "TI hashes" not in fields and made < EMBEDDINGS_LISTED
+
+
+def _tool(fields: Mapping[str, str]) -> str:
+    """The one of CPU_NOISE that wrote the text, if one did."""
+    return next((tool for tool in CPU_NOISE if fields.get("Version", "").startswith(tool)), "")
 
 
 def _version(fields: Mapping[str, str]) -> tuple[int, ...]:
