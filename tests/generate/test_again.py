@@ -358,6 +358,11 @@ def test_pictures_that_tell_nothing(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "bare.png")
     with pytest.raises(PictureError, match=r"bare\.png carries no text"):
         again(tmp_path / "bare.png", [], tmp_path, BENCH)
+    text = PngInfo()
+    text.add_text("invokeai_metadata", '{"positive_prompt": "a cat"}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "bare.png", pnginfo=text)
+    with pytest.raises(PictureError, match=r"as another tool does \(invokeai_metadata\)"):
+        again(tmp_path / "bare.png", [], tmp_path, BENCH)
     for place, message in (("nowhere.png", "does not exist"), (".", "is a folder")):
         with pytest.raises(PictureError, match=message):
             again(tmp_path / place, [], tmp_path, BENCH)

@@ -36,6 +36,9 @@ from aid.sd.prompt.sugar import read_wildcards
 DRAWING = ("generate", "grid")  # verbs
 OLD_DIGITS = 8  # of A1111's first hash
 WORD, HASH = re.compile(r"\w+"), re.compile(r"[0-9a-fA-F]{8,64}")
+OTHER_TOOLS = (  # texts of ComfyUI, NovelAI, InvokeAI, its first versions, and a site
+    "prompt", "workflow", "Comment", "invokeai_metadata", "sd-metadata", "Dream", "generation_data",
+)  # fmt: skip
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 Matches = Callable[[Path], bool]
@@ -111,7 +114,7 @@ def read_infotext(picture: Path) -> Infotext:
         raise PictureError(f"{picture} {found}", "a picture")
     told = picture_text(picture)
     if not told.parameters:
-        if others := [name for name in ("prompt", "workflow", "Comment") if name in told.texts]:
+        if others := [name for name in OTHER_TOOLS if name in told.texts]:
             raise PictureError(
                 f"{picture} tells how it was made as another tool does ({', '.join(others)})",
                 "A1111's parameters",
