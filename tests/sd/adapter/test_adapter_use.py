@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aid.errors import ModelError
 from aid.sd.adapter.file import Adapter, load_adapter
-from aid.sd.adapter.fitting import Fitting, applied
+from aid.sd.adapter.fitting import Fitting, applied, room_for
 from aid.sd.adapter.target import kohya_targets, skeleton, targets_of
 from aid.sd.adapter.use import Use
 from aid.sd.model.architecture import (
@@ -126,6 +126,12 @@ def test_weights_are_apart_and_taken_off_bitwise(model: StableDiffusion, tmp_pat
     assert torch.allclose(targets_of(model)[path].weight, expected, atol=1e-6)
     fitting.wear([])
     assert same(state(model), before)
+
+
+def test_a_gpu_keeps_copies_only_where_pictures_have_room_beside_them() -> None:
+    """A LoRA on all layers of SDXL wants 6 GB of copies: a card of 24 GB holds them, one of 12 does not."""
+    weights = [torch.empty(3_000_000_000, dtype=torch.float16, device="meta")]
+    assert room_for(weights, 17_000_000_000) and not room_for(weights, 5_000_000_000)
 
 
 def test_several_at_once_and_changed(model: StableDiffusion, tmp_path: Path) -> None:

@@ -17,10 +17,13 @@ from aid.sd.adapter.use import Match, Step, Use, match, steps_of, touches
 from aid.sd.model.architecture import FAMILY_NAMES
 from aid.sd.model.checkpoint import StableDiffusion
 
+SPARE = 2  # times what is kept must be free on a GPU for it to stay there: pictures need room too
+
 
 class Fitting:
     """The adapters that a model wears. `keep` is where the touched modules' own weights stay meanwhile:
-    None for beside the model; the CPU takes no memory of a GPU, and time whenever adapters change.
+    by default beside the model; those that a GPU has no room for, on the CPU, which takes time whenever
+    adapters change.
 
     fitting = Fitting(model)
     matches = fitting.wear([Use(adapter, 0.8, 0.8)])   # again with other weights or adapters, any time
@@ -28,7 +31,7 @@ class Fitting:
     """
 
     def __init__(self, model: StableDiffusion, keep: torch.device | str | None = None) -> None:
-        self._keep = keep
+        self._keep = None if keep is None else torch.device(keep)
         self._family = FAMILY_NAMES[model.architecture.family]
         self._targets = targets_of(model)
         self._worn: dict[str, list[Step]] = {}
@@ -44,6 +47,7 @@ class Fitting:
             matches.append(match(use.adapter, self._targets, self._family))
             for target, step in steps_of(use, self._targets):
                 wanted.setdefault(target.name, []).append(step)
+        self._keep = self._keep or self._place(wanted)
         try:
             for name in sorted({*self._worn, *wanted}):
                 if wanted.get(name) != self._worn.get(name):
@@ -52,6 +56,16 @@ class Fitting:
             self._take_off()
             raise
         return matches
+
+    def _place(self, wanted: Iterable[str]) -> torch.device | None:
+        """Where the own weights of these modules are to stay; None while there are none."""
+        weights = [self._targets[name].weight for name in wanted]
+        if not weights:
+            return None
+        device = weights[0].device
+        if device.type == "cuda" and not room_for(weights, torch.cuda.mem_get_info(device)[0]):
+            return torch.device("cpu")
+        return device
 
     def _take_off(self) -> None:
         for name in {name for name, _ in self._own}:
@@ -74,6 +88,11 @@ class Fitting:
             self._worn[target.name] = steps
         else:
             self._worn.pop(target.name, None)
+
+
+def room_for(weights: Iterable[Tensor], free: int) -> bool:
+    """Whether copies leave enough of so many free bytes."""
+    return SPARE * sum(weight.nbytes for weight in weights) <= free
 
 
 @contextmanager
