@@ -24,6 +24,7 @@ from aid.core.lineage import METADATA_KEY
 from aid.core.workbench import Workbench
 from aid.generate.run import one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings
+from aid.sd.picture.infotext import parse_infotext, shot_of
 from aid.studio.studio import Studio
 
 Served = tuple[Studio, str]
@@ -232,9 +233,33 @@ def test_clip_skip_counts_for_sdxl_where_its_option_says_so(studio: Served) -> N
     assert "Clip skip: 2, Clip skip SDXL: True" in text
 
 
+def test_options_of_one_request_that_decide_pixels_count(studio: Served) -> None:
+    options = {"emphasis": "No norm", "randn_source": "NV", "eta_noise_seed_delta": 31337, "sd_vae": "none"}
+    told = {"use_old_scheduling": True, "use_downcasted_alpha_bar": True, "inpainting_mask_weight": 0.5}
+    sent = in_base64(Image.new("RGB", (32, 32)))
+    body = {**SMALL, "prompt": "a # note", "init_images": [sent], "override_settings": {**options, **told}}
+    (picture,) = drawn(studio, body, "img2img")
+    shot = shot_of(parse_infotext(picture.info["parameters"]))
+    found = shot.emphasis, shot.noise_source, shot.seed_delta, shot.old_editing, shot.downcast_alphas
+    assert found == ("No norm", "NV", 31337, True, True) and shot.source and shot.source.mask_weight == 0.5
+    assert shot.prompt == "a"  # A1111 leaves comments out here too
+    mask = in_base64(Image.new("L", (32, 32), 255))
+    (picture,) = drawn(studio, {**body, "mask": mask, "mask_blur_x": 0, "mask_blur_y": 0}, "img2img")
+    assert "Mask blur: 0" in picture.info["parameters"]
+    for one, what in (
+        ({"mask_blur_x": 9}, "mask_blur_y 4"),
+        ({"initial_noise_multiplier": 0.5}, "initial_noise"),
+    ):
+        answer = post(studio, "/sdapi/v1/img2img", {**body, "mask": mask, **one})
+        assert answer.status_code == 422 and what in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
+        ({"s_churn": 1}, "s_churn is asked for, which AID has not"),
+        ({"override_settings": {"randn_source": "TPU"}}, "noise_source = 'TPU'"),
+        ({"prompt": "a\nNegative prompt: b"}, "begins with 'Negative prompt:'"),
         ({"sampler_name": "Eulr"}, "Did you mean Euler?"),
         ({"steps": 0}, "steps = 0"),
         ({"width": 8000, "height": 8000}, "4.2 megapixels at most"),

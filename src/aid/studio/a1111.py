@@ -27,8 +27,16 @@ MASKS = ("Inpaint masked", "Inpaint not masked")
 VERSION = "v1.10.1"  # whose interface this is
 MOST_PICTURES = 64  # of a request
 LARGEST_NATIVE = 1024  # pixels, of SDXL
-UNSUPPORTED = ("tiling", "restore_faces", "script_name", "refiner_checkpoint")
 NONE = (None, False, "", "None")  # nothing is asked for
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("tiling", "restore_faces", "script_name", "refiner_checkpoint"), NONE),
+    "s_churn": (None, 0),
+    "seed_resize_from_w": (None, 0, -1),
+    "seed_resize_from_h": (None, 0, -1),
+    "initial_noise_multiplier": (None, 0, 1),
+}
+"""What AID has not, and the values by which it is not asked for."""
+USUAL_BLUR = 4
 SAME = ("", "Use same checkpoint", "Use same sampler", "Use same scheduler")  # as in the first pass
 
 # with a length, so that pydantic refuses what is no Unicode
@@ -44,6 +52,13 @@ class Override(BaseModel):
     sd_vae: Word | None = None
     CLIP_stop_at_last_layers: int | None = None
     sdxl_clip_l_skip: bool | None = None
+    enable_prompt_comments: bool | None = None
+    emphasis: Word | None = None
+    randn_source: Word | None = None
+    eta_noise_seed_delta: int | None = None
+    use_old_scheduling: bool | None = None
+    use_downcasted_alpha_bar: bool | None = None
+    inpainting_mask_weight: float | None = None
 
 
 class Asked(BaseModel):
@@ -72,6 +87,9 @@ class Asked(BaseModel):
     restore_faces: bool | None = None
     script_name: Word | None = None
     refiner_checkpoint: Word | None = None
+    s_churn: float | None = None
+    seed_resize_from_w: int | None = None
+    seed_resize_from_h: int | None = None
     override_settings: Override | None = None
     send_images: bool = True
     force_task_id: Word | None = None
@@ -99,23 +117,26 @@ class Img2Img(Asked):
     init_images: list[str] = Field(min_length=1, max_length=1)
     mask: str | None = None
     mask_blur: int | None = None
+    mask_blur_x: int | None = None
+    mask_blur_y: int | None = None
     inpainting_fill: int | None = Field(default=None, ge=0, lt=len(CONTENTS))
     inpaint_full_res: bool | None = None
     inpaint_full_res_padding: int | None = None
     inpainting_mask_invert: int | None = Field(default=None, ge=0, lt=len(MASKS))
     resize_mode: int | None = Field(default=None, ge=0, lt=len(RESIZES))
+    initial_noise_multiplier: float | None = None
     include_init_images: bool = False
 
 
 def settings_of(asked: Asked, usual: Mapping[str, Any], megapixels: float) -> GenerateSettings:
     """`usual` is what stands where nothing is said. Raises SettingsError for what can't be drawn."""
-    if left := [name for name in UNSUPPORTED if getattr(asked, name) not in NONE]:
+    if left := [name for name, without in UNSUPPORTED.items() if getattr(asked, name, None) not in without]:
         raise SettingsError(f"{left[0]} is asked for, which AID has not", "a request without it")
     override = asked.override_settings or Override()
     told = {
         "prompt": asked.prompt,
         "negative_prompt": asked.negative_prompt,
-        "comments": False,
+        "comments": override.enable_prompt_comments,
         "styles": tuple(asked.styles or ()),
         "seed": _seed(asked.seed),
         "variation_seed": _seed(asked.subseed) if asked.subseed_strength else None,
@@ -124,6 +145,12 @@ def settings_of(asked: Asked, usual: Mapping[str, Any], megapixels: float) -> Ge
         "schedule": asked.scheduler or None,
         "clip_skip": override.CLIP_stop_at_last_layers if asked.clip_skip is None else asked.clip_skip,
         "clip_l_skip": override.sdxl_clip_l_skip,
+        "emphasis": override.emphasis,
+        "noise_source": override.randn_source,
+        "seed_delta": override.eta_noise_seed_delta,
+        "old_editing": override.use_old_scheduling,
+        "downcast_alphas": override.use_downcasted_alpha_bar,
+        "mask_weight": override.inpainting_mask_weight,
         "count": (asked.batch_size or 1) * (asked.n_iter or 1),
         **{name: getattr(asked, name) for name in ("steps", "cfg_scale", "width", "height", "eta")},
         **(_hires(asked) if isinstance(asked, Txt2Img) else {}),
@@ -250,13 +277,26 @@ def _hires(asked: Txt2Img) -> dict[str, Any]:
 def _source(asked: Img2Img) -> dict[str, Any]:
     return {
         "denoising_strength": asked.denoising_strength,
-        "mask_blur_px": asked.mask_blur,
+        "mask_blur_px": _blur(asked),
         "masked_content": None if asked.inpainting_fill is None else CONTENTS[asked.inpainting_fill],
         "mask_area": None if asked.inpaint_full_res is None else AREAS[asked.inpaint_full_res],
         "mask_padding_px": asked.inpaint_full_res_padding,
         "mask_mode": None if asked.inpainting_mask_invert is None else MASKS[asked.inpainting_mask_invert],
         "resize": None if asked.resize_mode is None else RESIZES[asked.resize_mode],
     }
+
+
+def _blur(asked: Img2Img) -> int | None:
+    """Raises SettingsError for a blur that isn't the same both ways."""
+    both = asked.mask_blur_x, asked.mask_blur_y
+    if asked.mask_blur is not None or both == (None, None):
+        return asked.mask_blur
+    across, down = (USUAL_BLUR if one is None else one for one in both)
+    if across != down:
+        raise SettingsError(
+            f"mask_blur_x is {across} and mask_blur_y {down}", "the same, as AID has one blur"
+        )
+    return across
 
 
 def _require_bearable(settings: GenerateSettings, megapixels: float) -> None:
