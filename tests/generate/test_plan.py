@@ -13,6 +13,7 @@ from aid.core.shot import Shot
 from aid.errors import FileError, SettingsError
 from aid.generate.plan import compose, read_shots, shots_of_plan, shots_of_prompt
 from aid.generate.settings import GenerateSettings, Plan
+from aid.sd.picture.infotext import parse_infotext, shot_of, write_infotext
 
 HAIR = ("red hair", "blue hair", "green hair", "black hair", "white hair")
 GROUPS = {"hair": HAIR, "mood": ("smile", "frown")}
@@ -71,13 +72,24 @@ def test_comments_are_no_part_of_a_picture(dataset_folder: Path) -> None:
         "hires": {"prompt": "#", "negative_prompt": "bad # too"},
     }  # fmt: skip
     (shot,) = shots_of_prompt(GenerateSettings.model_validate(told), [], 64)
-    assert (shot.prompt, shot.negative_prompt) == ("red hair, \nsmile", "blurry")
+    assert (shot.prompt, shot.negative_prompt) == ("red hair,\nsmile", "blurry")
     assert shot.hires is not None and (shot.hires.prompt, shot.hires.negative_prompt) == ("", "bad")
     (kept,) = shots_of_prompt(GenerateSettings.model_validate({**told, "comments": False}), [], 64)
     assert (kept.prompt, kept.negative_prompt) == (told["prompt"], told["negative_prompt"])
     planned = GenerateSettings(prompt="smile # !", plan=Plan(groups=GROUPS, shots_per_style=1))
     shots = shots_of_plan(planned, planned.plan or Plan(), Dataset(dataset_folder), [], 64)
     assert all(shot.prompt.endswith("smile") for shot in shots)
+
+
+def test_prompts_are_as_a_pictures_text_tells_them() -> None:
+    """So that it is drawn again to the byte."""
+    told = GenerateSettings(prompt=" \n a cat, \n\n hat ", negative_prompt="bad\n")
+    (shot,) = shots_of_prompt(told, [], 64)
+    assert shot_of(parse_infotext(write_infotext(shot))) == shot
+    assert (shot.prompt, shot.negative_prompt) == ("a cat,\n\nhat", "bad")
+    pasted = GenerateSettings(prompt="a cat\nNegative prompt: bad")
+    with pytest.raises(SettingsError, match=r"begins with 'Negative prompt:'.*by itself"):
+        shots_of_prompt(pasted, [], 64)
 
 
 def test_a_plan_draws_tags_that_occur_with_the_style(dataset_folder: Path) -> None:

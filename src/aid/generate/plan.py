@@ -16,6 +16,7 @@ from aid.core.shot import Hires, Shot
 from aid.core.spelling import did_you_mean
 from aid.errors import FileError, SettingsError
 from aid.generate.settings import DrawingSettings, GenerateSettings, Plan
+from aid.sd.picture.infotext import NEGATIVE
 from aid.sd.prompt.prompt import escape
 from aid.sd.prompt.sugar import strip_comments
 from aid.sd.sampling.course import well_named
@@ -182,18 +183,32 @@ def _unprompted(settings: DrawingSettings, edge_px: int) -> Shot:
 def compose(
     settings: DrawingSettings, styles: Sequence[str], tags: Sequence[str], embeddings: Sequence[str]
 ) -> tuple[str, str]:
-    """Prompt and negative prompt. Styles and tags stand for themselves: their brackets weigh nothing."""
+    """Prompt and negative prompt, as a picture's text tells them. Styles and tags stand for themselves: their
+    brackets weigh nothing. Raises SettingsError for what no text can tell."""
     trigger = ", ".join(f"by {escape(_bare(style))}" for style in styles)
     content = ", ".join(filter(None, (*map(escape, tags), settings.prompt)))
     if not settings.template:
-        return ", ".join(filter(None, (trigger, content))), settings.negative_prompt
+        return _told(", ".join(filter(None, (trigger, content)))), _told(settings.negative_prompt)
     card = load_catalogue().parameters
     formats = Parameters(
         prompt=settings.prompt_template or card.prompt,
         negative_prompt=settings.negative_template or card.negative_prompt,
         negative_embedding=", ".join(map(escape, embeddings)),
     )
-    return formats.positive(trigger, content), formats.negative(settings.negative_prompt)
+    return _told(formats.positive(trigger, content)), _told(formats.negative(settings.negative_prompt))
+
+
+def _told(prompt: str) -> str:
+    """Without blanks at the ends of its lines, which no text tells. Raises SettingsError for a line that a
+    picture's text would be read otherwise for."""
+    lines = [line.strip() for line in prompt.strip().split("\n")]
+    if any(line.startswith(NEGATIVE) for line in lines):
+        raise SettingsError(
+            f"a line of the prompt begins with {NEGATIVE!r}",
+            "the prompt alone",
+            "Give the negative prompt by itself; `aid again` draws a picture's whole text.",
+        )
+    return "\n".join(lines)
 
 
 def _bare(style: str) -> str:
