@@ -113,8 +113,8 @@ class DrawingSettings(Settings):
     quality: int = Field(default=90, ge=1, le=100)
     """Of JPEG and WebP; 100 makes WebP lossless."""
     batch_size: int = Field(default=8, ge=1, le=256)
-    """Pictures drawn together; more need more memory. Each is the same in any batch: to the bit on a CPU, but
-    for rounding on a GPU."""
+    """Pictures drawn together; more need more memory. Each is the same in any batch: to the bit on a CPU in
+    fp32, but for rounding elsewhere."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the weights while drawing; fp16 halves the memory on a GPU."""
 
