@@ -167,6 +167,20 @@ def test_a_saver_copies_and_writes_behind(tmp_path: Path) -> None:
     assert state is not None and torch.equal(state[1].read("x"), tensor - 1)
 
 
+def test_a_state_is_written_without_a_copy_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aid.train.saving.free_bytes", lambda: 3e6)
+    tensor, said = torch.arange(1_000_000, dtype=torch.float32), list[str]()
+    with Saver(tmp_path, keep=2, say=said.append) as saver:
+        for step in (1, 2):
+            saver.save(step, {"x": tensor})
+            assert (state := load_state(tmp_path)) and state[0] == step, "written when save returns"
+            tensor += 1
+        assert not saver.copies
+    assert len(said) == 1 and "takes 0.0 GB of memory, 0.0 are free" in said[0]
+
+
 def test_an_error_in_writing_reaches_the_run(tmp_path: Path) -> None:
     (tmp_path / "scratch").write_text("in the way")
     with pytest.raises((FileError, OSError)), Saver(tmp_path, keep=2) as saver:

@@ -58,7 +58,7 @@ def train(
     onwards = f", from step {done + 1:,} on" if done else ""
     bench.progress.say(f"  {title}{onwards}; curve and sample sheets meanwhile: {out}")
     with (
-        Saver(out, settings.keep_states, settings.save_behind, leads) as saver,
+        Saver(out, settings.keep_states, settings.save_behind, leads, bench.progress.say) as saver,
         Ahead(plan) as ahead,
         bench.progress.task(label, plan.steps, "step", done) as tick,
     ):

@@ -1,5 +1,5 @@
 """States saved while training goes on: copied in memory while the next step is computed, written by the same
-second thread."""
+second thread. Where there is no memory for a copy, training stands still meanwhile."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from aid.core.memory import free_bytes
 from aid.sd.file.state import save_state
 
 State = dict[str, Tensor]
@@ -19,10 +20,17 @@ State = dict[str, Tensor]
 class Saver:
     """Writes states into a folder under construction, one at a time, each whole before it is named. The
     newest `keep` stay. An error in writing is raised by the next call or at the end. Where processes train
-    together, one `writes`."""
+    together, one `writes`. `say` hears once that memory is short."""
 
-    def __init__(self, folder: Path, keep: int, behind: bool = True, writes: bool = True) -> None:
-        self.folder, self.keep, self.behind, self.writes = folder, keep, behind, writes
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        behind: bool = True,
+        writes: bool = True,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.folder, self.keep, self.behind, self.writes, self.say = folder, keep, behind, writes, say
         self.thread = ThreadPoolExecutor(1, "save")
         self.copies: State = {}
         self.copying: Future[State] | None = None
@@ -42,7 +50,7 @@ class Saver:
         self.wait()
         if not self.writes:
             return
-        if not self.behind:
+        if not (self.behind and self._has_room(tensors)):
             self._write(step, dict(tensors), also)
             return
         self.copying = self.thread.submit(self._copy, dict(tensors), stream_of(tensors))
@@ -68,6 +76,17 @@ class Saver:
         if also is not None:
             also()
 
+    def _has_room(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether there is memory for a copy, or one already."""
+        if self.copies:
+            return True
+        needed, free = sum(map(copy_bytes, tensors.values())), free_bytes()
+        if needed > free:
+            gigabytes = f"{needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free"
+            self.say(f"  a copy of a state takes {gigabytes}: training stands still while states are written")
+            self.say = lambda _: None
+        return needed <= free
+
     @torch.no_grad()
     def _copy(self, tensors: State, stream: torch.cuda.Stream | None) -> State:
         """Copies into memory that the save before used too: new memory is slower than copying."""
@@ -83,6 +102,11 @@ class Saver:
         if held is not None and (held.shape, held.dtype) == (tensor.shape, tensor.dtype):
             return held
         return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+
+
+def copy_bytes(tensor: Tensor) -> int:
+    """What its copy takes: torch hands out memory from which a GPU reads in powers of two."""
+    return 1 << (tensor.nbytes - 1).bit_length() if tensor.is_cuda and tensor.nbytes else tensor.nbytes
 
 
 def stream_of(tensors: Mapping[str, Tensor]) -> torch.cuda.Stream | None:

@@ -80,7 +80,7 @@ class CommonSettings(LossSettings):
     keep_newest: int = Field(default=0, ge=0)
     """How many of these stay, the newest; 0 keeps all."""
     save_behind: bool = True
-    """Copy a state in memory and write it while training goes on; needs room for one state beside it."""
+    """Copy a state in memory and write it while training goes on. Where memory is short training waits."""
     trouble: Literal["stop", "skip", "roll_back"] = "stop"
     """What a step does whose loss or gradient is no finite number, or whose loss is a spike. `stop` ends the
     run before it, `skip` leaves it out, `roll_back` returns to the newest state and goes on behind it.
