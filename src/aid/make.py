@@ -177,9 +177,11 @@ def explain(where: str, error: ValidationError, model: type[BaseModel]) -> str:
         return f"{where} has no field {field}{hint}"
     if first["type"] == "missing":
         return f"{where} lacks {field}"
+    message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
-        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
-    return f"{where}: {field} is {first['input']!r}: {first['msg']}"
+        return f"{where}: {message}"
+    field = field.removesuffix(".[key]")  # a name in a table
+    return f"{where}: {field} is {first['input']!r}: {message}"
 
 
 def _fields(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:

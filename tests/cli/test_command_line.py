@@ -120,6 +120,7 @@ def test_wrong_words_exit_2(words: list[str], named: str, capsys: pytest.Capture
         (["generate", "x", "--checkpoint", "c", "--set", "steps"], "--set steps"),
         (["prepare", "--pictures", "a=x", "--pictures", "a=y", "--out", "o"], "--pictures"),
         (["prepare", "--pictures", "nowhere", "--out", "o"], "nowhere"),
+        (["prepare", "--pictures", "a:b=x", "--out", "o"], "'a:b': expected up to 64 letters"),
         (["merge", "--models", "base=nowhere.safetensors", "--out", "o"], "nowhere.safetensors"),
         (["styles", "--version", "v9"], "v9"),
     ],

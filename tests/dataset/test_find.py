@@ -83,7 +83,8 @@ def test_credits_are_inherited_and_map_styles(tmp_path: Path) -> None:
 def test_a_flat_folder_is_one_style_but_not_beside_others(tmp_path: Path) -> None:
     put(tmp_path / "a.png")
     assert look(tmp_path).candidates[0].style == "in"
-    assert find(PrepareInputs(pictures={"_any": tmp_path}), PrepareSettings()).candidates[0].style == ""
+    for name, style in (("_any", ""), ("demizu posuka", "demizu posuka")):
+        assert find(PrepareInputs(pictures={name: tmp_path}), PrepareSettings()).candidates[0].style == style
     put(tmp_path / "ask" / "b.png")
     assert reasons(look(tmp_path)) == {"in/a.png": "lies beside style folders, in none of them"}
 
@@ -109,6 +110,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     assert reasons(found) == {
         "in/ask/noend": "is not a picture (no suffix)",
         "in/ask/notes.pdf": "is not a picture (.pdf)",
+        "in/ask/orphan.txt": "is a caption without a picture of its name beside it",
     }
 
 
@@ -205,5 +207,5 @@ def test_inputs_that_can_t_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="both have an input named in"):
         look(tmp_path, **{"in": tmp_path})
     for name in ("a/b", "..", ""):
-        with pytest.raises(ValueError, match="pattern"):
+        with pytest.raises(ValueError, match="expected up to 64 letters"):
             PrepareInputs(pictures={name: tmp_path})

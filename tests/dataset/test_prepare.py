@@ -221,7 +221,7 @@ def test_what_the_report_counts(folder: Path, tmp_path: Path) -> None:
         resolution_px=64, known_tags=("red_hair", "blue hair", "smile", "frown", "rare"), rare_tag_pictures=2
     )
     report = run(folder, tmp_path / "out", settings).report
-    assert report["untagged"] == 2
+    assert report["untagged"] == ["in/beta/beta0.png", "in/beta/wide.png"]
     assert report["unknown_tags"] == {"wronng": 1} and report["rare_tags"] == 2
     assert report["buckets"] == {"64x64": 17}
     assert report["kept_pixels"]["minimum"] == pytest.approx(64 / 150, abs=1e-4)
@@ -247,6 +247,7 @@ def test_a_folder_of_0_times_is_told(folder: Path, tmp_path: Path) -> None:
 def test_odd_file_names_become_plain_ones(folder: Path, tmp_path: Path) -> None:
     name = "..weird\n name, 花 " + "x" * 90 + ".png"
     (folder / "alpha" / "alpha0.png").rename(folder / "alpha" / f"a{name}")
+    (folder / "alpha" / "alpha0.txt").unlink()
     dataset = run(folder, tmp_path / "out")
     [record] = [record for record in dataset.records if "weird" in record.source]
     assert record.source == f"in/alpha/a{name}"

@@ -114,6 +114,23 @@ def test_a_random_seed_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "a random seed can't be drawn again" in capsys.readouterr().err
 
 
+def test_what_is_given_and_not_called_is_told(
+    lively_checkpoint: Path,
+    lora: Path,
+    embedding_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["--checkpoint", lively_checkpoint, "--loras", lora, "--embeddings", embedding_folder]
+    words = ["--out", tmp_path, *SMALL, *given]
+    main(["generate", "red hair", *map(str, words)])
+    told = capsys.readouterr().err
+    assert f"no prompt calls {lora}; write <lora:soft:1>" in told
+    assert f"no prompt names {embedding_folder}; write badv3" in told
+    main(["generate", "red hair <lora:soft:1>", "--negative-prompt", "badv3", *map(str, words)])
+    assert "no prompt" not in capsys.readouterr().err
+
+
 def test_styles_that_the_model_has_never_heard_of_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,7 @@ def summarise(
         "train": sum(record.split == "train" for record in records),
         "held": sum(record.split == "held" for record in records),
         "regularisation": sum(record.regularisation for record in records),
-        "untagged": sum(not record.tags for record in records),
+        "untagged": [record.source for record in records if not record.tags],
         "styles": {style: _style_row(records, style) for style in sorted({r.style for r in records})},
         "buckets": count(f"{record.width}x{record.height}" for record in views),
         "kept_pixels": {"mean": round(fmean(kept), 4), "minimum": round(min(kept), 4)},
@@ -62,7 +62,7 @@ def in_words(report: Mapping[str, Any]) -> Iterator[str]:
     counts = {
         "copies dropped": len(report["duplicates"]),
         "pairs nearly the same": len(report["near_duplicates"]),
-        "pictures without tags": report["untagged"],
+        "pictures without tags": len(report["untagged"]),
         "pictures whose tags are not Unicode": len(report["guessed_encodings"]),
         "unknown tags": len(report["unknown_tags"]),
         "files set aside": len(report["quarantined"]),

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from aid.core.artifact import Inputs, Settings
 
+LONGEST_NAME = 64
 Shape = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]
 Encoding = Literal["cp932", "gb18030", "big5", "euc_kr", "cp1252"]
-InputName = Annotated[str, StringConstraints(pattern=r"^[\w-][\w.-]*$", max_length=64)]
+
+
+def _require_plain(name: str) -> str:
+    if not re.fullmatch(r"[\w-]([\w. -]*[\w.-])?", name) or len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"expected up to {LONGEST_NAME} letters, digits, spaces, dots, hyphens and underscores"
+        )
+    return name
+
+
+InputName = Annotated[str, AfterValidator(_require_plain)]
 
 
 class PrepareInputs(Inputs):
     """Where the pictures are. A name stands first in the `source` of its pictures' records."""
 
     pictures: dict[InputName, Path] = Field(min_length=1)
-    """Name -> folder: one folder a style with pictures and `.txt`/`.caption` tags, or a `manifest.jsonl`."""
+    """Name -> folder: one folder a style with pictures and `.txt`/`.caption` tags, or a `manifest.jsonl`. A
+    folder of pictures alone is one style, called as the name says."""
     regularisation: dict[InputName, Path] = Field(default={})
     """The same, for pictures of what must not be forgotten (replay); none by default."""
     vae: Path | None = None

@@ -206,6 +206,29 @@ def weights_sha256(path: Path) -> str:
     return folder_sha256(path) if path.is_dir() else content_sha256(path)
 
 
-def called_files(adapters: AdapterFolder, names: Iterable[str]) -> list[Path]:
-    """The files of the adapters of these names. Raises FileError for one that isn't there."""
-    return [adapters.load(name).path for name in dict.fromkeys(names)]
+def called_files(material: Material, shots: Iterable[Shot]) -> list[Path]:
+    """The files of the adapters that shots call. Raises FileError for one that isn't there."""
+    if material.adapters is None:
+        return []
+    texts = material.texts()
+    passes = [(shot, second) for shot in shots for second in (False, True)[: 1 + (shot.hires is not None)]]
+    names = (call.name for shot, second in passes for call in texts.words(shot, second).loras)
+    return [material.adapters.load(name).path for name in dict.fromkeys(names)]
+
+
+def tell_uncalled(material: Material, inputs: DrawingInputs, shots: Sequence[Shot], bench: Workbench) -> None:
+    """Say of each adapter or embedding that was given by itself, not in a folder of several or a release's,
+    that no shot calls it."""
+    called = set(called_files(material, shots))
+    for place in inputs.loras:
+        files = AdapterFolder(place).paths
+        if len(files) == 1 and not called & {*files.values()}:
+            call = f"<lora:{next(iter(files))}:1>"
+            bench.progress.say(f"no prompt calls {place}; write {call} to draw with it")
+    release, texts = Release.at(inputs.checkpoint), material.texts()
+    named = {one.name for shot in shots if inputs.embeddings for one in texts.named(shot)}
+    for place in inputs.embeddings:
+        names = [name for name, file in material.paths.items() if place in (file, *file.parents)]
+        own = release is not None and names == [*release.embeddings]
+        if len(names) == 1 and not own and names[0] not in named:
+            bench.progress.say(f"no prompt names {place}; write {names[0]} into one to draw with it")

@@ -16,7 +16,7 @@ from aid.core.shot import Shot, Source
 from aid.core.workbench import Workbench
 from aid.errors import FileError, SettingsError
 from aid.generate.gallery import picture_name, write_gallery
-from aid.generate.material import Material, called_files, load_material, source_of, tell_styles
+from aid.generate.material import Material, called_files, load_material, source_of, tell_styles, tell_uncalled
 from aid.generate.plan import read_shots, shots_of_plan, shots_of_prompt
 from aid.generate.settings import DrawingSettings, GenerateInputs, GenerateSettings
 from aid.sd.drawing.pipeline import draw_batch, plan_batches, steps_of
@@ -34,6 +34,7 @@ def generate(settings: GenerateSettings, inputs: GenerateInputs, out: Path, benc
     material = load_material(settings, inputs, bench)
     shots = choose_shots(settings, inputs, material)
     tell_styles(_styles(settings, shots), inputs.checkpoint, bench)
+    tell_uncalled(material, inputs, shots, bench)
     suffix = SUFFIX[settings.format]
     files = [out / picture_name(index, shot, suffix) for index, shot in enumerate(shots)]
     lineage = under_construction(out).embedded(ancestors=False)
@@ -50,6 +51,7 @@ def one_off(
     material = load_material(settings, inputs, bench)
     shots = choose_shots(settings, inputs, material)
     tell_styles(_styles(settings, shots), inputs.checkpoint, bench)
+    tell_uncalled(material, inputs, shots, bench)
     with _folder_made(folder):
         first, suffix = next_number(folder), SUFFIX[settings.format]
         files = [folder / picture_name(first + index, shot, suffix) for index, shot in enumerate(shots)]
@@ -83,10 +85,7 @@ def narrowed(inputs: GenerateInputs, shots: Sequence[Shot], material: Material) 
     """With the adapters that are called, in place of whole folders of others."""
     if material.adapters is None:
         return inputs
-    texts = material.texts()
-    passes = [(shot, second) for shot in shots for second in (False, True)[: 1 + (shot.hires is not None)]]
-    names = (call.name for shot, second in passes for call in texts.words(shot, second).loras)
-    return inputs.model_copy(update={"loras": tuple(called_files(material.adapters, names))})
+    return inputs.model_copy(update={"loras": tuple(called_files(material, shots))})
 
 
 def choose_shots(settings: GenerateSettings, inputs: GenerateInputs, material: Material) -> list[Shot]:

@@ -128,6 +128,7 @@ class _Shelf:
         tops, files = self._walk(self.root)
         masks = {mask for path in files for mask in mask_files(path)}
         pictures = [path for path in files if path not in masks and self._looks_like_picture(path)]
+        self._quarantine_orphans(files, pictures)
         filled = {path.parts[0] for path in pictures if len(path.parts) > 1}
         for top in tops:
             if top not in filled:
@@ -138,6 +139,13 @@ class _Shelf:
             else:
                 self._declare(self._style(path), path.parent.as_posix())
                 self._take(path, Entry.model_construct(file=str(path)))
+
+    def _quarantine_orphans(self, files: Sequence[Path], pictures: Sequence[Path]) -> None:
+        """Captions without a picture: one that was renamed or lost is not missed otherwise."""
+        described = {path.with_suffix("") for path in pictures}
+        for path in files:
+            if path.suffix.lower() in SIDECAR_SUFFIXES and path.with_suffix("") not in described:
+                self._quarantine(path.as_posix(), "is a caption without a picture of its name beside it")
 
     def _walk(self, folder: Path) -> tuple[list[str], list[Path]]:
         """Names of the folders in `folder`, and every visible file below, relative to the root; sorted."""
