@@ -190,3 +190,26 @@ def test_a_full_memory_is_one_line(
 def test_other_runtime_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         main([*failing(monkeypatch, RuntimeError("a mistake of ours")), "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--resize", "Crop and resize", "--mask-blur-px", "0"],
+         "resize says nothing without --init / mask_blur_px says nothing without --mask"),
+        (["--eta", "0.5", "--schedule", "Karras", "--sampler", "UniPC"],
+         "eta says nothing to UniPC, which has none / schedule says nothing to UniPC, which has a schedule"),
+        (["--quality", "50", "--variation-seed", "3", "--negative-template", "bad, {tags}"],
+         "quality says nothing of a PNG / variation_seed says nothing at a variation_strength of 0 / "
+         "negative_template says nothing without --template"),
+        (["--quality", "50", "--format", "webp", "--eta", "0", "--sampler", "DDIM"], ""),
+        (["--eta", "0.5", "--sampler", "Euler", "--set", "hires.sampler=Euler a"], ""),
+    ],
+)  # fmt: skip
+def test_settings_that_change_no_picture_are_told(
+    words: list[str], told: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path), *SMALL]
+    main(["generate", "red hair", *given, *words])
+    said = " / ".join(line for line in capsys.readouterr().err.splitlines() if "nothing" in line)
+    assert said.startswith(told) and bool(said) == bool(told)

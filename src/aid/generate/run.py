@@ -19,6 +19,7 @@ from aid.generate.gallery import picture_name, write_gallery
 from aid.generate.material import Material, called_files, load_material, source_of, tell_styles, tell_uncalled
 from aid.generate.plan import read_shots, shots_of_plan, shots_of_prompt
 from aid.generate.settings import DrawingSettings, GenerateInputs, GenerateSettings
+from aid.generate.unheeded import unheeded
 from aid.sd.drawing.pipeline import draw_batch, plan_batches, steps_of
 from aid.sd.picture.file import SUFFIX, picture_bytes
 
@@ -33,8 +34,7 @@ def generate(settings: GenerateSettings, inputs: GenerateInputs, out: Path, benc
     """
     material = load_material(settings, inputs, bench)
     shots = choose_shots(settings, inputs, material)
-    tell_styles(_styles(settings, shots), inputs.checkpoint, bench)
-    tell_uncalled(material, inputs, shots, bench)
+    _tell(settings, inputs, material, shots, bench)
     suffix = SUFFIX[settings.format]
     files = [out / picture_name(index, shot, suffix) for index, shot in enumerate(shots)]
     lineage = under_construction(out).embedded(ancestors=False)
@@ -50,8 +50,7 @@ def one_off(
     bench = bench or Workbench()
     material = load_material(settings, inputs, bench)
     shots = choose_shots(settings, inputs, material)
-    tell_styles(_styles(settings, shots), inputs.checkpoint, bench)
-    tell_uncalled(material, inputs, shots, bench)
+    _tell(settings, inputs, material, shots, bench)
     with _folder_made(folder):
         first, suffix = next_number(folder), SUFFIX[settings.format]
         files = [folder / picture_name(first + index, shot, suffix) for index, shot in enumerate(shots)]
@@ -74,6 +73,20 @@ def _folder_made(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # it holds pictures
                 folder.rmdir()
         raise
+
+
+def _tell(
+    settings: GenerateSettings,
+    inputs: GenerateInputs,
+    material: Material,
+    shots: Sequence[Shot],
+    bench: Workbench,
+) -> None:
+    """What is given and won't be seen."""
+    for note in unheeded(settings, inputs):
+        bench.progress.say(note)
+    tell_styles(_styles(settings, shots), inputs.checkpoint, bench)
+    tell_uncalled(material, inputs, shots, bench)
 
 
 def _styles(settings: GenerateSettings, shots: Sequence[Shot]) -> list[str]:
