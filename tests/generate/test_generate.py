@@ -210,7 +210,8 @@ def test_another_vae_is_used_and_named(
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")]
+    ("precision", "dtype"),
+    [("auto", "float32"), ("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")],
 )
 def test_precision_is_the_weights_while_drawing(
     precision: str, dtype: str, lively_checkpoint: Path, tmp_path: Path

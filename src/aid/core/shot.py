@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 NoiseSource = Literal["CPU", "GPU", "NV"]
+DrawingPrecision = Literal["auto", "fp32", "fp16", "bf16"]
 Emphasis = Literal["Original", "No norm", "Ignore", "None", "ComfyUI"]
 MaskedContent = Literal["fill", "original", "latent noise", "latent nothing"]
 MaskArea = Literal["Whole picture", "Only masked"]

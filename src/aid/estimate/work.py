@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aid.core.blocks import BLOCKS, block_range
 from aid.core.gallery import SHOTS_FILE
 from aid.core.shot import Shot
@@ -24,6 +26,7 @@ from aid.generate.grid.layout import plan_grid
 from aid.generate.grid.settings import GridInputs, GridSettings
 from aid.generate.settings import DrawingInputs, DrawingSettings, GenerateInputs, GenerateSettings
 from aid.release.settings import ReleaseInputs, ReleaseSettings
+from aid.sd.file.precision import drawing_type
 from aid.sd.model.blocks import extra_blocks
 from aid.sd.model.cost import DECODED, DRAWN, ENCODED
 from aid.search.settings import SearchInputs, SearchSettings, SheetInputs, SheetSettings
@@ -81,7 +84,9 @@ def _generate(settings: GenerateSettings, inputs: GenerateInputs, scene: Scene) 
     edge = cost.architecture.native_edge_px
     width, height = settings.width or edge, settings.height or edge
     pixels, guided = width * height, 2 if settings.cfg_scale != 1 else 1
-    each, at_once = 4 if settings.precision == "fp32" else 2, min(count, settings.batch_size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    each = drawing_type(settings.precision, device).itemsize
+    at_once = min(count, settings.batch_size)
     decoded = cost.vae_numbers(DECODED, max(pixels, min(at_once * pixels, DECODED_AT_ONCE)))
     drawn = cost.unet_numbers(DRAWN, pixels // 64) * guided * at_once
     return Work(
@@ -89,7 +94,7 @@ def _generate(settings: GenerateSettings, inputs: GenerateInputs, scene: Scene) 
         + (f", {settings.plan.shots_per_style} of each of {len(styles)} styles" if settings.plan else ""),
         Pictures(count, frozenset(styles), pixels=pixels, note=""),
         flops=count * (settings.steps * guided * cost.unet_flops(pixels // 64) + cost.decode_flops(pixels)),
-        number_bytes=each,
+        number_bytes=2 if settings.precision == "auto" else each,
         memory=each * (cost.parameters + max(drawn, decoded)),
         disk=count * pixels * PNG_BYTES,
         notes=(cost.note, known.note),

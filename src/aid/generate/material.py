@@ -11,7 +11,7 @@ import torch
 from aid.core.files import sha256_file
 from aid.core.lineage import content_sha256
 from aid.core.release import MODEL_FILE, Release
-from aid.core.shot import Shot, Source
+from aid.core.shot import DrawingPrecision, Shot, Source
 from aid.core.workbench import Workbench
 from aid.errors import SettingsError
 from aid.generate.settings import DrawingInputs, DrawingSettings
@@ -21,7 +21,7 @@ from aid.sd.drawing.shot_text import Encodings
 from aid.sd.embedding.file import Embedding, load_embedding
 from aid.sd.embedding.folder import embedding_files, load_embeddings
 from aid.sd.file.hashes import hash_file
-from aid.sd.file.precision import PRECISIONS
+from aid.sd.file.precision import drawing_type
 from aid.sd.model.checkpoint import (
     StableDiffusion,
     lay_out,
@@ -139,9 +139,12 @@ def with_vae(material: Material, path: Path | None) -> Material:
     )
 
 
-def load_model(checkpoint: Path, vae: Path | None, precision: str, bench: Workbench) -> StableDiffusion:
+def load_model(
+    checkpoint: Path, vae: Path | None, precision: DrawingPrecision, bench: Workbench
+) -> StableDiffusion:
     """A checkpoint ready to draw with. Raises FileError or ModelError as `load_checkpoint` does."""
-    return lay_out(load_checkpoint(checkpoint, torch_device(bench), PRECISIONS[precision], vae))
+    device = torch_device(bench)
+    return lay_out(load_checkpoint(checkpoint, device, drawing_type(precision, device), vae))
 
 
 def tell_styles(names: Iterable[str], checkpoint: Path, bench: Workbench) -> None:

@@ -8,7 +8,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aid.core.artifact import Inputs, Settings
-from aid.core.shot import Emphasis, Hires, MaskArea, MaskedContent, MaskMode, NoiseSource, ResizeMode, Seed
+from aid.core.shot import (
+    DrawingPrecision,
+    Emphasis,
+    Hires,
+    MaskArea,
+    MaskedContent,
+    MaskMode,
+    NoiseSource,
+    ResizeMode,
+    Seed,
+)
 
 
 class Plan(BaseModel):
@@ -115,8 +125,9 @@ class DrawingSettings(Settings):
     batch_size: int = Field(default=8, ge=1, le=256)
     """Pictures drawn together; more need more memory. Each is the same in any batch: to the bit on a CPU in
     fp32, but for rounding elsewhere."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Of the weights while drawing; fp16 halves the memory on a GPU."""
+    precision: DrawingPrecision = "auto"
+    """Of the weights while drawing: `auto` is fp16 on a GPU, where it is quicker and takes half the memory,
+    and fp32 on a CPU."""
 
 
 class GenerateSettings(DrawingSettings):

@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from aid.core.shot import DrawingPrecision
 from aid.core.workbench import Workbench
 from aid.merge.job import Job, open_job
 from aid.merge.note import Notes
@@ -20,7 +21,7 @@ from aid.merge.recipe.recipe import RANGED, Recipe, adapter_weights
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.merge.streaming.plan import Plan
 from aid.merge.streaming.stream import Output, fill, threads_of
-from aid.sd.file.precision import PRECISIONS
+from aid.sd.file.precision import drawing_type
 from aid.sd.file.tensorfile import DTYPES, Stored
 from aid.sd.model.checkpoint import StableDiffusion, fill_checkpoint
 from aid.sd.model.device import torch_device
@@ -48,7 +49,7 @@ class Blend:
         settings: MergeSettings,
         inputs: MergeInputs,
         bench: Workbench | None = None,
-        precision: str = "fp32",
+        precision: DrawingPrecision = "fp32",
     ) -> None:
         """Raises as `merge` does."""
         bench = bench or Workbench()
@@ -58,7 +59,8 @@ class Blend:
             plan, notes = self._job.planned(settings), _notes(settings)
             stored = {key: _stored(key, one, notes) for key, one in plan.outputs(plan.combinations).items()}
             weights = _weights(self._job, plan, stored)
-            self.model = fill_checkpoint(weights, torch_device(bench), PRECISIONS[precision])
+            device = torch_device(bench)
+            self.model = fill_checkpoint(weights, device, drawing_type(precision, device))
         except BaseException:
             self._files.close()
             raise

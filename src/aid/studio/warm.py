@@ -14,7 +14,8 @@ from aid.core.known_hash import Identity, identity_of
 from aid.core.workbench import Workbench
 from aid.generate.material import Material, load_material, pictures_of, with_vae
 from aid.generate.settings import DrawingInputs, DrawingSettings
-from aid.sd.file.precision import PRECISIONS
+from aid.sd.file.precision import drawing_type
+from aid.sd.model.device import torch_device
 from aid.sd.model.location import resolve_checkpoint
 from aid.sd.model.vae_file import resolve_vae
 from aid.sd.model.weights import open_weights
@@ -72,7 +73,7 @@ class Warm:
         return [kept.material.weights.model for kept in self._kept.values()]
 
     def _load(self, settings: DrawingSettings, inputs: DrawingInputs, vae: Stamp, words: Stamp) -> Kept:
-        size = weight_bytes(inputs.checkpoint, PRECISIONS[settings.precision])
+        size = weight_bytes(inputs.checkpoint, drawing_type(settings.precision, torch_device(self.bench)))
         self._make_room(size)
         return Kept(load_material(settings, inputs, self.bench), size, vae, words)
 
