@@ -295,6 +295,10 @@ def test_refusals_name_what_is_wrong(
         draw(settings(plan=Plan()))
     with pytest.raises(SettingsError, match="both a plan and a list"):
         draw(settings(plan=Plan()), shots=tmp_path, dataset=dataset_folder)
+    with pytest.raises(SettingsError, match=r"^cfg_sigmas are the lower and the higher end"):
+        draw(settings(cfg_sigmas=(5, 1)))
+    with pytest.raises(SettingsError, match="too long for a JPEG"):  # before it draws for an hour
+        draw(settings(prompt="cat, " * 10_000, format="jpeg", steps=1000, width=1024, height=1024))
     with pytest.raises(SettingsError, match="answer to the same name"):
         draw(settings(), embeddings=(embedding_folder, tmp_path / "BadV3.pt"))
     with pytest.raises(FileError, match="empty holds no embedding"):

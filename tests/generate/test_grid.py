@@ -288,7 +288,7 @@ def test_any_field_of_a_shot_is_an_axis(tiny_checkpoint: Path) -> None:
         ({"x": "steps=ten"}, r"steps: 'ten' is no number"),
         ({"x": "steps=0"}, r"steps = '0'.*greater than"),
         ({"x": "seed=-1"}, r"seed = '-1'.*random"),
-        ({"x": "steps"}, r"steps has no values"),
+        ({"x": "steps"}, r"steps has no values; expected whole numbers\. Write steps=VALUE,VALUE"),
         ({"x": "sampler=Eulr a"}, r"'Eulr a' is no sampler.*Did you mean Euler a\?"),
         (
             {"x": "sampler=DPM++ 2M Karras", "y": "schedule=Karras,Exponential"},

@@ -176,7 +176,7 @@ def _unprompted(settings: DrawingSettings, edge_px: int) -> Shot:
     except ValidationError as error:
         first = error.errors()[0]
         raise SettingsError(
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": Value error, ")
         ) from error
 
 

@@ -21,7 +21,8 @@ from aid.generate.plan import read_shots, shots_of_plan, shots_of_prompt
 from aid.generate.settings import DrawingSettings, GenerateInputs, GenerateSettings
 from aid.generate.unheeded import unheeded
 from aid.sd.drawing.pipeline import draw_batch, plan_batches, steps_of
-from aid.sd.picture.file import SUFFIX, picture_bytes
+from aid.sd.picture.file import SUFFIX, picture_bytes, require_room
+from aid.sd.picture.infotext import write_infotext
 
 WRITERS = 4  # of pictures: nothing is drawn beside the last batch's
 
@@ -139,7 +140,10 @@ def draw_missing(
     bench: Workbench,
 ) -> None:
     """Draw the batches of which a picture is missing. Each picture is written as soon as it is whole, while
-    the next batch is drawn."""
+    the next batch is drawn. Raises SettingsError before all for prompts that a JPEG has no room for."""
+    if settings.format == "jpeg":
+        for shot in shots:
+            require_room(settings.format, write_infotext(shot), lineage)
 
     def write(picture: Image.Image, file: Path, parameters: str) -> None:
         content = picture_bytes(picture, parameters, lineage, settings.format, settings.quality)

@@ -143,7 +143,7 @@ def read_axis(text: str, known: Known) -> Axis:
     except SettingsError as error:
         raise SettingsError(f"{found}: {error.found}", error.expected, error.next_step) from error
     if not values:
-        raise SettingsError(f"the axis {found} has no values", kind.about, f"Write {found}=VALUE,VALUE.")
+        raise SettingsError(f"the axis {found} has no values", kind.takes, f"Write {found}=VALUE,VALUE.")
     changed = kind.changes or ((f"replace {values[0][0]!r}",) if found == "replace" else (found,))
     labels = tuple(kind.shown(value) for value in values)
     return Axis(found, labels, tuple(_bind(kind.change, value) for value in values), changed, kind.rank)

@@ -40,7 +40,9 @@ def altered(cell: Cell, **fields: Any) -> Cell:
         shot = Shot.model_validate({**dict(cell.shot), **fields})
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or next(iter(fields))
+        if not first["loc"]:  # it is what goes together, and no value
+            raise SettingsError(first["msg"].removeprefix("Value error, ")) from error
+        field = ".".join(map(str, first["loc"]))
         message = first["msg"][0].lower() + first["msg"][1:]
         raise SettingsError(f"{field} = {str(first['input'])[:80]!r}", message) from error
     return replace(cell, shot=shot)

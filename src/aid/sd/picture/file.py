@@ -28,16 +28,28 @@ def picture_bytes(
     a PNG's text, else in an XMP packet. Raises SettingsError for texts that a JPEG has no room for."""
     if format == "png":
         return png_bytes(picture, parameters, lineage)
-    exif = Image.Exif()
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = UNICODE + parameters.encode(
-        "utf-16-be", "surrogatepass"
-    )
-    told = {"exif": exif.tobytes(), "xmp": xmp_packet(XMP_NAME, lineage) if lineage else b""}
+    require_room(format, parameters, lineage)
+    told = _segments(parameters, lineage)
     stream = io.BytesIO()
     if format == "webp":
         picture.save(stream, "webp", quality=quality, lossless=quality == 100, **told)
         return stream.getvalue()
-    if len(told["exif"]) > LARGEST_EXIF or len(told["xmp"]) > LONGEST:
-        raise SettingsError("the prompts are too long for a JPEG", "about 32,000 characters", "Choose png.")
     picture.save(stream, "jpeg", quality=quality, subsampling=0, **told)
     return stream.getvalue()
+
+
+def require_room(format: Format, parameters: str, lineage: str) -> None:
+    """Raises SettingsError for texts that a JPEG has no room for; other formats have any."""
+    if format != "jpeg":
+        return
+    told = _segments(parameters, lineage)
+    if len(told["exif"]) > LARGEST_EXIF or len(told["xmp"]) > LONGEST:
+        raise SettingsError("the prompts are too long for a JPEG", "about 32,000 characters", "Choose png.")
+
+
+def _segments(parameters: str, lineage: str) -> dict[str, bytes]:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = UNICODE + parameters.encode(
+        "utf-16-be", "surrogatepass"
+    )
+    return {"exif": exif.tobytes(), "xmp": xmp_packet(XMP_NAME, lineage) if lineage else b""}

@@ -141,7 +141,8 @@ def read_fields(prompt: str, negative_prompt: str, fields: Mapping[str, str]) ->
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "something"
         told = f" = {first['input']!r}" if first["loc"] else " else"
-        raise SettingsError(f"the picture's text says {name}{told}", first["msg"]) from error
+        expected = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"the picture's text says {name}{told}", expected) from error
     from aid.sd.sampling.course import AUTOMATIC, well_named
 
     shot = well_named(shot)
