@@ -101,7 +101,7 @@ def test_a_plan_has_a_grid_a_style(lively_checkpoint: Path, dataset_folder: Path
     grids = sorted(path.name for path in out.glob("grid*"))
     assert grids == ["grid-alpha.png", "grid-beta.png", "grid-gamma-ink.png", "grid.png"]
     with Image.open(out / "grid.png") as grid:
-        assert grid.size == (66, 100)
+        assert grid.size == (66, 3 * (32 + 14) + 4), "with the styles' names below"
     rows = [json.loads(line)["shot"] for line in (out / "shots.jsonl").read_text().splitlines()]
     assert [row["style"] for row in rows] == ["alpha", "alpha", "beta", "beta", "gamma (ink)", "gamma (ink)"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tests.interrupting import Interrupting
 
 from aid.core.dataset import Dataset
@@ -207,6 +208,8 @@ def test_sample_sheets_do_not_disturb_the_training(
         QUICK.model_copy(update={"samples": samples}), inputs, tmp_path / "out", Workbench(threads=1)
     )
     assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-000003.png", "step-000006.png"]
+    with Image.open(out / "samples" / "step-000003.png") as sheet:
+        assert sheet.size == (64, 64 + 14), "with the prompt below"
     ours, theirs = read_tensors(out / "model.safetensors"), read_tensors(straight / "model.safetensors")
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 

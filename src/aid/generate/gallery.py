@@ -19,7 +19,7 @@ from aid.core.files import write_lines
 from aid.core.gallery import SHOTS_FILE, Frame
 from aid.core.picture import open_small
 from aid.core.shot import Shot
-from aid.sd.picture.sheet import sheet
+from aid.sd.picture.sheet import captioned, sheet
 
 GRID_PICTURES = 64  # of one grid
 GRID_ROW = 8  # of a style in the grid of all
@@ -42,14 +42,16 @@ def write_gallery(folder: Path, shots: Sequence[Shot], suffix: str = ".png") -> 
         grid(files[:GRID_PICTURES]).save(folder / "grid.png")
         return
     columns = min(GRID_ROW, min(map(len, styles.values())))
-    rows_of_styles = [file for of_style in styles.values() for file in of_style[:columns]]
-    grid(rows_of_styles, columns).save(folder / "grid.png")
+    rows = [(file, style) for style, of_style in styles.items() for file in of_style[:columns]]
+    grid([file for file, _ in rows], columns, [style for _, style in rows]).save(folder / "grid.png")
     for name, of_style in zip(file_names(list(styles)), styles.values(), strict=True):
         grid(of_style[:GRID_PICTURES]).save(folder / f"grid-{name}.png")
 
 
-def grid(files: Sequence[Path], columns: int = 0) -> Image.Image:
-    """Pictures on one sheet of about 4096 pixels an edge at most, made smaller where they must be."""
+def grid(files: Sequence[Path], columns: int = 0, captions: Sequence[str] = ()) -> Image.Image:
+    """Pictures on one sheet of about 4096 pixels an edge at most, made smaller where they must be; each with
+    its caption below, if there are captions."""
     columns = columns or math.ceil(math.sqrt(len(files)))
     edge = max(1, GRID_EDGE_PX // max(columns, math.ceil(len(files) / columns)))
-    return sheet([open_small(file, edge) for file in files], columns)
+    pictures = [open_small(file, edge) for file in files]
+    return sheet([*map(captioned, pictures, captions)] if captions else pictures, columns)

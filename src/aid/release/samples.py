@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from aid.core.gallery import read_gallery
 from aid.core.picture import open_small
 from aid.core.release import OVERVIEW, SAMPLE_FOLDER
 from aid.core.shot import Shot
-from aid.sd.picture.sheet import sheet
+from aid.sd.picture.sheet import captioned, sheet
 
 GAP_PX = 4
 COLUMNS = 4  # of a style's sheet
@@ -69,7 +69,7 @@ def draw_sheets(
         covers[style] = pictures[0]
         sheet(pictures, min(COLUMNS, len(pictures)), GAP_PX).save(out / files[style], optimize=True)
     columns = math.ceil(math.sqrt(len(covers)))
-    overview = sheet([_captioned(picture, style) for style, picture in covers.items()], columns, GAP_PX)
+    overview = sheet([captioned(picture, style) for style, picture in covers.items()], columns, GAP_PX)
     overview.save(folder / f"{OVERVIEW}.png", optimize=True)
     return Sheets(f"{SAMPLE_FOLDER}/{OVERVIEW}.png", {style: files[style] for style in groups})
 
@@ -78,17 +78,3 @@ def _style_of(prompt: str, triggers: Mapping[str, str]) -> str:
     words = {part.strip(" ()[]\n").split(":")[0].casefold() for part in prompt.split(",")}
     named = [style for style, trigger in triggers.items() if trigger.casefold() in words]
     return named[0] if len(named) == 1 else ""
-
-
-def _captioned(picture: Image.Image, style: str) -> Image.Image:
-    """The picture with its style's name below, cut to the picture's width."""
-    size_px = max(10, picture.width // 12)
-    font = ImageFont.load_default(size_px)
-    text = style
-    while text and font.getlength(text) > picture.width:
-        text = text[:-1]
-    card = Image.new("RGB", (picture.width, picture.height + size_px + 4), "white")
-    card.paste(picture)
-    place = ((picture.width - font.getlength(text)) // 2, picture.height)
-    ImageDraw.Draw(card).text(place, text, fill="black", font=font)
-    return card

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int = 0, gap_px: int = 2) -> Image.Image:
@@ -18,3 +18,16 @@ def sheet(pictures: Sequence[Image.Image], columns: int = 0, gap_px: int = 2) ->
         row, column = divmod(index, columns)
         page.paste(picture, (column * (width + gap_px), row * (height + gap_px)))
     return page
+
+
+def captioned(picture: Image.Image, text: str) -> Image.Image:
+    """The picture with a text below, cut to the picture's width."""
+    size_px = max(10, picture.width // 12)
+    font = ImageFont.load_default(size_px)
+    while text and font.getlength(text) > picture.width:
+        text = text[:-1]
+    card = Image.new("RGB", (picture.width, picture.height + size_px + 4), "white")
+    card.paste(picture)
+    place = ((picture.width - font.getlength(text)) // 2, picture.height)
+    ImageDraw.Draw(card).text(place, text, fill="black", font=font)
+    return card

@@ -91,9 +91,9 @@ class Display:
         return Board(self.out, self.log, self.watch.rows if self.watch is not None else [])
 
     def _draw_sheet(self, done: int) -> None:
-        """One sheet, a picture a shot."""
+        """One sheet, a picture a shot, with its style or prompt below."""
         from aid.sd.drawing import pipeline
-        from aid.sd.picture.sheet import sheet
+        from aid.sd.picture.sheet import captioned, sheet
 
         with self.training.whole_to_draw() as averaged:
             pictures = (self.draw or pipeline.draw)(averaged, self.shots) if self.leads else ()
@@ -101,7 +101,9 @@ class Display:
             return
         folder = self.out / SAMPLE_FOLDER
         folder.mkdir(exist_ok=True)
-        sheet(pictures).save(folder / f"step-{done:06d}.png")  # type: ignore[arg-type]
+        told = (shot.style or shot.prompt for shot in self.shots)
+        captions = [captioned(picture, text) for picture, text in zip(pictures, told, strict=True)]  # type: ignore[arg-type]
+        sheet(captions).save(folder / f"step-{done:06d}.png")
         if self.settings.samples.near_copies:
             self.copies = self.copies or Copies(self.plan.dataset)
             write_copies(folder, done, self.shots, self.copies.sources(pictures))  # type: ignore[arg-type]
