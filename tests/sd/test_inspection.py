@@ -314,3 +314,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 def test_an_artifact_folder_is_its_model(family_files: dict[str, Path], tmp_path: Path) -> None:
     shutil.copyfile(family_files["sd1"], tmp_path / "model.safetensors")
     assert inspect(tmp_path, hashes=False).path == tmp_path / "model.safetensors"
+    style = tmp_path / "lora" / "style.safetensors"
+    style.parent.mkdir()
+    write_tensors(style, {"lora_unet_x.lora_down.weight": torch.ones(1, 2)}, {})
+    assert inspect(style.parent).path == style

@@ -86,7 +86,9 @@ def inspect(path: Path, hashes: bool = True) -> Inspection:
     if path.is_dir():
         if is_part(path, "unet") and not (path / MODEL_INDEX).is_file():
             return _inspect_weights(path, *stored_part(path, "unet"), hashes=False)
-        found = resolve_checkpoint(path)
+        files = [*path.glob("*.safetensors")]  # one, if it is an artifact's adapter, embedding or judge
+        alone = len(files) == 1 and not (path / MODEL_INDEX).is_file()
+        found = files[0] if alone else resolve_checkpoint(path)
         return _inspect_folder(path, hashes) if found.is_dir() else inspect(found, hashes)
     if not path.is_file():
         raise FileError(f"{path} does not exist", "a file")
