@@ -26,7 +26,7 @@ from aid.release.facts import Facts
 from aid.release.language import wording
 from aid.release.making import making
 from aid.release.markdown import table
-from aid.release.method import block_text, making_of
+from aid.release.method import block_text, drew_for_embeddings, embedding_steps, making_of
 from aid.release.modelspec import describe_model
 from aid.release.samples import Sample, draw_sheets, group_samples
 from aid.release.usage import use
@@ -122,6 +122,29 @@ def test_a_weighted_merge_is_told_from_its_settings_alone() -> None:
     assert block_text(step.shares["cd"]) == "IN00-IN05 × 0.3, M00"
     assert block_text(step.shares["ab"]) == "BASE, IN00-IN05 × 0.7, IN06-IN11, OUT00-OUT11"
     assert step.sources["models.cd"] == "cdcdcdcdcd"
+
+
+def test_only_what_made_the_weights_is_told_of_their_making() -> None:
+    def ran(verb: str, number: int, **inputs: Node) -> Node:
+        sources = {
+            name.replace("_", "."): Source(sha256="ab" * 32, key=one.key()) for name, one in inputs.items()
+        }
+        nodes.append(Node(verb=verb, settings={"number": number}, inputs=sources))
+        return nodes[-1]
+
+    nodes: list[Node] = []
+    first = ran("train finetune", 1)
+    old = ran("release", 2, checkpoint=first, embeddings_0=ran("train embedding", 3, checkpoint=first))
+    drew = ran("generate", 4, checkpoint=ran("train finetune", 5))
+    style = ran("train finetune", 6, checkpoint=old, dataset=ran("prepare", 7, pictures_fan=drew))
+    bad = ran("prepare", 8, pictures_bad=ran("generate", 9, checkpoint=style))
+    new = ran("train embedding", 10, checkpoint=style, pictures=bad)
+    merged = ran("merge", 11, models_style=style, loras_x=ran("merge extract", 12, tuned=style, origin=first))
+    node = ran("release", 13, checkpoint=merged, embeddings_0=new)
+    lineage = Lineage(key=node.key(), nodes={one.key(): one for one in nodes})
+    assert [step.settings["number"] for step in making_of(lineage, "sd1")] == [1, 6, 11]
+    assert [step.settings["number"] for step in embedding_steps(lineage, "sd1")] == [10]
+    assert drew_for_embeddings(lineage)
 
 
 def test_blocks_of_an_sdxl_merge_end_at_08() -> None:

@@ -113,7 +113,8 @@ def _all_settings(facts: Facts, words: Wording) -> str:
         rows = [
             (f"`{name}`", f"`{json.dumps(value, ensure_ascii=False)}`") for name, value in flat(step.settings)
         ]
-        title = f"`{step.verb}`" + (f" ({step.label})" if step.label else "")
+        name = step.label or (step.settings.get("name") if step.verb == "train embedding" else "")
+        title = f"`{step.verb}`" + (f" ({name})" if name else "")
         parts.append(paragraphs(title, table([words.say("setting"), words.say("value")], rows)))
     return folded(words.say("all_settings"), paragraphs(*parts))
 

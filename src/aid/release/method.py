@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ LINK_WORDS: dict[str, tuple[Any, ...]] = {
     "seed": (None, 0),
 }  # fmt: skip
 """What else is told of a chain's step, and the values that need no telling."""
+MODELS = {"checkpoint", "models", "loras", "vae", "tuned", "origin"}
+"""Inputs whose weights are in the result; what drew the pictures that a model learnt from is none of it."""
 SHORT_HASH = 10  # characters, as A1111 shows a model's hash
 
 
@@ -41,7 +44,7 @@ def making_of(lineage: Lineage, family: str, merge_metadata: str = "") -> tuple[
     `family` is the checkpoint's, and `merge_metadata` its own `aid.merge`, which knows the shares of the last
     merge exactly.
     """
-    steps = _steps(lineage, family, "checkpoint", ("train finetune", "train lora", "merge"))
+    steps = _steps(lineage, family, "checkpoint", MODELS, ("train finetune", "train lora", "merge"))
     exact = _exact_shares(merge_metadata)
     if exact and steps and steps[-1].verb == "merge" and not steps[-1].settings.get("chain"):
         steps[-1] = replace(steps[-1], shares=exact)
@@ -50,14 +53,14 @@ def making_of(lineage: Lineage, family: str, merge_metadata: str = "") -> tuple[
 
 def embedding_steps(lineage: Lineage, family: str) -> tuple[Step, ...]:
     """The trainings of the embeddings that a release's `lineage` takes in."""
-    return tuple(_steps(lineage, family, "embeddings", ("train embedding",)))
+    return tuple(_steps(lineage, family, "embeddings", {"embeddings"}, ("train embedding",)))
 
 
 def drew_for_embeddings(lineage: Lineage) -> bool:
     """Whether an embedding learned from pictures that AID itself drew."""
     return any(
         drawn.verb == "generate"
-        for _, node in _ancestors(lineage, "embeddings")
+        for _, node in _ancestors(lineage, "embeddings", {"embeddings"})
         if node.verb == "train embedding" and "pictures" in node.inputs
         for _, drawn in _behind(lineage, [node.inputs["pictures"]])
     )
@@ -88,7 +91,9 @@ def _number_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
-def _steps(lineage: Lineage, family: str, name: str, verbs: Sequence[str]) -> list[Step]:
+def _steps(
+    lineage: Lineage, family: str, name: str, through: Collection[str], verbs: Sequence[str]
+) -> list[Step]:
     """The runs of some verbs behind the inputs called `name`, oldest first."""
     labels = _labels(lineage)
     own = lineage.node.inputs.get("dataset")
@@ -101,18 +106,25 @@ def _steps(lineage: Lineage, family: str, name: str, verbs: Sequence[str]) -> li
             shares=_shares(node, family),
             is_own=own is not None and _dataset(node) == own.key,
         )
-        for key, node in _ancestors(lineage, name)
+        for key, node in _ancestors(lineage, name, through)
         if node.verb in verbs
     ]
 
 
-def _ancestors(lineage: Lineage, name: str) -> list[tuple[str, Node]]:
-    """The nodes behind the run's inputs called `name` or `name.0`, parents before children, each once."""
-    inputs = lineage.node.inputs.items()
-    return _behind(lineage, [source for input_, source in inputs if input_.split(".")[0] == name])
+def _ancestors(lineage: Lineage, name: str, through: Collection[str]) -> list[tuple[str, Node]]:
+    """The nodes behind the run's inputs called `name` or `name.0`, and behind the inputs of those that are
+    called as `through` says; parents before children, each once."""
+    return _behind(lineage, _inputs(lineage.node, {name}), through)
 
 
-def _behind(lineage: Lineage, sources: Iterable[Source]) -> list[tuple[str, Node]]:
+def _inputs(node: Node, names: Collection[str]) -> list[Source]:
+    return [source for name, source in node.inputs.items() if re.split(r"[./]", name)[0] in names]
+
+
+def _behind(
+    lineage: Lineage, sources: Iterable[Source], through: Collection[str] | None = None
+) -> list[tuple[str, Node]]:
+    """All nodes behind some, or those alone that are reached `through` inputs of these names."""
     ordered: dict[str, Node] = {}
     seen: set[str] = set()
 
@@ -120,7 +132,7 @@ def _behind(lineage: Lineage, sources: Iterable[Source]) -> list[tuple[str, Node
         node = lineage.nodes.get(key)
         if node is not None and key not in seen:
             seen.add(key)
-            for source in node.inputs.values():
+            for source in node.inputs.values() if through is None else _inputs(node, through):
                 visit(source.key)
             ordered[key] = node
 
