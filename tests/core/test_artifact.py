@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import resource
 import shutil
@@ -20,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from pydantic import Field
+from pydantic import Field, ValidationError
 from safetensors.torch import save_file
 
 from aid.cli.lines import Lines
@@ -531,3 +532,14 @@ def test_a_settled_file_is_read_once_and_again_when_it_changes(
     text.write_text("jello")
     os.utime(text, (1, 1))
     assert lineage_of(text).sha256 != before and len(read) == 2
+
+
+def test_numbers_of_settings_are_finite() -> None:
+    """JSON, in which lineages are written, has no others, and no setting means anything by them."""
+
+    class Strong(Settings):
+        strength: float = 1.0
+
+    for odd in (math.inf, -math.inf, math.nan):
+        with pytest.raises(ValidationError, match="finite"):
+            Strong(strength=odd)

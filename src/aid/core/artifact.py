@@ -41,9 +41,10 @@ MANY_NAMES = 5  # files named in an error
 
 
 class Settings(BaseModel):
-    """Base of every verb's settings: frozen, unknown fields refused, fields documented where they stand."""
+    """Base of every verb's settings: frozen, unknown fields refused, numbers finite, fields documented where
+    they stand."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def course(self) -> dict[str, Any]:
         """Those that decide what is made: unfinished work goes on where they are the same."""
