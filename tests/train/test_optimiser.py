@@ -100,9 +100,26 @@ def test_a_missing_library_is_named_with_the_command(monkeypatch: pytest.MonkeyP
         made("lion", weights())
 
 
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("option", ["speed", "lr"])
+def test_an_option_that_would_do_nothing_is_refused(name: str, option: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} has no option {option}; expected .*weight_decay"):
+        made(name, weights(), optimiser_options={option: 2.0})
+
+
+def test_adafactor_by_the_rate_has_momentum_only_where_betas_are_given() -> None:
+    for betas, moments in ((None, set()), ((0.9, 0.999), {"exp_avg"})):
+        parameters = weights()
+        optimiser = made("adafactor_absolute", parameters, betas=betas)
+        learn(optimiser, parameters, range(2))
+        assert optimiser.state[parameters[0]].keys() & {"exp_avg"} == moments
+
+
 def test_options_reach_the_optimiser_and_wrong_ones_are_refused() -> None:
     assert made("adamw", weights(), optimiser_options={"eps": 1e-6}).param_groups[0]["eps"] == 1e-6
     with pytest.raises(SettingsError, match="adamw refuses its options"):
-        made("adamw", weights(), optimiser_options={"speed": 2.0})
+        made("adamw", weights(), optimiser_options={"eps": -1.0})
+    careful = made("prodigy", weights(), optimiser_options={"safeguard_warmup": True})
+    assert careful.param_groups[0]["safeguard_warmup"] is True
     with pytest.raises(ValueError, match="set `ema` to 0"):
         FinetuneSettings(steps=1, optimiser="schedule_free")

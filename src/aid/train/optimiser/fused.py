@@ -32,12 +32,18 @@ class FusedAdamW(torch.optim.AdamW):
     type and device each tensor is; that is known here if all are alike, `plain`. `scale` is then what a step
     multiplies its gradients by."""
 
-    def __init__(self, params: Iterable[dict[str, Any]], **words: Any) -> None:
-        super().__init__(params, fused=True, **words)
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, fused=True)
         weights = [weight for group in self.param_groups for weight in group["params"]]
         alike = len({(type(weight), weight.dtype, weight.device) for weight in weights}) == 1
-        usual = not any(group["amsgrad"] or group["maximize"] for group in self.param_groups)
-        self.plain = alike and usual and not hasattr(weights[0], "device_mesh")
+        self.plain = alike and not hasattr(weights[0], "device_mesh")
         self.kernel = find_kernel() if self.plain and _is_known(weights[0]) else None
         self.scale = 1.0
         self.lain: dict[tuple[int, ...], Lain] = {}  # by their ids

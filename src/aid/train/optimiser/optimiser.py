@@ -6,6 +6,7 @@ torch's own need nothing more; bitsandbytes' and pytorch-optimizer's are importe
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,59 +25,58 @@ from aid.train.optimiser.rounding import RoundedAdamW
 from aid.train.settings import TrainingSettings
 
 PLAIN = "optimiser.plain"  # all that is no tensor, as JSON in bytes
+NO_OPTIONS = {"params", "lr", "seed", "args"}  # rates and seed are settings of their own
+NUMBER = (bool, int, float, type(None))
 Words = dict[str, Any]
-Make = Callable[[list[Words], Words], Optimizer]
+Kind = Callable[..., Optimizer]
 
 
-def adamw(groups: list[Words], words: Words) -> Optimizer:
+def adamw() -> Kind:
     """See aid.train.optimiser.fused."""
-    return FusedAdamW(groups, **words)
+    return FusedAdamW
 
 
-def adamw_bf16(groups: list[Words], words: Words) -> Optimizer:
+def adamw_bf16() -> Kind:
     """AdamW in bfloat16 with random rounding: see aid.train.optimiser.rounding."""
-    return RoundedAdamW(groups, **words)
+    return RoundedAdamW
 
 
-def adafactor(groups: list[Words], words: Words) -> Optimizer:
+def adafactor() -> Kind:
     """Shazeer & Stern 2018: steps as large as the weights they change."""
-    words.pop("betas", None)
-    return torch.optim.Adafactor(groups, **words)
+    return torch.optim.Adafactor
 
 
-def adafactor_absolute(groups: list[Words], words: Words) -> Optimizer:
-    """Adafactor whose steps are the rate, as AIDXL's config has it."""
-    words.pop("betas", None)
-    fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-    made: Optimizer = _library("pytorch_optimizer").AdaFactor(groups, **fixed, **words)
+def adafactor_absolute() -> Kind:
+    """Adafactor whose steps are the rate, as AIDXL's config has it, and without momentum."""
+    made: Kind = _library("pytorch_optimizer").AdaFactor
     return made
 
 
-def adamw_8bit(groups: list[Words], words: Words) -> Optimizer:
+def adamw_8bit() -> Kind:
     """Dettmers et al. 2021."""
-    made: Optimizer = _library("bitsandbytes").optim.AdamW8bit(groups, **words)
+    made: Kind = _library("bitsandbytes").optim.AdamW8bit
     return made
 
 
-def lion(groups: list[Words], words: Words) -> Optimizer:
+def lion() -> Kind:
     """Chen et al. 2023."""
-    made: Optimizer = _library("pytorch_optimizer").Lion(groups, **words)
+    made: Kind = _library("pytorch_optimizer").Lion
     return made
 
 
-def prodigy(groups: list[Words], words: Words) -> Optimizer:
+def prodigy() -> Kind:
     """Mishchenko & Defazio 2023: rates are factors, 1 for what it finds. It knows the first group's alone."""
-    made: Optimizer = _library("pytorch_optimizer").Prodigy(groups, **words)
+    made: Kind = _library("pytorch_optimizer").Prodigy
     return made
 
 
-def schedule_free(groups: list[Words], words: Words) -> Optimizer:
+def schedule_free() -> Kind:
     """Defazio et al. 2024."""
-    made: Optimizer = _library("pytorch_optimizer").ScheduleFreeAdamW(groups, **words)
+    made: Kind = _library("pytorch_optimizer").ScheduleFreeAdamW
     return made
 
 
-OPTIMISERS: dict[str, Make] = {
+OPTIMISERS: dict[str, Callable[[], Kind]] = {
     "adamw": adamw,
     "adamw_8bit": adamw_8bit,
     "adamw_bf16": adamw_bf16,
@@ -86,21 +86,43 @@ OPTIMISERS: dict[str, Make] = {
     "prodigy": prodigy,
     "schedule_free": schedule_free,
 }
+OWN_WORDS: dict[str, Words] = {
+    "adafactor_absolute": {
+        "scale_parameter": False, "relative_step": False, "warmup_init": False, "betas": (None, 0.999),
+    }
+}  # fmt: skip
 PACKAGES = {"pytorch_optimizer": "pytorch-optimizer", "bitsandbytes": "bitsandbytes"}
 
 
 def create_optimiser(groups: Sequence[Group], settings: TrainingSettings) -> Optimizer:
     """Raises SettingsError for a library that isn't there and for options that it doesn't know."""
-    words: Words = {"weight_decay": settings.weight_decay, **settings.optimiser_options}
+    kind = OPTIMISERS[settings.optimiser]()
+    given: Words = {"weight_decay": settings.weight_decay, **settings.optimiser_options}
     if settings.betas is not None:
-        words["betas"] = settings.betas
+        given["betas"] = settings.betas
+    words = {**OWN_WORDS.get(settings.optimiser, {}), **known(given, kind, settings.optimiser)}
     if settings.optimiser == "adamw_bf16":
         words["seed"] = settings.seed
     tables = [{"params": group.parameters, "lr": group.rate} for group in groups]
     try:
-        return OPTIMISERS[settings.optimiser](tables, words)
-    except (TypeError, ValueError) as error:
+        return kind(tables, **words)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise SettingsError(f"{settings.optimiser} refuses its options: {error}") from error
+
+
+def known(given: Words, kind: Kind, name: str) -> Words:
+    """Options as `kind` takes them, switches as such. Raises SettingsError for one that it doesn't have or
+    that is no number: some libraries let any name pass, and do nothing."""
+    usual = {
+        option: one.default
+        for option, one in inspect.signature(kind).parameters.items()
+        if option not in NO_OPTIONS and (option == "betas" or isinstance(one.default, NUMBER))
+    }
+    if unknown := sorted(given.keys() - usual.keys()):
+        raise SettingsError(f"{name} has no option {', '.join(unknown)}", ", ".join(usual))
+    return {
+        option: bool(value) if isinstance(usual[option], bool) else value for option, value in given.items()
+    }
 
 
 def _library(name: str) -> Any:
