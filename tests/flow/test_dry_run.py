@@ -22,7 +22,7 @@ from aid.sd.model.architecture import SD1, TINY, Architecture
 from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint
 from aid.sd.model.cost import COSTS, FROZEN, TRAINED, Cost, read_cost
 from aid.train.profile import PROFILES, Profile
-from aid.train.settings import FinetuneInputs, FinetuneSettings
+from aid.train.settings import FinetuneInputs, FinetuneSettings, LoraInputs, LoraSettings
 
 AID_V1 = Path(__file__).parents[2] / "recipes" / "aid-v1.toml"
 AID_XL = AID_V1.with_name("aid-xl.toml")
@@ -214,3 +214,21 @@ def test_a_memory_profile_fits_what_it_is_named_after(name: Profile) -> None:
     peak = (RUNTIME_BYTES + WORK["train finetune"](settings, inputs, scene).memory) / 1e9
     room = int(name.removeprefix("sdxl-").removesuffix("gb"))
     assert room / 3 < peak < 0.97 * room
+
+
+@pytest.mark.parametrize("verb", ["train finetune", "train lora"])
+def test_what_is_trained_is_counted_part_by_part(verb: str) -> None:
+    """SDXL's encoders may have rates of their own."""
+    full = verb == "train finetune"
+    kind, asked = (FinetuneSettings, FinetuneInputs) if full else (LoraSettings, LoraInputs)
+    model, made = Path("model"), Path("dataset")
+    scene = Scene({made: "data", model: "model"}, {made: Pictures(), model: COSTS["sdxl"]})
+
+    def trained(**rates: float) -> float:
+        settings = kind(steps=1, unet_rate=0.0, **rates)
+        sizes = WORK[verb](settings, asked(checkpoint=model, dataset=made), scene).sizes
+        return float(sizes.split(", ")[1].split(" of ")[0].replace(",", ""))
+
+    first, second = trained(text_rate=1e-4, text_2_rate=0.0), trained(text_rate=0.0, text_2_rate=1e-4)
+    assert 0 < first < second
+    assert near(first + second, trained(text_rate=1e-4), 0.001)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from aid.estimate.scene import Pictures, Scene, Work, many
 from aid.sd.adapter.target import kohya_targets, skeleton
 from aid.sd.model.cost import FROZEN, RECOMPUTED, TRAINED, Cost
+from aid.train.optimiser.group import part_rates
 from aid.train.optimiser.in_backward import TOGETHER
 from aid.train.optimiser.rounding import PIECE_NUMBERS
 from aid.train.settings import (
@@ -42,19 +43,20 @@ COPY_BYTES = 2  # a trained parameter's copy under bf16
 
 def finetune_work(settings: FinetuneSettings, inputs: FinetuneInputs, scene: Scene) -> Work:
     cost = scene.cost(inputs.checkpoint)
-    trained = cost.unet * (settings.unet_rate > 0) + cost.text * (settings.text_rate > 0)
+    rates = part_rates(settings)
+    trained = sum(count for part, count in cost.learners.items() if rates[part][0] > 0)
     frozen = _number_bytes(settings) * (cost.unet + cost.text - trained)
     return _style(settings, inputs, scene, cost, trained, cost.parameters, frozen)
 
 
 def lora_work(settings: LoraSettings, inputs: LoraInputs, scene: Scene) -> Work:
     cost = scene.cost(inputs.checkpoint)
-    trained = 0
+    trained, rates = 0, part_rates(settings)
     for target in kohya_targets(skeleton(cost.architecture), settings.conv_rank > 0).values():
         wide = len(target.shape) == 4 and target.shape[2:] != (1, 1)
         rank = settings.conv_rank if wide else settings.rank
-        rate = settings.unet_rate if target.part == "unet" else settings.text_rate
-        trained += rank * (target.shape[0] + math.prod(target.shape[1:])) * (rate > 0)
+        numbers = rank * (target.shape[0] + math.prod(target.shape[1:]))
+        trained += numbers * (rates[target.part][0] > 0)
     work = _style(settings, inputs, scene, cost, trained, trained, _frozen_bytes(settings, cost))
     return replace(work, made=None, memory=BETWEEN * work.memory + 4 * trained)
 

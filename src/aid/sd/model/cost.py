@@ -17,7 +17,7 @@ from aid.errors import AidError
 from aid.sd.file.tensorfile import is_pickle, read_header
 from aid.sd.model.architecture import FAMILY_NAMES, REAL, SD1, SD2, SDXL, Architecture, Family
 from aid.sd.model.detection import detect
-from aid.sd.model.layouts import TEXT_ROOT, UNET, VAE, modern_key
+from aid.sd.model.layouts import TEXT_2, TEXT_ROOT, UNET, VAE, modern_key
 
 PASS: dict[Family, tuple[float, float, float]] = {
     "sd1": (3.01e9, 1.655e8, 7.3e3),
@@ -41,12 +41,20 @@ class Cost:
     unet: int = 859_520_964
     text: int = 123_060_480
     vae: int = 83_653_863
+    text_2: int = 0
+    """Those of `text` that are in SDXL's second encoder."""
     note: str = ""
     """What had to be assumed."""
 
     @property
     def parameters(self) -> int:
         return self.unet + self.text + self.vae
+
+    @property
+    def learners(self) -> dict[str, int]:
+        """Parameters of each part that can be trained."""
+        first = self.text - self.text_2
+        return {"unet": self.unet, "text_encoder": first, "text_encoder_2": self.text_2}
 
     @property
     def words(self) -> int:
@@ -98,7 +106,7 @@ class Cost:
 COSTS: dict[Family, Cost] = {
     "sd1": Cost(),
     "sd2": Cost(SD2, unet=865_910_724, text=340_387_840),
-    "sdxl": Cost(SDXL, unet=2_567_463_684, text=817_720_320),
+    "sdxl": Cost(SDXL, unet=2_567_463_684, text=817_720_320, text_2=694_659_840),
 }
 """Of the released models."""
 
@@ -122,9 +130,9 @@ def read_cost(path: Path, instead: Cost = COSTS["sd1"]) -> Cost:
     except AidError as error:
         return Cost(note=str(error))
     counts = {key: math.prod(info.shape) for key, info in tensors.items() if info.dtype.is_floating_point}
-    prefixes = UNET, TEXT_ROOT[architecture.family], VAE
-    unet, text, vae = (_under(prefix, counts) for prefix in prefixes)
-    return Cost(architecture, unet, text, vae)
+    prefixes = UNET, TEXT_ROOT[architecture.family], VAE, TEXT_2
+    unet, text, vae, text_2 = (_under(prefix, counts) for prefix in prefixes)
+    return Cost(architecture, unet, text, vae, text_2)
 
 
 def _under(prefix: str, counts: Mapping[str, int]) -> int:
