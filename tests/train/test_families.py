@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.interrupting import Interrupting
 from aid.core.workbench import Workbench
 from aid.dataset.run import prepare
 from aid.dataset.settings import PrepareInputs, PrepareSettings
-from aid.errors import ModelError
+from aid.errors import ModelError, SettingsError
 from aid.sd.embedding.file import load_embedding
 from aid.sd.file.tensorfile import read_tensors
 from aid.sd.model.architecture import TINY_SD2, TINY_SDXL
@@ -22,8 +23,15 @@ from aid.sd.model.blocks import block_of
 from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
 from aid.sd.prompt.text import encode_prompts
 from aid.train.embedding import embedding
+from aid.train.lora import lora
 from aid.train.run import finetune
-from aid.train.settings import EmbeddingInputs, EmbeddingSettings, FinetuneInputs
+from aid.train.settings import (
+    EmbeddingInputs,
+    EmbeddingSettings,
+    FinetuneInputs,
+    LoraInputs,
+    LoraSettings,
+)
 from aid.train.step.condition import encode_captions
 
 FAMILIES = {"sd2": TINY_SD2, "sdxl": TINY_SDXL}
@@ -92,6 +100,29 @@ def test_sdxls_encoders_have_rates_and_stops_of_their_own(
         if "embedders" in key:
             assert torch.equal(ours[key], theirs[key]), key
     assert any(not torch.equal(ours[key], theirs[key]) for key in ours if "diffusion_model" in key)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "told"),
+    [
+        ("sdxl", {"clip_skip": 2}, "clip_skip is 2, and SDXL has none"),
+        ("sd2", {"text_2_rate": 1e-3}, "text_2_rate is 0.001, and SD2 has one text encoder"),
+        ("sd2", {"text_2_stop": 1}, "text_2_stop is 1, and SD2 has one text encoder"),
+        ("sd2", {"unet_stop": 2, "text_stop": 1}, "stands still after step 2 of 3; expected 2 steps"),
+        ("sdxl", {"text_rate": 0.0, "text_2_rate": 0.0, "unet_stop": 1}, "stands still after step 1 of 3"),
+        ("sd2", {"samples": {"every": 2}}, "sheets of nothing; expected samples.prompts"),
+        ("sd2", {"samples": {"every": 2, "prompts": ["a, <lora:b:1>"]}}, "calls a LoRA: a, <lora:b:1>"),
+        ("sd2", {"optimiser": "adafactor", "betas": (0.9, 0.99)}, "adafactor has no option betas"),
+    ],
+)
+def test_what_would_do_nothing_is_refused_before_the_first_step(
+    bases: Mapping[str, Path], dataset: Path, tmp_path: Path, family: str, change: Any, told: str
+) -> None:
+    settings = LoraSettings(steps=3, batch_size=3, regularisation_share=0.34, **change)
+    inputs = LoraInputs(checkpoint=bases[family], dataset=dataset)
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        lora(settings, inputs, tmp_path / "out", Workbench(threads=1, progress=Interrupting(1)))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_blocks_have_rates_of_their_own(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:

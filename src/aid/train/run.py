@@ -20,7 +20,7 @@ from aid.sd.model.device import torch_device
 from aid.sd.prompt.text import Conditioning
 from aid.train.lightness import trained_types
 from aid.train.loop import kept_for_states, train
-from aid.train.optimiser.group import Trained, grouped, part_rates, weights_of
+from aid.train.optimiser.group import Group, Trained, grouped, part_rates, weights_of
 from aid.train.optimiser.optimiser import create_optimiser
 from aid.train.settings import FinetuneInputs, FinetuneSettings, TrainingSettings
 from aid.train.step.caption import come_again
@@ -60,6 +60,7 @@ def style_training(
     require_whole(settings, team)
     make_ready(model, settings, team)
     groups = grouped(trained, settings)
+    require_learning(groups, steps)
     weighted, words = settings.caption.weighted, (settings.caption.windows, settings.clip_skip)
 
     def encode(captions: Sequence[str]) -> Conditioning:
@@ -82,6 +83,16 @@ def style_training(
         fused_backward=settings.fused_backward,
         team=team,
     )
+
+
+def require_learning(groups: Sequence[Group], steps: int) -> None:
+    """Raises SettingsError for a run at whose end nothing learns any more."""
+    if not any(group.at_work(steps - 1) for group in groups):
+        last = max(group.stop for group in groups)
+        raise SettingsError(
+            f"all that is trained stands still after step {last} of {steps}",
+            f"{last} steps, or a later unet_stop or text_stop",
+        )
 
 
 def require_whole(settings: TrainingSettings, team: Team) -> None:

@@ -66,7 +66,8 @@ class CommonSettings(LossSettings):
     gradient_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0 leaves them."""
     clip_skip: int = Field(default=1, ge=1, le=12)
-    """1 trains on the text encoder's last layer, as the card's later versions do. SD2 and SDXL have none."""
+    """1 trains on the text encoder's last layer, as the card's later versions do. SD2 and SDXL have none, and
+    1 here."""
     samples: SampleSettings = SampleSettings()
     tensorboard: bool = False
     """Write events for TensorBoard, into the folder `tensorboard`; its library must be installed."""
@@ -122,7 +123,7 @@ class TrainingSettings(CommonSettings):
     text_rate: float = Field(default=2e-6, ge=0)
     """Learning rate of the text encoder; 0 freezes it."""
     text_2_rate: float | None = Field(default=None, ge=0)
-    """Learning rate of SDXL's second text encoder; left out, that of the first."""
+    """Learning rate of SDXL's second text encoder; left out, that of the first. Others have none."""
     unet_stop: int = Field(default=0, ge=0)
     """Step after which the U-Net stands still; 0 is never."""
     text_stop: int = Field(default=0, ge=0)
@@ -152,7 +153,8 @@ class TrainingSettings(CommonSettings):
     weight_decay: float = Field(default=1e-2, ge=0)
     """Decoupled decay of the weights (Loshchilov & Hutter 2017)."""
     betas: tuple[float, float] | None = None
-    """Decay of the optimiser's moments; left out, its library's own, for AdamW 0.9 and 0.999."""
+    """Decay of the optimiser's moments; left out, its library's own, for AdamW 0.9 and 0.999. `adafactor` has
+    none, `adafactor_absolute` a first one, momentum, only where it is given."""
     ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the averaged weights that are saved; it warms up as (1+n)/(10+n). 0 saves the last weights."""
     caption: CaptionSettings = CaptionSettings()

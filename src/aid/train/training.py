@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-from aid.errors import ModelError
+from aid.errors import ModelError, SettingsError
 from aid.sd.drawing.recording import forget
 from aid.sd.file.state import laid_like
 from aid.sd.file.tensorfile import Header
+from aid.sd.model.architecture import FAMILY_NAMES, Architecture
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.sd.model.device import sent, strictly_same_bits
 from aid.sd.model.learning import Learning
@@ -227,8 +228,10 @@ class Training:
 def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = ALONE) -> None:
     """Freeze all of a model, and lay it out for training; what is trained is thawed step by step.
 
-    Raises ModelError for an inpainting model, which would have to be shown masks.
+    Raises ModelError for an inpainting model, which would have to be shown masks, and SettingsError for
+    settings of what the model doesn't have.
     """
+    require_heard(settings, model.architecture)
     if model.architecture.inpaints:
         raise ModelError(f"{model.path} is an inpainting model", "for training, one that draws from noise")
     for module in model.modules():
@@ -240,6 +243,19 @@ def make_ready(model: StableDiffusion, settings: CommonSettings, team: Team = AL
         model.unet.to(memory_format=torch.channels_last)
     if settings.checkpointing:
         model.unet.train().enable_gradient_checkpointing(recompute)
+
+
+def require_heard(settings: CommonSettings, architecture: Architecture) -> None:
+    """Raises SettingsError for settings that would do nothing, as this family has not what they are of."""
+    name = FAMILY_NAMES[architecture.family]
+    if settings.clip_skip > 1 and not architecture.has_clip_skip:
+        found = f"clip_skip is {settings.clip_skip}, and {name} has none: it ends at its last layer but one"
+        raise SettingsError(found, "clip_skip = 1")
+    for option in ("text_2_rate", "text_2_stop"):
+        value = getattr(settings, option, None)
+        if value is not None and not architecture.text_2_width:
+            found = f"{option} is {value:g}, and {name} has one text encoder"
+            raise SettingsError(found, f"{option.replace('_2', '')} alone")
 
 
 def recompute(layer: Callable[..., Any], *inputs: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from aid.core.dataset import Dataset
 from aid.core.shot import Shot
 from aid.errors import SettingsError
+from aid.sd.prompt.adapter_call import extract_loras
 from aid.sd.prompt.prompt import escape
 from aid.train.settings import CommonSettings
 from aid.train.tables import ALL_STYLES
@@ -14,13 +15,19 @@ from aid.train.tables import ALL_STYLES
 
 def sample_shots(settings: CommonSettings, dataset: Dataset, edge_px: int) -> list[Shot]:
     """The sheets' shots, seeds 0, 1, 2, ...: the prompts given, then each chosen style's. `edge_px` is the
-    size where the settings name none."""
+    size where the settings name none. Raises SettingsError where there is nothing to draw, and for a prompt
+    that calls a LoRA: a sheet shows what is trained."""
     samples = settings.samples
     chosen = dataset.styles() if ALL_STYLES in samples.styles else samples.styles
     asked = [
         *(("", prompt) for prompt in samples.prompts),
         *style_prompts(dataset, chosen, samples.per_style),
     ]
+    if not asked:
+        raise SettingsError("samples.every asks for sheets of nothing", "samples.prompts or samples.styles")
+    for _, prompt in asked:
+        if extract_loras(prompt)[1]:
+            raise SettingsError(f"a sheet's prompt calls a LoRA: {prompt}", "prompts without `<lora:...>`")
     return [sample_shot(*one, seed, settings, edge_px) for seed, one in enumerate(asked)]
 
 
