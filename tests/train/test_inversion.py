@@ -96,3 +96,10 @@ def test_rates_in_steps_are_followed_and_tags_vary(
     tags = [tuple(one.split(", ")[1:]) for step in captions for one in step]
     assert {len(one) for one in tags} == {0, 1, 2}
     assert {one for one in tags if len(one) == 2} >= {("red hair", "smile"), ("smile", "red hair")}
+
+
+def test_regularisation_pictures_teach_no_word(inputs: EmbeddingInputs) -> None:
+    dataset = Dataset(inputs.pictures)
+    assert any(record.regularisation for record in dataset.split("train"))
+    order = plan_word(dataset, QUICK, 1.0).order
+    assert not any(record.regularisation for step in range(20) for record in order.batch(step))

@@ -119,8 +119,9 @@ def rate_course(settings: EmbeddingSettings, steps: int) -> Factor:
 
 
 def plan_word(dataset: Dataset, settings: EmbeddingSettings, scale: float) -> Plan:
-    """Every picture with one of the templates."""
-    order = Order(dataset.split("train"), settings.batch_size, settings.seed)
+    """Every picture with one of the templates, but those of regularisation: the word isn't theirs."""
+    records = [record for record in dataset.split("train") if not record.regularisation]
+    order = Order(records, settings.batch_size, settings.seed)
 
     def write(records: Sequence[Record], index: int) -> list[str]:
         chance = random.Random(f"{settings.seed}/template/{index}")

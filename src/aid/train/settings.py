@@ -344,4 +344,4 @@ class EmbeddingInputs(Inputs):
     checkpoint: Path
     """The model it is for; frozen."""
     pictures: Path
-    """A Dataset with cached latents: here the bad pictures."""
+    """A Dataset with cached latents: here the bad pictures. Those of regularisation are left out."""
