@@ -11,7 +11,9 @@ import pytest
 from drawn_world import BENCH, EDGE_PX, STYLES, Change, build_gallery, draw, tags_of
 from PIL import Image, ImageFilter
 
+from aid.cli.lines import Lines
 from aid.core.report import Report
+from aid.core.workbench import Workbench
 from aid.errors import ArtifactError, PictureError
 from aid.evaluate.compare import Comparison
 from aid.evaluate.run import evaluate
@@ -71,9 +73,15 @@ def test_real_pictures_score_as_high_as_the_ceiling_and_show_no_artefacts(
     assert all(row.ceiling is not None and row.score.count == 18 for row in report.styles)
 
 
-def test_the_report_is_readable_and_the_pictures_are_listed(judging: Judging, tmp_path: Path) -> None:
-    out = judging(build_gallery(tmp_path / "real"), title="Real ones")
+def test_the_report_is_readable_and_the_pictures_are_listed(
+    arbiter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = EvaluateInputs(gallery=build_gallery(tmp_path / "real"), judge=arbiter)
+    bench = Workbench("cpu", 1, Lines())
+    out = evaluate(EvaluateSettings(title="Real ones"), inputs, tmp_path / "report", bench)
     report = Report.read(out)
+    style, told = report.scores["style"].value, capsys.readouterr().err
+    assert f"  style {style:.1%} (real pictures {report.ceilings['style'].value:.1%}), near_copies " in told
     text = (out / "report.md").read_text()
     assert text.startswith("# Real ones\n")
     assert f"| hair | {report.scores['hair'].value:.1%} |" in text

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tests.interrupting import Interrupting
 
+from aid.cli.lines import Lines
 from aid.core.artifact import SCRATCH
 from aid.core.files import write_lines
 from aid.core.lineage import read_lineage
@@ -99,12 +100,17 @@ def test_the_seed_decides(dataset: Path, tmp_path: Path) -> None:
     assert not torch.equal(one["network.head.weight"], two["network.head.weight"])
 
 
-def test_groups_can_be_given_and_more_pictures_added(dataset: Path, tmp_path: Path) -> None:
+def test_groups_can_be_given_and_more_pictures_added(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = SHORT.model_copy(update={"epochs": 1, "groups": {"colour": HAIR}, "tags": ("smile",)})
     inputs = JudgeInputs(dataset=dataset, extra={"more": dataset})
-    card = card_of(judge(settings, inputs, tmp_path / "out", BENCH))
+    card = card_of(judge(settings, inputs, tmp_path / "out", Workbench("cpu", 1, Lines())))
     assert list(card.examined.ceilings) == ["style", "colour", "smile", "without smile"]
     assert card.train_pictures == 216
+    right, told = card.examined.ceilings, capsys.readouterr().err
+    assert f"real pictures: style {right['style'].value:.1%}, colour {right['colour'].value:.1%}\n" in told
+    assert ("its word on styles says little" in told) == (right["style"].value < 0.5)
 
 
 def test_pictures_of_no_style_teach_tags_alone(dataset: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from aid.evaluate.training import Lessons, answer_sheet, train
 from aid.judging.artefact import fit, trace
 from aid.judging.examination import Card, examine
 from aid.judging.judge import CARD_FILE, NETWORK, WEIGHTS_FILE, look
-from aid.judging.panel import Asked, Panel, assemble, derive
+from aid.judging.panel import STYLE, Asked, Panel, assemble, derive
 from aid.judging.picture import read_views
 from aid.sd.file.tensorfile import write_tensors
+
+LITTLE = 0.5  # of the held-out pictures, below which a person is warned
 
 
 @verb("judge", resumable=True)
@@ -55,10 +57,22 @@ def judge(settings: JudgeSettings, inputs: JudgeInputs, out: Path, bench: Workbe
         near_copies=proportion(int(near.sum()), len(near)),
         examined=examine(panel, exam.asked, seen),
     )
+    for line in in_words(card):
+        bench.progress.say(f"  {line}")
     weights = {NETWORK + name: tensor for name, tensor in network.state_dict().items()}
     metadata = {METADATA_KEY: under_construction(out).embedded()}
     write_tensors(out / WEIGHTS_FILE, {**weights, **reference.tensors()}, metadata)
     write_text(out / CARD_FILE, card.model_dump_json(indent=1) + "\n")
+
+
+def in_words(card: Card) -> Iterator[str]:
+    """How good it is, and what helps if it isn't: its scores say little of styles that it can't tell."""
+    found = card.examined.ceilings
+    told = [f"{name} {found[name].value:.1%}" for name in (STYLE, *card.panel.groups) if name in found]
+    if told:
+        yield f"right on {card.held_pictures} held-out real pictures: {', '.join(told)}"
+    if STYLE in found and found[STYLE].value < LITTLE:
+        yield "its word on styles says little: raise pictures_seen, or prepare more pictures of each style"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from aid.core.workbench import Workbench
 from aid.evaluate.compare import compare
 from aid.evaluate.score import build_report, judge_gallery, unjudged_cells
 from aid.evaluate.settings import EvaluateInputs, EvaluateSettings
-from aid.evaluate.table import markdown
+from aid.evaluate.table import in_words, markdown
 from aid.judging.judge import load_judge
 
 
@@ -29,7 +29,9 @@ def evaluate(settings: EvaluateSettings, inputs: EvaluateInputs, out: Path, benc
         comparison = compare(judged, judge_gallery(inputs.baseline, arbiter, settings.cells, bench))
         write_text(out / "paired.json", comparison.model_dump_json(indent=1) + "\n")
         notes.append(comparison.summary())
+        bench.progress.say(f"  {comparison.summary()}")
     report = build_report(settings.title, judged, arbiter.card, notes)
+    bench.progress.say(f"  {in_words(report)}")
     write_text(out / "report.json", report.model_dump_json(indent=1) + "\n")
     write_text(out / "report.md", markdown(report))
     write_lines(out / "pictures.jsonl", [picture.model_dump(mode="json") for picture in judged])

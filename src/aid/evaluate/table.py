@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aid.core.report import Report, Score
+from aid.evaluate.score import NEAR_COPIES
+from aid.judging.panel import STYLE
 
 
 def markdown(report: Report) -> str:
     """Scores beside their ceilings, then a line a style, then the notes."""
     return "\n".join([*_head(report), *_scores(report), *_styles(report), *_notes(report)]) + "\n"
+
+
+def in_words(report: Report) -> str:
+    """What a person is told at once."""
+    scores = [
+        f"{name} {score.value:.1%} (real pictures {_share(report.ceilings.get(name))})"
+        for name, score in report.scores.items()
+        if name in (STYLE, NEAR_COPIES)
+    ]
+    return ", ".join([*scores, f"artefact measure {_number(report.artefact)}"])
 
 
 def _head(report: Report) -> Iterator[str]:
