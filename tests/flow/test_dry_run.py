@@ -232,3 +232,12 @@ def test_what_is_trained_is_counted_part_by_part(verb: str) -> None:
     first, second = trained(text_rate=1e-4, text_2_rate=0.0), trained(text_rate=0.0, text_2_rate=1e-4)
     assert 0 < first < second
     assert near(first + second, trained(text_rate=1e-4), 0.001)
+
+
+def test_a_training_that_will_be_refused_is_told_before_the_steps_ahead_of_it_run() -> None:
+    model, made = Path("model"), Path("dataset")
+    settings, inputs = LoraSettings(steps=1, clip_skip=2), LoraInputs(checkpoint=model, dataset=made)
+    for family, refused in (("sd1", False), ("sd2", True), ("sdxl", True)):
+        scene = Scene({made: "data", model: "model"}, {made: Pictures(), model: COSTS[family]})
+        notes = WORK["train lora"](settings, inputs, scene).notes
+        assert any("refused: clip_skip is 2" in note for note in notes) == refused, family

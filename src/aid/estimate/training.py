@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from aid.errors import SettingsError
 from aid.estimate.scene import Pictures, Scene, Work, many
 from aid.sd.adapter.target import kohya_targets, skeleton
 from aid.sd.model.cost import FROZEN, RECOMPUTED, TRAINED, Cost
@@ -27,6 +28,7 @@ from aid.train.settings import (
     TrainingSettings,
 )
 from aid.train.tables import ALL_STYLES, BalanceSettings, SampleSettings
+from aid.train.training import require_heard
 
 MOMENT_BYTES = {
     "adamw": 8, "adamw_8bit": 2, "adamw_bf16": 4, "adafactor": 0, "adafactor_absolute": 0, "lion": 4,
@@ -106,7 +108,7 @@ def _style(
         disk=disk,
         scratch=state * min(steps // settings.save_every, settings.keep_states + 1)
         + (4 * trained if settings.balance.stop_at != "never" else 0),
-        notes=(cost.note, pictures.note, _copied(state * settings.save_behind)),
+        notes=(cost.note, pictures.note, _refused(settings, cost), _copied(state * settings.save_behind)),
     )
 
 
@@ -163,8 +165,17 @@ def embedding_work(settings: EmbeddingSettings, inputs: EmbeddingInputs, scene: 
             scene.gpu,
         ),
         disk=2 * 4 * settings.vectors * cost.architecture.text_width,
-        notes=(cost.note, pictures.note),
+        notes=(cost.note, pictures.note, _refused(settings, cost)),
     )
+
+
+def _refused(settings: CommonSettings, cost: Cost) -> str:
+    """Why a training would end before its first step, as far as its model is known."""
+    try:
+        require_heard(settings, cost.architecture)
+    except SettingsError as error:
+        return f"refused: {error}" if not cost.note else ""
+    return ""
 
 
 def _number_bytes(settings: TrainingSettings) -> int:
