@@ -16,6 +16,13 @@ def test_danbooru_spelling() -> None:
     )  # fmt: skip
 
 
+def test_words_of_pony_diffusion_keep_their_underscores() -> None:
+    tags = parse_tags("Score_9, score_8_up, source_anime, rating_safe, score_sheet, source_(x)")
+    assert tags == ("score_9", "score_8_up", "source_anime", "rating_safe", "score sheet", "source (x)")
+    left = TagRules.of(PrepareSettings(undesired_tags=("score_*", "rating_safe"))).apply(tags)
+    assert left == ("source_anime", "source (x)")
+
+
 def test_escaped_brackets_and_control_characters() -> None:
     assert parse_tags(r"ganyu_\(genshin_impact\), a\\(b\\)") == ("ganyu (genshin impact)", "a(b)")
     assert parse_tags("red\x00hair, \x1b[31mevil\x7f,\u200b,\r\n,，") == ("red hair", "[31mevil", "，")

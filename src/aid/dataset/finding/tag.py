@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from aid.dataset.settings import PrepareSettings
 
 KAOMOJI = {"(o)_(o)", "<o>_<o>", "<|>_<|>", "||_||"}  # underscores that are faces, beside the 3-letter ones
+PONY = re.compile(  # words that Pony Diffusion's prompts spell with underscores
+    r"score_\d(_up)?|source_(pony|furry|cartoon|anime)|rating_(safe|questionable|explicit)"
+)
 SEPARATOR = re.compile(r"[,\n\r]")
 KEPT_BEFORE = "|||"
 ESCAPED = re.compile(r"\\+([()\[\]{}])")
@@ -30,9 +33,9 @@ def parse_tags(text: str) -> tuple[str, ...]:
 
 
 def normalise(tag: str) -> str:
-    """Lower case, spaces for underscores (but not in `^_^`), brackets unescaped, no control characters."""
+    """Lower case, spaces for underscores (but not in `^_^` and `score_9`), brackets unescaped, no control characters."""
     plain = _plain(ESCAPED.sub(r"\1", tag)).strip("_ ")
-    if len(plain) <= 3 or plain in KAOMOJI:
+    if len(plain) <= 3 or plain in KAOMOJI or PONY.fullmatch(plain):
         return plain
     return _spaced(plain)
 
@@ -95,7 +98,7 @@ class Patterns:
         return cls(names, re.compile("|".join(wild)) if wild else None)
 
     def __contains__(self, tag: str) -> bool:
-        return tag in self.names or (self.wild is not None and self.wild.fullmatch(tag) is not None)
+        return tag in self.names or (self.wild is not None and self.wild.fullmatch(_spaced(tag)) is not None)
 
 
 def normalise_pattern(pattern: str) -> str:
