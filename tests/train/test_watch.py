@@ -182,6 +182,7 @@ def test_a_style_without_held_out_pictures_has_the_usual_share_and_it_is_said(
     out = finetune(
         settings(MEASURED, steps=8), lone, tmp_path / "out", Workbench(threads=1, progress=telling)
     )
+    assert any("measured; later losses are shares of these" in line for line in telling.said[:3])
     assert any("beta: no held-out pictures, so the usual share" in line for line in telling.said)
     assert all(row.weights["beta"] == 1.0 and "beta" not in row.held for row in rows_of(out))
 

@@ -33,7 +33,8 @@ def parse_tags(text: str) -> tuple[str, ...]:
 
 
 def normalise(tag: str) -> str:
-    """Lower case, spaces for underscores (but not in `^_^` and `score_9`), brackets unescaped, no control characters."""
+    """Lower case, spaces for underscores (but not in `^_^` and `score_9`), brackets unescaped, no control
+    characters."""
     plain = _plain(ESCAPED.sub(r"\1", tag)).strip("_ ")
     if len(plain) <= 3 or plain in KAOMOJI or PONY.fullmatch(plain):
         return plain

@@ -102,6 +102,8 @@ class Watch:
         gap = gaps(self.rows[-1], self.rows[0])
         if not gap:
             return "no style has held-out pictures"
+        if len(self.rows) == 1:
+            return f"step {self.rows[-1].step}: {len(left)} styles measured; later losses are shares of these"
         slow, fast = max(left, key=lambda style: left[style]), min(left, key=lambda style: left[style])
         wide = max(gap, key=lambda style: gap[style])
         return (
