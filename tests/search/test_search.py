@@ -22,7 +22,7 @@ from aid.merge.recipe.recipe import plan
 from aid.merge.run import merge
 from aid.merge.settings import MergeInputs, MergeSettings
 from aid.search.knob import space_of
-from aid.search.run import Result, search
+from aid.search.run import Result, in_words, search
 from aid.search.settings import Knob, SearchInputs, SearchSettings
 from aid.search.trial import Measured, Trial, best_of, read_trials, suggest
 
@@ -126,6 +126,15 @@ def test_the_best_keeps_every_floor_if_any_does() -> None:
     pretty, sound, missed = trial(0, {}, 2.0, 0.3), trial(1, {}, 1.0, 0.0), trial(2, {}, 1.5, 0.2)
     assert best_of([pretty, sound, missed]) == sound
     assert best_of([pretty, missed]) == missed
+
+
+def test_a_person_is_told_what_is_best_and_which_floors_it_misses() -> None:
+    best = trial(3, {"other.OUT": 0.25}, 1.0)
+    (line,) = in_words(best, {"a": 1.0})
+    assert "trial 3, other.OUT 0.25: best.toml" in line
+    shown = Measured(styles={"a": 0.5, "b": 0.9}, content=1.0, artefact=0.0)
+    *_, missed = in_words(best.model_copy(update={"measured": shown}), {"a": 0.9, "b": 0.9})
+    assert missed == "no trial kept the floor of every style; this one misses those of a 50% of 90%"
 
 
 def test_the_optimiser_finds_the_best_that_is_allowed() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,22 @@ def search(settings: SearchSettings, inputs: SearchInputs, out: Path, bench: Wor
         found = ground.space.settings(best.values)
         write_text(out / BEST_FILE, toml(found.model_dump(mode="json", exclude_defaults=True)))
         result = Result(best=best, floors=floors, floor_kept=best.below <= 0, held=ground.compared(found))
+    for line in in_words(best, floors):
+        bench.progress.say(f"  {line}")
     write_text(out / RESULT_FILE, result.model_dump_json(indent=1) + "\n")
+
+
+def in_words(best: Trial, floors: Mapping[str, float]) -> Iterator[str]:
+    """What was found, and whether it is what was asked for."""
+    values = ", ".join(f"{name} {value:g}" for name, value in best.values.items())
+    told = f"{BEST_FILE} makes it, {RESULT_FILE} sets it beside its parents"
+    yield f"best is trial {best.number}, {values}: {told}"
+    kept = best.measured.styles
+    missed = [
+        f"{style} {kept[style]:.0%} of {floor:.0%}" for style, floor in floors.items() if kept[style] < floor
+    ]
+    if missed:
+        yield f"no trial kept the floor of every style; this one misses those of {', '.join(missed)}"
 
 
 @dataclass(frozen=True)
