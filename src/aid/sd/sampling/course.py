@@ -166,8 +166,10 @@ def check_sampler(name: str) -> str:
     if name in SAMPLERS:
         return name
     found, schedule = split_name(name)
+    if schedule != AUTOMATIC:
+        raise SettingsError(f"{name!r} names a schedule where another is set", found)
     long = [f"{sampler} {one}" for sampler in SAMPLERS for one in SCHEDULES]
-    hint = did_you_mean(name, [*SAMPLERS, *long]) if schedule == AUTOMATIC else f"Did you mean {found}?"
+    hint = did_you_mean(name, [*SAMPLERS, *long])
     raise SettingsError(f"{name!r} is not a sampler", " or ".join(SAMPLERS), hint)
 
 
