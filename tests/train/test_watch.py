@@ -23,7 +23,7 @@ from aid.dataset.settings import PrepareInputs, PrepareSettings
 from aid.errors import SettingsError
 from aid.evaluate.judge_run import judge as teach
 from aid.evaluate.settings import JudgeInputs, JudgeSettings
-from aid.sd.file.tensorfile import read_tensors
+from aid.sd.file.tensorfile import read_header, read_tensors
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
 from aid.train.balance.balance import (
     Row,
@@ -252,6 +252,23 @@ def test_the_run_ends_when_all_styles_are_overfit_and_saves_the_best_weights(
     assert [row.step for row in rows] == [0, 4, 8, 12] and rows[-1].at_point == ("alpha", "beta")
     assert any("the weights are those of step 8" in line for line in telling.said)
     assert all(torch.equal(models["long"][key], models["short"][key]) for key in models["short"])
+
+
+def test_a_lora_tells_after_how_many_steps_its_weights_were_as_saved(
+    inputs: FinetuneInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With curves as given: lowest at the second measurement, overfit at the third."""
+    curves = {"held": iter([1.0, 0.5, 0.55]), "train": iter([1.0, 0.4, 0.3])}
+    monkeypatch.setattr(
+        Meter, "losses", lambda _, __, split: dict.fromkeys(("alpha", "beta"), [next(curves[split])] * 3)
+    )
+    balance = MEASURED.model_copy(update={"by": "loss", "stop_at": "slightly overfit", "every": 1})
+    chosen = LoraSettings(steps=6, batch_size=3, rank=2, balance=balance)
+    given = LoraInputs(checkpoint=inputs.checkpoint, dataset=inputs.dataset)
+    out = lora(chosen, given, tmp_path / "out", Workbench(threads=1))
+    told = read_header(out / "style.safetensors").metadata
+    _, lowest, last = (row.step for row in rows_of(out))
+    assert lowest < last and (told["ss_steps"], told["ss_max_train_steps"]) == (str(lowest), "6")
 
 
 @given(st.lists(LEVELS, min_size=2, max_size=2), st.lists(st.floats(0.1, 10), min_size=3, max_size=3))

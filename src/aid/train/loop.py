@@ -87,7 +87,7 @@ def train(
     if watch is not None and (note := watch.adopt_best()):
         bench.progress.say(f"  {note}")
     display.finish(label)
-    keep(training, save, out, done)
+    keep(training, save, out, done if watch is None else watch.saved_step)
 
 
 def keep(training: Training, save: Save, folder: Path, done: int, ending: str = "") -> None:
