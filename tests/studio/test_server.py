@@ -7,6 +7,7 @@ import io
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from sd_backend_client.api.shared_data.diffusion_params import DiffusionParams
 from aid import starter
 from aid.core.lineage import METADATA_KEY
 from aid.core.workbench import Workbench
+from aid.generate.again import again
 from aid.generate.run import one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings
 from aid.sd.picture.infotext import parse_infotext, shot_of
@@ -146,6 +148,20 @@ def test_the_strictest_client_reads_every_list(studio: Served) -> None:
     assert answer["images"][0].size == (32, 32) and answer["info"].all_seeds == [5]
     redrawn = service.img2img(answer["images"][0], None, DiffusionParams(prompt="frown", **SMALL))
     assert redrawn["info"].denoising_strength == 0.75
+
+
+def test_a_picture_made_from_another_is_drawn_again_from_the_clients_own_file(
+    studio: Served, tmp_path: Path
+) -> None:
+    sent, made = tmp_path / "sent.jpg", tmp_path / "made.png"
+    Image.linear_gradient("L").resize((40, 32)).save(sent, comment="private")
+    body = {**SMALL, "prompt": "a", "init_images": [base64.b64encode(sent.read_bytes()).decode()]}
+    answer = post(studio, "/sdapi/v1/img2img", body)
+    assert b"private" not in base64.b64decode(answer.json()["images"][0])
+    made.write_bytes(base64.b64decode(answer.json()["images"][0]))
+    model = studio[0].shelf.models[studio[0].model]
+    file = again(made, [model, sent], tmp_path / "again", Workbench(threads=1))
+    assert file.read_bytes() == made.read_bytes()
 
 
 def test_options_that_are_sent_back_change_nothing(client: webuiapi.WebUIApi, studio: Served) -> None:

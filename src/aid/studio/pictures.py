@@ -1,4 +1,4 @@
-"""Pictures that clients send: decoded once, safely, and kept only as long as they are drawn from."""
+"""Pictures that clients send: read safely, and kept only as long as they are drawn from."""
 
 from __future__ import annotations
 
@@ -6,31 +6,25 @@ import base64
 import binascii
 from pathlib import Path
 
-from aid.core.picture import read_layers
+from aid.core.picture import read_picture
 from aid.errors import PictureError
-from aid.sd.drawing.init_picture import mask_of
 from aid.sd.picture.text import picture_text
 
 MOST_MEGAPIXELS = 40.0
 DATA = "data:"
-MASK = "mask"
 
 
 def received(text: str, folder: Path, name: str) -> Path:
-    """A picture in base64, bare or as a data URI, as a PNG of ours in `folder`: a mask's levels, of others
-    what is to be seen. What else was in the file is left behind. Raises PictureError; an address is never
+    """A picture in base64, bare or as a data URI, as the file `name` in `folder`, to the byte: by its hash
+    the drawn picture's text knows it. Raises PictureError for one that can't be read; an address is never
     fetched."""
-    content = unpacked(text, name)
-    raw, clean = folder / f"{name}.raw", folder / f"{name}.png"
-    raw.write_bytes(content)
+    file = folder / name
+    file.write_bytes(unpacked(text, name))
     try:
-        layers = read_layers(raw, MOST_MEGAPIXELS)
-        (mask_of(*layers) if name == MASK else layers[0]).save(clean, "png")
+        read_picture(file, MOST_MEGAPIXELS)
     except PictureError as error:
         raise PictureError(f"{name}: it {error.found}", error.expected or "a whole picture") from error
-    finally:
-        raw.unlink()
-    return clean
+    return file
 
 
 def text_of(text: str, folder: Path, name: str) -> str:

@@ -37,7 +37,7 @@ from aid.studio.a1111 import (
 )
 from aid.studio.desk import Answer, Busy, Closed, Job
 from aid.studio.guard import Guard, refused
-from aid.studio.pictures import MASK, received, text_of
+from aid.studio.pictures import received, text_of
 from aid.studio.settings import StudioSettings
 from aid.studio.shelf import Shelf, look_around
 from aid.studio.studio import Studio
@@ -171,7 +171,7 @@ def _draws(app: FastAPI, studio: Studio) -> None:
     @app.post(f"{API}/img2img")
     async def img2img(asked: Img2Img, request: Request) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            sent = {"init": asked.init_images[0]} | ({MASK: asked.mask} if asked.mask else {})
+            sent = {"init": asked.init_images[0]} | ({"mask": asked.mask} if asked.mask else {})
             async with reading:
                 pictures = {
                     name: await run_in_threadpool(received, text, Path(folder), name)

@@ -73,15 +73,11 @@ def open_init(source: Source, size: Size, known: Mapping[str, Path] | None = Non
     return area(source, picture, mask, size)
 
 
-def mask_of(picture: Image.Image, opacity: Image.Image | None) -> Image.Image:
-    """A mask's levels, 0 to 255 in mode L. Where it has transparent parts, as brushes leave them, its opaque
-    ones are white, whatever their colour."""
-    return opacity.point(lambda level: 255 * (level > HALF)) if opacity else picture.convert("L")
-
-
 def _open_mask(source: Source, known: Mapping[str, Path]) -> Image.Image:
-    """Softened, white where the picture is to be drawn anew."""
-    mask = mask_of(*open_layers(_find(source.mask, source.mask_sha256, known), ANOTHER))
+    """Softened, white where the picture is to be drawn anew. Where a mask has transparent parts, as brushes
+    leave them, its opaque ones are white, whatever their colour."""
+    picture, opacity = open_layers(_find(source.mask, source.mask_sha256, known), ANOTHER)
+    mask = opacity.point(lambda level: 255 * (level > HALF)) if opacity else picture.convert("L")
     inverted = source.mask_mode == "Inpaint not masked"
     if inverted:
         mask = ImageOps.invert(mask)
