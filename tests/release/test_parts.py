@@ -24,6 +24,7 @@ from aid.core.shot import Shot
 from aid.release.card import hub_page, write_card
 from aid.release.facts import Facts
 from aid.release.language import wording
+from aid.release.listing import list_release
 from aid.release.making import making
 from aid.release.markdown import table
 from aid.release.method import block_text, drew_for_embeddings, embedding_steps, making_of
@@ -194,6 +195,16 @@ def test_a_card_holds_no_html_of_the_pictures_makers(facts: Facts) -> None:
     assert "<script" not in write_card(facts, "en") and '`by it\'s \\| "me"`' in write_card(facts, "en")
     assert "| `model.safetensors` | 2.13 GB |" in write_card(facts, "zh")
     assert 'license: "other"\nlicense_name: "Fair-AI-Public-1.0"' in hub_page(facts)
+
+
+def test_pictures_without_a_licence_are_told_beside_those_with_one(facts: Facts) -> None:
+    (bare,) = facts.records
+    given = bare.model_copy(update={"source": "t", "licence": "CC0-1.0"})
+    records = [bare, bare.model_copy(update={"width": 1024}), given]
+    catalogue = list_release(facts.settings, records, None, None)
+    card = write_card(replace(facts, records=records, catalogue=catalogue), "en")
+    assert "| CC0-1.0; not given for 1 of the pictures | " in card
+    assert "| not given | " in write_card(facts, "en")
 
 
 def test_a_full_size_model_calls_itself_stable_diffusion(facts: Facts) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from aid.core.catalogue import Language, Style
 from aid.core.report import Score
@@ -169,14 +170,25 @@ def declarations(facts: Facts, words: Wording) -> str:
 
 
 def credits_by_style(facts: Facts, words: Wording) -> str:
-    unknown = words.say("unknown")
-    rows = [(one.name, one.licence or unknown, one.credit or unknown) for one in facts.styles()]
-    unnamed = [record for record in facts.records if not record.style]
-    if unnamed:
-        licence = joined_unique(record.licence for record in unnamed) or unknown
-        rows.append(("—", licence, joined_unique(record.credit for record in unnamed) or unknown))
+    pictures = {record.source: record for record in facts.records}.values()  # each once, at any resolution
+    known = {style.name: (style.licence, style.credit) for style in facts.styles()}
+    rows = []
+    for name, (licence, credit) in {**known, "": ("", "")}.items():
+        own = [record for record in pictures if record.style == name]
+        if name or own:
+            licence = _stated([record.licence for record in own], licence, words)
+            credit = _stated([record.credit for record in own], credit, words)
+            rows.append((name or "—", licence, credit))
     headings = [words.say(key) for key in ("style", "licence_of", "credit")]
     return section(words.say("credits"), words.say("credits_text"), table(headings, rows))
+
+
+def _stated(values: Sequence[str], otherwise: str, words: Wording) -> str:
+    """What pictures say, and of how many of them nothing is known."""
+    known, missing = joined_unique(values) or otherwise, sum(not value for value in values)
+    if not known:
+        return words.say("unknown")
+    return f"{known}; {words.say('unknown_of', count=missing)}" if missing else known
 
 
 def file_hashes(facts: Facts, words: Wording) -> str:
