@@ -181,6 +181,20 @@ def test_a_state_is_written_without_a_copy_where_memory_is_short(
     assert len(said) == 1 and "takes 0.0 GB of memory, 0.0 are free" in said[0]
 
 
+def test_a_sheet_that_memory_has_no_room_for_ends_no_training(
+    inputs: FinetuneInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("the GPU is full")
+
+    monkeypatch.setattr("aid.sd.drawing.pipeline.draw", full)
+    with pytest.warns(UserWarning, match="memory is short: no sample sheet is drawn, and training goes on"):
+        run(inputs, tmp_path / "short", samples=SHEET)
+    run(inputs, tmp_path / "plain")
+    short, plain = (read_tensors(tmp_path / name / "model.safetensors") for name in ("short", "plain"))
+    assert all(torch.equal(short[name], plain[name]) for name in plain)
+
+
 def test_an_error_in_writing_reaches_the_run(tmp_path: Path) -> None:
     (tmp_path / "scratch").write_text("in the way")
     with pytest.raises((FileError, OSError)), Saver(tmp_path, keep=2) as saver:

@@ -189,7 +189,7 @@ def _step_counter(tick: Callable[[int, str], None], steps: int) -> Callable[[], 
 
     def step() -> None:
         nonlocal done
-        done += 1
+        done = done % steps + 1  # several rounds, where memory is short
         tick(0, f"step {done}/{steps}")
 
     return step

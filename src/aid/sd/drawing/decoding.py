@@ -15,6 +15,7 @@ from torch import Tensor
 from aid.core.shot import Shot
 from aid.errors import ModelError
 from aid.sd.drawing.few import few_at_once
+from aid.sd.drawing.scarcity import or_in_parts
 from aid.sd.model.checkpoint import StableDiffusion
 
 FACTOR = 8  # pixels a latent
@@ -22,6 +23,7 @@ WHOLE_PIXELS = 1 << 21  # a larger picture is cut into tiles
 SMALL_PIXELS = 1 << 14  # a larger picture is decoded by itself, which is no slower
 FEW = 4  # pictures; more don't fit into the caches
 TILE, OVERLAP = 96, 16  # latents: tiles of 768 pixels that fade into each other over 128
+SMALL_TILE = 48  # where a GPU has no memory for more
 
 Change = Callable[[Tensor], Tensor]
 
@@ -51,12 +53,22 @@ def encode(model: StableDiffusion, pixels: Tensor) -> Tensor:
         mean: Tensor = posterior.mean.float()
         return mean
 
-    whole = pixels.shape[-1] * pixels.shape[-2] <= WHOLE_PIXELS
-    parts = [
-        one(part) if whole else tiled(one, part, TILE * FACTOR, OVERLAP * FACTOR, 1 / FACTOR)
-        for part in torch.split(pixels, 1)
-    ]
+    parts = [_fitting(one, part, FACTOR, 1 / FACTOR) for part in torch.split(pixels, 1)]
     return torch.cat(parts) * model.architecture.vae_scale
+
+
+def _fitting(change: Change, x: Tensor, unit: int, ratio: float) -> Tensor:
+    """`change` on a picture, whole or in tiles as large as there is memory for. `unit` is a latent's edge."""
+
+    def cut(tile: int) -> Tensor:
+        return tiled(change, x, tile * unit, OVERLAP * unit, ratio)
+
+    large = (FACTOR // unit) ** 2 * x.shape[-1] * x.shape[-2] > WHOLE_PIXELS
+    return or_in_parts(
+        lambda: cut(TILE) if large else change(x),
+        lambda: cut(SMALL_TILE),
+        "pictures go through the VAE in small tiles",
+    )
 
 
 def tiled(change: Change, x: Tensor, tile: int, overlap: int, ratio: float) -> Tensor:
@@ -104,12 +116,10 @@ def _decode(model: StableDiffusion, latents: Tensor) -> Tensor:
         made: Tensor = model.vae.decode(part, return_dict=False)[0]
         return made.float()
 
-    if pixels > WHOLE_PIXELS:
-        return torch.cat([tiled(decoded, part, TILE, OVERLAP, FACTOR) for part in torch.split(scaled, 1)])
     steady = scaled.is_cpu and scaled.dtype == torch.float32
     small = FACTOR * FACTOR < pixels <= SMALL_PIXELS  # how a single latent lies in memory is ambiguous
     if len(scaled) == 1 or not (steady and small):
-        return torch.cat([decoded(part) for part in torch.split(scaled, 1)])
+        return torch.cat([_fitting(decoded, part, 1, FACTOR) for part in torch.split(scaled, 1)])
     with few_at_once(model.vae):
         return torch.cat([decoded(part) for part in torch.split(scaled, FEW)])
 

@@ -30,6 +30,7 @@ from aid.sd.drawing.init_picture import (
     start_under,
 )
 from aid.sd.drawing.quick import quick
+from aid.sd.drawing.scarcity import or_in_parts
 from aid.sd.drawing.shot_text import Texts, calls_of
 from aid.sd.embedding.file import Embedding
 from aid.sd.model.checkpoint import StableDiffusion
@@ -106,8 +107,29 @@ def draw_batch(
     on_step: OnStep = lambda: None,
     pictures: Mapping[str, Path] | None = None,
 ) -> list[Image.Image]:
-    """Draw shots that plan_batches put together. `on_step` is called after each step of the sampler;
-    `pictures` (sha256 -> path) are where sources are looked for first."""
+    """Draw shots that plan_batches put together, or one after another if a GPU has no memory for all.
+    `on_step` is called after each step of the sampler; `pictures` (sha256 -> path) are where sources are
+    looked for first."""
+
+    def drawn(some: Sequence[Shot]) -> list[Image.Image]:
+        return _draw_together(model, some, texts, on_step, pictures)
+
+    if len(shots) == 1:
+        return drawn(shots)
+    return or_in_parts(
+        lambda: drawn(shots),
+        lambda: [picture for shot in shots for picture in drawn([shot])],
+        "pictures are drawn one by one; a smaller batch_size is quicker",
+    )
+
+
+def _draw_together(
+    model: StableDiffusion,
+    shots: Sequence[Shot],
+    texts: Texts,
+    on_step: OnStep,
+    pictures: Mapping[str, Path] | None,
+) -> list[Image.Image]:
     first = shots[0]
     init = open_init(first.source, (first.width, first.height), pictures) if first.source else None
     if init:

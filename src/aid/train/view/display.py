@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aid.core.dataset import Dataset
 from aid.core.shot import Shot
+from aid.sd.drawing.scarcity import or_in_parts
 from aid.sd.model.checkpoint import StableDiffusion
 from aid.train.balance.copies import Copies, require_held, write_copies
 from aid.train.balance.shots import sample_shots
@@ -54,10 +55,14 @@ class Display:
             remove_events(out)  # of a run that was asked for them before
 
     def step(self, done: int) -> None:
-        """After a step: what is due."""
+        """After a step: what is due. A sheet is no reason for a training to end."""
         every = self.settings.samples.every
         if self.shots and done % every == 0:
-            self._draw_sheet(done)
+            or_in_parts(
+                lambda: self._draw_sheet(done),
+                lambda: None,
+                "no sample sheet is drawn, and training goes on",
+            )
         if self.board is not None:
             self.board.follow()
 
