@@ -172,19 +172,34 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[str]:
     return ["generate", "red hair", *SMALL]
 
 
-@pytest.mark.parametrize("name", ["MemoryError", "torch.OutOfMemoryError"])
+def beyond_memory() -> Exception:
+    """What torch says on a CPU."""
+    import torch
+
+    try:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    except RuntimeError as error:
+        return error
+    raise AssertionError
+
+
+@pytest.mark.parametrize("name", ["MemoryError", "torch.OutOfMemoryError", "a CPU's"])
 def test_a_full_memory_is_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
-    error = MemoryError() if name == "MemoryError" else torch.OutOfMemoryError("CUDA out of memory.")
+    error = {
+        "MemoryError": MemoryError,
+        "torch.OutOfMemoryError": lambda: torch.OutOfMemoryError("CUDA out of memory."),
+        "a CPU's": beyond_memory,
+    }[name]()
     with pytest.raises(SystemExit) as end:
         main([*failing(monkeypatch, error), "--out", str(tmp_path)])
     said = capsys.readouterr().err
     assert end.value.code == 1
     assert said.startswith("aid: ") and said.count("\n") == 1
-    assert all(setting in said for setting in ("batch_size", "checkpointing", "precision"))
+    assert all(setting in said for setting in ("batch_size", "latent_batch", "memory_profile", "precision"))
 
 
 def test_other_runtime_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs; `aid --help` costs what click c
 
 from __future__ import annotations
 
+import re
 import sys
 
 import click
@@ -24,9 +25,10 @@ OTHERS = {
     "inspect": "What a file is: architecture, blocks, hashes, metadata.",
     "convert": "Weights in another precision or layout; .ckpt to .safetensors.",
 }
+NO_MEMORY = re.compile("out of memory|DefaultCPUAllocator: (can't|not enough)")  # in torch's words
 OUT_OF_MEMORY = (
-    "the memory is full. Lower batch_size, train with checkpointing = true, or choose a smaller precision "
-    "(bf16 or fp16)."
+    "the memory is full. Lower batch_size (prepare's is latent_batch), choose a training's memory_profile, or "
+    "a smaller precision (bf16 or fp16)."
 )
 
 
@@ -125,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(f"aid: {error}", err=True)
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
         click.echo(f"aid: {OUT_OF_MEMORY}", err=True)
         sys.exit(1)
