@@ -27,8 +27,8 @@ OTHERS = {
 }
 NO_MEMORY = re.compile("out of memory|DefaultCPUAllocator: (can't|not enough)")  # in torch's words
 OUT_OF_MEMORY = (
-    "the memory is full. Lower batch_size (prepare's is latent_batch), choose a training's memory_profile, or "
-    "a smaller precision (bf16 or fp16)."
+    "the memory is full. Lower batch_size (prepare's is latent_batch), choose a training's memory_profile, "
+    "or a smaller precision (bf16 or fp16)."
 )
 
 
