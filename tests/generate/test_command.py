@@ -55,8 +55,10 @@ def test_names_that_the_release_almost_knows_are_told(
     )
     told = capsys.readouterr().err
     assert "did you mean by lorelei?" in told and "did you mean starterneg?" in told
-    main(["generate", "by lorelei, red hair", "--out", str(tmp_path), *SMALL])
-    assert "did you mean" not in capsys.readouterr().err
+    main(["generate", "by lorelei, by the sea, silver, impasto, by silvr", "--out", str(tmp_path), *SMALL])
+    assert "note:" not in capsys.readouterr().err
+    main(["generate", "by lorelei, by wlop", "--out", str(tmp_path), *SMALL])
+    assert "note: by wlop is a style of AID's card, not of this model" in capsys.readouterr().err
 
 
 def test_a_folder_without_vae_draws_with_the_starters(tmp_path: Path) -> None:

@@ -64,10 +64,18 @@ def _recommended(checkpoint: Path) -> dict[str, Any]:
 
 
 def _misspelt(checkpoint: Path, prompts: str) -> Iterator[str]:
-    """What is almost, or was, the name of a style or an embedding of the release that draws, if one does."""
+    """What is almost, or was, the name of a style or an embedding of the release that draws, if one does; and
+    AID's own styles that it has not."""
+    from aid.core.catalogue import load_catalogue
     from aid.sd.prompt.explanation import find_styles, near_embeddings
 
     if release := Release.at(checkpoint):
-        _, notes = find_styles(prompts, release.catalogue)
+        found, notes = find_styles(prompts, release.catalogue)
         notes += near_embeddings(prompts, release.embeddings)
         yield from dict.fromkeys(note.text for note in notes)
+        known = {style.at for style in found}
+        for style in find_styles(prompts, load_catalogue())[0]:
+            called = style.match in ("same", "old name") and style.trigger.startswith("by ")
+            if called and style.at not in known:
+                own = "`aid styles --checkpoint` lists its own"
+                yield f"{style.trigger} is a style of AID's card, not of this model; {own}"
