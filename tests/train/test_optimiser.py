@@ -49,7 +49,9 @@ def learn(optimiser: torch.optim.Optimizer, parameters: list[torch.Tensor], step
 def test_it_learns_and_continues_to_the_bit(name: str, stop: int, tmp_path: Path) -> None:
     straight = weights()
     whole = made(name, straight)
+    laid = [parameter.stride() for parameter in straight]
     learn(whole, straight, range(8))
+    assert [parameter.stride() for parameter in straight] == laid, "rounding hangs on it"
     first = weights()
     halted = made(name, first)
     learn(halted, first, range(stop))

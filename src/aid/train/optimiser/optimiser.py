@@ -103,6 +103,9 @@ def create_optimiser(groups: Sequence[Group], settings: TrainingSettings) -> Opt
     words = {**OWN_WORDS.get(settings.optimiser, {}), **known(given, kind, settings.optimiser)}
     if settings.optimiser == "adamw_bf16":
         words["seed"] = settings.seed
+    if settings.optimiser == "adamw_8bit":  # which lays weights so at its first step, a resumed run's too
+        for parameter in (parameter for group in groups for parameter in group.parameters):
+            parameter.data = parameter.data.contiguous()
     tables = [{"params": group.parameters, "lr": group.rate} for group in groups]
     try:
         return kind(tables, **words)
