@@ -83,6 +83,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     from aid import __version__
 
     assert Ran(capsys, "--version").out == f"aid {__version__}\n"
+    module = [sys.executable, "-m", "aid", "--version"]
+    assert subprocess.run(module, capture_output=True, text=True).stdout == f"aid {__version__}\n"
 
 
 @pytest.mark.parametrize(

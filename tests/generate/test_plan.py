@@ -57,6 +57,12 @@ def test_brackets_in_names_weigh_nothing_and_in_prompts_do() -> None:
     )
 
 
+def test_what_tags_call_is_left_out_and_what_prompts_call_is_not() -> None:
+    settings = GenerateSettings(prompt="<lora:own:1>")
+    tags = ("smile", "<lora:somebodys:1>", "cat <lora:x:0.5:0.5>")
+    assert compose(settings, ("ink",), tags, [])[0] == "by ink, smile, cat, <lora:own:1>"
+
+
 def test_seeds_count_up_and_sizes_are_the_models_own() -> None:
     settings = GenerateSettings(prompt="cat", styles=("matcha",), count=3, seed=7, height=96)
     shots = shots_of_prompt(settings, [], 64)

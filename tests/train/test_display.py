@@ -16,11 +16,11 @@ from aid.core.shot import Shot
 from aid.errors import SettingsError
 from aid.train.balance.balance import Row, held_shares
 from aid.train.balance.copies import Copies, copied_styles, write_copies
+from aid.train.balance.shots import sample_shots, style_prompts
 from aid.train.log import Log
 from aid.train.settings import BalanceSettings, FinetuneSettings, SampleSettings
 from aid.train.view.board import EVENT_FILE, Board
 from aid.train.view.chart import draw_styles
-from aid.train.view.display import sample_shots
 from aid.train.view.page import sheet_data, style_data, write_report
 
 HOSTILE = '</script><img src=x onerror=alert(1)> "&\u2028$x$'
@@ -106,6 +106,13 @@ def test_chosen_styles_have_fixed_shots(dataset: Path) -> None:
     assert {(shot.width, shot.height) for shot in shots} == {(64, 64)}, "the model's size, as none is named"
     wide = settings.model_copy(update={"samples": samples.model_copy(update={"width": 96})})
     assert [(one.width, one.height) for one in sample_shots(wide, Dataset(dataset), 64)] == [(96, 64)] * 4
+
+
+def test_what_a_pictures_tags_call_is_not_drawn(dataset: Path) -> None:
+    data = Dataset(dataset)
+    tags = ("cat (black)", "<lora:somebodys:1>", "smile")
+    vars(data)["records"] = tuple(one.model_copy(update={"tags": tags}) for one in data.records)
+    assert style_prompts(data, ["alpha"], 1) == [("alpha", r"by alpha, cat \(black\), smile")]
 
 
 def test_a_trained_picture_is_its_own_copy_and_noise_is_none(dataset: Path) -> None:

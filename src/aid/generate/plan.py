@@ -17,7 +17,7 @@ from aid.core.spelling import did_you_mean
 from aid.errors import FileError, SettingsError
 from aid.generate.settings import DrawingSettings, GenerateSettings, Plan
 from aid.sd.picture.infotext import NEGATIVE
-from aid.sd.prompt.prompt import escape
+from aid.sd.prompt.prompt import escape, verbatim
 from aid.sd.prompt.sugar import strip_comments
 from aid.sd.sampling.course import well_named
 
@@ -186,7 +186,7 @@ def compose(
     """Prompt and negative prompt, as a picture's text tells them. Styles and tags stand for themselves: their
     brackets weigh nothing. Raises SettingsError for what no text can tell."""
     trigger = ", ".join(f"by {escape(_bare(style))}" for style in styles)
-    content = ", ".join(filter(None, (*map(escape, tags), settings.prompt)))
+    content = ", ".join(filter(None, (*map(verbatim, tags), settings.prompt)))
     if not settings.template:
         return _told(", ".join(filter(None, (trigger, content)))), _told(settings.negative_prompt)
     card = load_catalogue().parameters

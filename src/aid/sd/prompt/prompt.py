@@ -30,12 +30,19 @@ __all__ = [
     "parse_attention",
     "plan_prompt",
     "read_prompt",
+    "verbatim",
 ]
 
 AND_WORD = re.compile(r"\bAND\b")
 WEIGHT = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
 OPEN = "never closed"
 LONGEST_WEIGHT = 300  # characters; a longer number can't be finite
+
+
+def verbatim(text: str) -> str:
+    """A prompt of the words of a tag or caption alone: brackets weigh nothing, and a call of an adapter,
+    which no prompt can hold as words, is left out."""
+    return escape(extract_loras(text)[0].strip())
 
 
 @dataclass(frozen=True)

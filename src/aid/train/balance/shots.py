@@ -8,7 +8,7 @@ from aid.core.dataset import Dataset
 from aid.core.shot import Shot
 from aid.errors import SettingsError
 from aid.sd.prompt.adapter_call import extract_loras
-from aid.sd.prompt.prompt import escape
+from aid.sd.prompt.prompt import verbatim
 from aid.train.settings import CommonSettings
 from aid.train.tables import ALL_STYLES
 
@@ -41,7 +41,8 @@ def style_prompts(dataset: Dataset, styles: Sequence[str], count: int) -> list[t
             known = ", ".join(dataset.styles())
             raise SettingsError(f"samples.styles names {style}, of which there are no pictures", known)
         own.sort(key=lambda record: record.split != "held")
-        asked += [(style, escape(record.caption)) for record in own[:count]]
+        words = ((record.trigger, *record.tags) for record in own[:count])
+        asked += [(style, ", ".join(filter(None, map(verbatim, one)))) for one in words]
     return asked
 
 
