@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -21,11 +22,12 @@ def sheet(pictures: Sequence[Image.Image], columns: int = 0, gap_px: int = 2) ->
 
 
 def captioned(picture: Image.Image, text: str) -> Image.Image:
-    """The picture with a text below, cut to the picture's width."""
+    """The picture with a text below in one line, cut to the picture's width."""
     size_px = max(10, picture.width // 12)
     font = ImageFont.load_default(size_px)
-    while text and font.getlength(text) > picture.width:
-        text = text[:-1]
+    line = " ".join(text.split())[: picture.width]  # a prompt may be long; no letter is narrower than a pixel
+    ends = range(1, len(line) + 1)
+    text = line[: bisect_right(ends, picture.width, key=lambda end: math.ceil(font.getlength(line[:end])))]
     card = Image.new("RGB", (picture.width, picture.height + size_px + 4), "white")
     card.paste(picture)
     place = ((picture.width - font.getlength(text)) // 2, picture.height)
