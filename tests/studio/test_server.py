@@ -268,6 +268,7 @@ def test_options_of_one_request_that_decide_pixels_count(studio: Served) -> None
     ):
         answer = post(studio, "/sdapi/v1/img2img", {**body, "mask": mask, **one})
         assert answer.status_code == 422 and what in answer.json()["detail"]
+    assert drawn(studio, {**body, "mask_blur_x": 9}, "img2img")  # without a mask there is nothing to soften
 
 
 @pytest.mark.parametrize(

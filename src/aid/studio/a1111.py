@@ -277,7 +277,7 @@ def _hires(asked: Txt2Img) -> dict[str, Any]:
 def _source(asked: Img2Img) -> dict[str, Any]:
     return {
         "denoising_strength": asked.denoising_strength,
-        "mask_blur_px": _blur(asked),
+        "mask_blur_px": _blur(asked) if asked.mask else None,
         "masked_content": None if asked.inpainting_fill is None else CONTENTS[asked.inpainting_fill],
         "mask_area": None if asked.inpaint_full_res is None else AREAS[asked.inpaint_full_res],
         "mask_padding_px": asked.inpaint_full_res_padding,
