@@ -101,6 +101,26 @@ def test_average_converges_to_constant_weights() -> None:
     torch.testing.assert_close(weight, torch.full((3,), 2.0))
 
 
+class OfAFullGPU(torch.Tensor):
+    """Of which there is no room for a second one."""
+
+    def clone(self, **_: object) -> torch.Tensor:  # type: ignore[override]
+        raise torch.OutOfMemoryError("the GPU is full")
+
+
+def test_averages_change_places_where_a_gpu_is_full_too() -> None:
+    """Else an error halfway, such as a sample sheet's, would leave some of each in the model."""
+    weights = [torch.zeros(3), torch.zeros(2, 2)]
+    average = Average(weights, 0.5)
+    for weight in weights:
+        weight += 1.0
+    average.parameters = [weights[0], weights[1].as_subclass(OfAFullGPU)]
+    with pytest.raises(torch.OutOfMemoryError, match="a sheet's"), average.applied():
+        assert not any(weight.any() for weight in weights)
+        raise torch.OutOfMemoryError("a sheet's")
+    assert all(weight.eq(1).all() for weight in weights)
+
+
 def test_an_average_is_as_if_brought_up_to_date_at_every_step() -> None:
     """Of a random walk, beside the plain formula: the same at first, then within 3 % of what is averaged
     away, with far less work."""

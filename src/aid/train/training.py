@@ -179,8 +179,8 @@ class Training:
     def whole(self, averaged: bool = True) -> Iterator[StableDiffusion]:
         """The whole model on the device with its averaged weights, if there are any, or with the newest."""
         self.passes.forget()
-        self.model.vae.to(self.device)
         try:
+            self.model.vae.to(self.device)
             with self.settled(averaged):
                 yield self.team.whole_model(self.model)
         finally:

@@ -68,9 +68,18 @@ class Average:
     def _exchange(self) -> None:
         """Weights and averages change places, one pair at a time: no memory for all of them is needed."""
         for parameter, value in zip(self.parameters, self.values, strict=True):
-            own = parameter.detach().clone()
+            own = _kept(parameter.detach())
             parameter.copy_(value)
             value.copy_(own)
+
+
+def _kept(weight: Tensor) -> Tensor:
+    """A copy, on the CPU where a GPU is full: an exchange that ended halfway would leave weights of two
+    models, with which a training that goes on without its sample sheet would go on."""
+    try:
+        return weight.clone()
+    except torch.OutOfMemoryError:
+        return weight.to("cpu", copy=True)
 
 
 def interval(decay: float) -> int:
