@@ -178,7 +178,7 @@ def require_finite(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         return cast
     if is_finite(tensor):
         short = str(dtype).removeprefix("torch.")
-        raise ModelError(f"{name} holds values too large for {short}", next_step="Save it as fp32.")
+        raise ModelError(f"{name} holds values too large for {short}", next_step="Choose fp32 or bf16.")
     raise ModelError(
         f"{name} holds NaN or infinity", "finite weights", "Use an undamaged copy of this model."
     )
