@@ -285,7 +285,9 @@ def test_saving_refuses_what_is_not_finite(tiny_checkpoint: Path, tmp_path: Path
     bias = model.unet.conv_in.bias
     with torch.no_grad():
         bias[3] = 70_000.0
-    with pytest.raises(ModelError, match=r"blocks\.0\.0\.bias holds values too large for float16.*Choose fp32"):
+    with pytest.raises(
+        ModelError, match=r"blocks\.0\.0\.bias holds values too large for float16.*Choose fp32"
+    ):
         save_checkpoint(model, tmp_path / "out.safetensors", {})
     assert ldm_tensors(model, torch.float32)["model.diffusion_model.input_blocks.0.0.bias"][3] == 70_000
     for value in (float("nan"), float("-inf")):
