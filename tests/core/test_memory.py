@@ -29,6 +29,13 @@ FIRST = {
     "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{8 * GB}",
     "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{9 * GB}",
 }
+SLURM = {
+    "proc/self/cgroup": "1:name=systemd:/x\n0::/slurm/job_7/step\n",
+    "sys/fs/cgroup/slurm/memory.max": f"{6 * GB}",
+    "sys/fs/cgroup/slurm/memory.current": f"{2 * GB}",
+    "sys/fs/cgroup/slurm/job_7/step/memory.max": "max",
+    "sys/fs/cgroup/slurm/job_7/step/memory.current": f"{GB}",
+}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +46,7 @@ FIRST = {
         (MACHINE | SECOND, 9 * GB),
         (MACHINE | SECOND | {"sys/fs/cgroup/memory.max": "max\n"}, 20.48 * GB),
         (MACHINE | FIRST, 0),
+        (MACHINE | SLURM, 4 * GB),
         (MACHINE | {"proc/meminfo": "nonsense MemAvailable:"}, math.inf),
     ],
 )

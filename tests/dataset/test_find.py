@@ -103,7 +103,14 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     put(tmp_path / "ask" / "a.png", "hat")
     put(tmp_path / "ask" / ".hidden.png")
     put(tmp_path / ".cache" / "b.png")
-    for name in ("ask/notes.pdf", "ask/noend", "ask/orphan.txt", "ask/Thumbs.db"):
+    for name in (
+        "ask/notes.pdf",
+        "ask/notes.txt",
+        "ask/noend",
+        "ask/orphan.txt",
+        "ask/README.txt",
+        "ask/Thumbs.db",
+    ):
         (tmp_path / name).write_bytes(b"x")
     found = look(tmp_path)
     assert list(by_source(found)) == ["in/ask/a.png"]

@@ -271,10 +271,21 @@ def test_options_of_one_request_that_decide_pixels_count(studio: Served) -> None
     assert drawn(studio, {**body, "mask_blur_x": 9}, "img2img")  # without a mask there is nothing to soften
 
 
+def test_what_clients_send_by_default_asks_for_nothing(studio: Served) -> None:
+    options = {"randn_source": "GPU", "emphasis": "", "sd_vae": None}
+    body = {**SMALL, "prompt": "a", "override_settings": options, "alwayson_scripts": {}, "s_churn": 0}
+    sizes = {"seed_resize_from_w": SMALL["width"], "seed_resize_from_h": -1}
+    assert drawn(studio, {**body, **sizes}) and drawn(
+        studio, {**body, "override_settings": {"randn_source": ""}}
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
         ({"s_churn": 1}, "s_churn is asked for, which AID has not"),
+        ({"alwayson_scripts": {"ControlNet": {"args": []}}}, "alwayson_scripts is asked for"),
+        ({"seed_resize_from_h": 7}, "seed_resize_from_h is 7, and AID resizes no noise"),
         ({"override_settings": {"randn_source": "TPU"}}, "noise_source = 'TPU'"),
         ({"prompt": "a\nNegative prompt: b"}, "begins with 'Negative prompt:'"),
         ({"sampler_name": "Eulr"}, "Did you mean Euler?"),

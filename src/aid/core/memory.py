@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 # Of a container, by the second and the first version of Linux's control groups: limit, use, and what of it
 # can be given up.
-LIMITS = (
-    (
-        "sys/fs/cgroup/memory.max",
-        "sys/fs/cgroup/memory.current",
-        "sys/fs/cgroup/memory.stat",
-        "inactive_file",
-    ),
-    (
-        "sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "sys/fs/cgroup/memory/memory.stat",
-        "total_inactive_file",
-    ),
-)
+SECOND = "memory.max", "memory.current", "inactive_file"
+FIRST = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 
 
 def free_bytes(root: Path = Path("/")) -> float:
     """What may still be taken of the machine's memory, or of the container's, where that is less; infinite
     where nothing tells it, as on other systems than Linux."""
     least = 1024 * _row(root / "proc/meminfo", "MemAvailable:")
-    for limit, use, table, unused in LIMITS:
-        held = _number(root / use) - _row(root / table, unused, 0.0)
+    for folder, limit, use, unused in _groups(root):
+        held = _number(folder / use) - _row(folder / "memory.stat", unused, 0.0)
         if math.isfinite(held):
-            least = min(least, _number(root / limit) - held)
+            least = min(least, _number(folder / limit) - held)
     return max(0.0, least)
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
+    """The folders of the process's control group and of those around it, with their files' names."""
+    groups = root / "sys/fs/cgroup"
+    own = _text(root / "proc/self/cgroup").splitlines()
+    path = next((line[3:].strip("/") for line in own if line.startswith("0::")), "")
+    for folder in (groups / path, *(groups / path).parents[: len(Path(path).parts)]):
+        yield folder, *SECOND
+    yield groups / "memory", *FIRST
 
 
 def _row(path: Path, name: str, otherwise: float = math.inf) -> float:

@@ -99,7 +99,7 @@ class DrawingSettings(Settings):
     cfg_rescale: float = Field(default=0.0, ge=0, le=1)
     """Against the overexposure of strong guidance; 0.7 is its paper's, 0 is off."""
     cfg_sigmas: tuple[float, float] | None = None
-    """Guidance only where low < σ <= high; left out, everywhere."""
+    """Guidance only where low < σ <= high, of which 1000 is above any; left out, everywhere."""
     denoising_strength: float = Field(default=0.75, ge=0, le=1)
     """With --init: how far that picture is redrawn; 0.75 is A1111's."""
     mask_blur_px: int = Field(default=4, ge=0, le=64)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aid.core.shot import RANDOM
@@ -31,8 +32,7 @@ NONE = (None, False, "", "None")  # nothing is asked for
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("tiling", "restore_faces", "script_name", "refiner_checkpoint"), NONE),
     "s_churn": (None, 0),
-    "seed_resize_from_w": (None, 0, -1),
-    "seed_resize_from_h": (None, 0, -1),
+    "alwayson_scripts": (None, {}),
     "initial_noise_multiplier": (None, 0, 1),
 }
 """What AID has not, and the values by which it is not asked for."""
@@ -87,6 +87,7 @@ class Asked(BaseModel):
     restore_faces: bool | None = None
     script_name: Word | None = None
     refiner_checkpoint: Word | None = None
+    alwayson_scripts: dict[str, Any] | None = None
     s_churn: float | None = None
     seed_resize_from_w: int | None = None
     seed_resize_from_h: int | None = None
@@ -132,6 +133,9 @@ def settings_of(asked: Asked, usual: Mapping[str, Any], megapixels: float) -> Ge
     """`usual` is what stands where nothing is said. Raises SettingsError for what can't be drawn."""
     if left := [name for name, without in UNSUPPORTED.items() if getattr(asked, name, None) not in without]:
         raise SettingsError(f"{left[0]} is asked for, which AID has not", "a request without it")
+    for resized, own in (("seed_resize_from_w", asked.width), ("seed_resize_from_h", asked.height)):
+        if (edge := getattr(asked, resized)) not in (None, 0, -1, own):
+            raise SettingsError(f"{resized} is {edge}, and AID resizes no noise", "the picture's own size")
     override = asked.override_settings or Override()
     told = {
         "prompt": asked.prompt,
@@ -145,8 +149,8 @@ def settings_of(asked: Asked, usual: Mapping[str, Any], megapixels: float) -> Ge
         "schedule": asked.scheduler or None,
         "clip_skip": override.CLIP_stop_at_last_layers if asked.clip_skip is None else asked.clip_skip,
         "clip_l_skip": override.sdxl_clip_l_skip,
-        "emphasis": override.emphasis,
-        "noise_source": override.randn_source,
+        "emphasis": override.emphasis or None,
+        "noise_source": _noise_source(override.randn_source),
         "seed_delta": override.eta_noise_seed_delta,
         "old_editing": override.use_old_scheduling,
         "downcast_alphas": override.use_downcasted_alpha_bar,
@@ -166,6 +170,11 @@ def settings_of(asked: Asked, usual: Mapping[str, Any], megapixels: float) -> Ge
         raise SettingsError(f"{where} = {first['input']!r}: {first['msg']}") from error
     _require_bearable(settings, megapixels)
     return settings
+
+
+def _noise_source(name: str | None) -> str | None:
+    """Where there is no GPU, A1111's "GPU", which is its default, is the CPU."""
+    return "CPU" if name == "GPU" and not torch.cuda.is_available() else name or None
 
 
 def answer_json(asked: Asked, answer: Answer, job: Job) -> dict[str, Any]:

@@ -176,8 +176,10 @@ class TrainingSettings(CommonSettings):
         if not self.fused_backward:
             return self
         if self.gradient_norm or self.part_size:
+            profile = getattr(self, "memory_profile", None)
+            source = f" (which memory_profile {profile} sets)" if profile else ""
             raise ValueError(
-                "`fused_backward` never has the whole gradient: set gradient_norm, part_size to 0"
+                f"`fused_backward`{source} never has the whole gradient: set gradient_norm, part_size to 0"
             )
         if self.spike or self.trouble == "skip":
             raise ValueError("with `fused_backward` a step can't be left out: `trouble` is stop or roll_back")

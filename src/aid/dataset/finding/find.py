@@ -24,6 +24,7 @@ PICTURE_SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
 }  # fmt: skip
 SIDECAR_SUFFIXES = (".txt", ".caption")  # in this order
+NOT_CAPTIONS = {"readme", "license", "licence", "credits"}  # by their stems
 NOT_PICTURES = {CREDIT_FILE, LINEAGE_FILE, "Thumbs.db", "desktop.ini"}
 MASK_SUFFIXES = ("-masklabel.png", ".mask.png")
 REPEATS = re.compile(r"(\d+)_(.+)", re.DOTALL)  # kohya's folder names: 10_by fuzichoco
@@ -128,7 +129,7 @@ class _Shelf:
         tops, files = self._walk(self.root)
         masks = {mask for path in files for mask in mask_files(path)}
         pictures = [path for path in files if path not in masks and self._looks_like_picture(path)]
-        self._quarantine_orphans(files, pictures)
+        self._quarantine_orphans(files)
         filled = {path.parts[0] for path in pictures if len(path.parts) > 1}
         for top in tops:
             if top not in filled:
@@ -140,11 +141,12 @@ class _Shelf:
                 self._declare(self._style(path), path.parent.as_posix())
                 self._take(path, Entry.model_construct(file=str(path)))
 
-    def _quarantine_orphans(self, files: Sequence[Path], pictures: Sequence[Path]) -> None:
+    def _quarantine_orphans(self, files: Sequence[Path]) -> None:
         """Captions without a picture: one that was renamed or lost is not missed otherwise."""
-        described = {path.with_suffix("") for path in pictures}
-        for path in files:
-            if path.suffix.lower() in SIDECAR_SUFFIXES and path.with_suffix("") not in described:
+        texts = [path for path in files if path.suffix.lower() in SIDECAR_SUFFIXES]
+        described = {path.with_suffix("") for path in {*files} - {*texts}}
+        for path in texts:
+            if path.with_suffix("") not in described and path.stem.lower() not in NOT_CAPTIONS:
                 self._quarantine(path.as_posix(), "is a caption without a picture of its name beside it")
 
     def _walk(self, folder: Path) -> tuple[list[str], list[Path]]:

@@ -31,7 +31,8 @@ class Fitting:
     """
 
     def __init__(self, model: StableDiffusion, keep: torch.device | str | None = None) -> None:
-        self._keep = None if keep is None else torch.device(keep)
+        self._given = None if keep is None else torch.device(keep)
+        self._keep = self._given
         self._family = FAMILY_NAMES[model.architecture.family]
         self._targets = targets_of(model)
         self._worn: dict[str, list[Step]] = {}
@@ -47,7 +48,8 @@ class Fitting:
             matches.append(match(use.adapter, self._targets, self._family))
             for target, step in steps_of(use, self._targets):
                 wanted.setdefault(target.name, []).append(step)
-        self._keep = self._keep or self._place(wanted)
+        if not self._own:
+            self._keep = self._given or self._place(wanted)
         try:
             for name in sorted({*self._worn, *wanted}):
                 if wanted.get(name) != self._worn.get(name):
@@ -63,8 +65,10 @@ class Fitting:
         if not weights:
             return None
         device = weights[0].device
-        if device.type == "cuda" and not room_for(weights, torch.cuda.mem_get_info(device)[0]):
-            return torch.device("cpu")
+        if device.type == "cuda":
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            if not room_for(weights, torch.cuda.mem_get_info(device)[0] + unused):
+                return torch.device("cpu")
         return device
 
     def _take_off(self) -> None:
