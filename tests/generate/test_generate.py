@@ -12,12 +12,15 @@ import torch
 from PIL import Image
 from tests.interrupting import Interrupting
 
+import aid
+from aid import starter
 from aid.core.gallery import read_gallery
 from aid.core.lineage import lineage_of
 from aid.core.shot import Shot
 from aid.core.workbench import Silence, Workbench
 from aid.errors import FileError, ModelError, SettingsError
 from aid.generate.material import load_material
+from aid.generate.plan import shots_of_prompt
 from aid.generate.run import generate, one_off
 from aid.generate.settings import GenerateInputs, GenerateSettings, Plan
 from aid.sd.embedding.file import Embedding, save_embedding
@@ -224,6 +227,17 @@ def test_precision_is_the_weights_while_drawing(
     file = one_off(settings(precision=precision), inputs, tmp_path, BENCH)[0]
     with Image.open(file) as picture:
         assert picture.size == (32, 32)
+
+
+def test_the_function_draws_what_the_command_draws(tmp_path: Path) -> None:
+    """Of the starter: between layouts of its weights its pixels would differ by a level."""
+    inputs = GenerateInputs(checkpoint=starter.BASE)
+    told = settings(prompt="by lorelei, smile", count=4, steps=4, width=64, height=64)
+    shots = shots_of_prompt(told, [], 64)
+    files = one_off(told, inputs, tmp_path, BENCH)
+    for file, picture in zip(files, aid.draw(aid.load_checkpoint(starter.BASE), shots), strict=True):
+        with Image.open(file) as one:
+            assert one.tobytes() == picture.tobytes()
 
 
 def test_one_off_pictures_take_free_numbers(lively_checkpoint: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from aid.judging.judge import load_judge
 from aid.merge.blend import Blend
 from aid.merge.recipe.recipe import primary_of
 from aid.merge.settings import MergeInputs, MergeSettings
-from aid.sd.model.checkpoint import StableDiffusion, lay_out
+from aid.sd.model.checkpoint import StableDiffusion
 from aid.search.knob import Space, space_of
 from aid.search.measure import Arbiter, measured
 from aid.search.settings import SearchInputs, SearchSettings
@@ -140,7 +140,6 @@ def _ground(
     settings: SearchSettings, inputs: SearchInputs, blend: Blend, out: Path, bench: Workbench
 ) -> Ground:
     space = space_of(settings.knobs, settings.merge, blend.model.architecture.family)
-    lay_out(blend.model)
     embeddings, _ = named_embeddings(inputs.embeddings, blend.model)
     shots, held = _shots(settings, Dataset(inputs.dataset), list(embeddings), blend.model)
     arbiter = Arbiter(load_judge(inputs.judge, bench), embeddings, settings.drawing.batch_size, bench)

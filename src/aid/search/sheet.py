@@ -19,7 +19,6 @@ from aid.merge.blend import Blend
 from aid.merge.settings import MergeInputs
 from aid.sd.drawing.pipeline import draw
 from aid.sd.model.blocks import extra_blocks
-from aid.sd.model.checkpoint import lay_out
 from aid.search.knob import Space, space_of
 from aid.search.settings import Knob, SheetInputs, SheetSettings
 
@@ -36,7 +35,6 @@ def block_sheet(settings: SheetSettings, inputs: SheetInputs, out: Path, bench: 
     """
     merging = MergeInputs(models=inputs.models, vae=inputs.vae)
     with Blend(settings.merge, merging, bench, settings.drawing.precision) as blend:
-        lay_out(blend.model)
         family = blend.model.architecture.family
         names = settings.blocks or (*BLOCKS[family], *extra_blocks(family, settings.merge.convention))
         space = space_of([Knob(model=settings.model, blocks=names)], settings.merge, family)

@@ -33,7 +33,7 @@ from aid.sd.drawing.quick import quick
 from aid.sd.drawing.scarcity import or_in_parts
 from aid.sd.drawing.shot_text import Texts, calls_of
 from aid.sd.embedding.file import Embedding
-from aid.sd.model.checkpoint import StableDiffusion
+from aid.sd.model.checkpoint import StableDiffusion, lay_out
 from aid.sd.prompt.sugar import Wildcards
 from aid.sd.sampling.course import Course, find_schedule, noise_for, plan_course, plan_course_from_picture
 from aid.sd.sampling.random import PictureNoise
@@ -54,13 +54,15 @@ def draw(
     adapters: AdapterFolder | None = None,
     wildcards: Wildcards | None = None,
 ) -> list[Image.Image]:
-    """Draw every shot, in batches of at most `batch_size`; pictures come back in the order asked.
+    """Draw every shot, in batches of at most `batch_size`; pictures come back in the order asked. The model
+    is laid out for it, and stays so.
 
     `on_picture` is told each index as it is done. `adapters` are what `<lora:name:1>` calls, `wildcards` what
     `__name__` does. Raises SettingsError for an unknown sampler or schedule, FileError for an adapter that
     isn't there, PictureError for a source that can't be read, ModelError for a model that draws NaN.
     """
     pictures: dict[int, Image.Image] = {}
+    lay_out(model)
     with Texts(model, embeddings, adapters, wildcards) as texts:
         for batch in plan_batches(texts, shots, batch_size):
             for index, picture in zip(
