@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Field
 
 from aid.core.artifact import Inputs, Settings
 from aid.core.lineage import LINEAGE_FILE
 from aid.sd.model.location import ARTIFACT_FILE
 
-Weight = float | str | list[float] | dict[str, float | list[float]]
+Number = Annotated[float, AllowInfNan()]  # which is told to be none together with its model and block
+Weight = Number | str | list[Number] | dict[str, Number | list[Number]]
 
 
 class MergeStep(BaseModel):
