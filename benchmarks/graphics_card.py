@@ -36,8 +36,8 @@ from aid.sd.model.checkpoint import StableDiffusion, create_checkpoint
 from aid.sd.model.cost import Cost
 from aid.sd.model.device import same_bits_on_cuda
 from aid.sd.picture.infotext import Weights
-from aid.train.lightness import trained_types
 from aid.train.settings import FinetuneSettings
+from aid.train.weight_types import trained_types
 
 CARD = "cuda"
 SIZE = 8192  # of the matrices whose product tells the card's peak

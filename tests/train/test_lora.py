@@ -19,10 +19,10 @@ from aid.sd.adapter.use import Use
 from aid.sd.file.tensorfile import read_header, read_tensors
 from aid.sd.model.architecture import TINY_SD2, TINY_SDXL, Architecture
 from aid.sd.model.checkpoint import create_checkpoint, load_checkpoint, save_checkpoint
-from aid.train.lightness import frozen_types
 from aid.train.loop import drop_old
 from aid.train.lora import kohya_tensors, lora, put_on
 from aid.train.settings import LoraInputs, LoraSettings
+from aid.train.weight_types import frozen_types
 
 QUICK = LoraSettings(
     name="tiny", rank=2, alpha=1.0, conv_rank=1, steps=5, batch_size=3, regularisation_share=0.34,

@@ -17,7 +17,6 @@ from aid.core.workbench import Workbench
 from aid.sd.model.checkpoint import load_checkpoint
 from aid.sd.model.device import torch_device
 from aid.train.embedding import Word, plan_word, word_training
-from aid.train.lightness import frozen_types, trained_types
 from aid.train.lora import put_on, trained_by
 from aid.train.optimiser.group import weights_of
 from aid.train.run import style_training
@@ -27,6 +26,7 @@ from aid.train.step.plan import Plan, plan_styles
 from aid.train.tables import CaptionSettings
 from aid.train.team import ALONE
 from aid.train.training import Training
+from aid.train.weight_types import frozen_types, trained_types
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 COMMON = {"batch_size": 2, "regularisation_share": 0.5, "unet_rate": 1e-3, "text_rate": 1e-3}

@@ -31,7 +31,6 @@ from aid.sd.model.metadata import architecture_name
 from aid.sd.model.text_encoder import token_embeddings
 from aid.sd.prompt.prompt import escape
 from aid.sd.prompt.text import Conditioning, encode_prompts
-from aid.train.lightness import frozen_types
 from aid.train.loop import kept_for_states, train
 from aid.train.optimiser.group import Group
 from aid.train.settings import EmbeddingInputs, EmbeddingSettings
@@ -39,6 +38,7 @@ from aid.train.step.order import Order
 from aid.train.step.plan import Plan, require_latents
 from aid.train.team import Team, join
 from aid.train.training import Factor, Training, make_ready
+from aid.train.weight_types import frozen_types
 
 
 @verb("train embedding", resumable=True, together=True, precious=STATES)

@@ -28,13 +28,13 @@ from aid.sd.model.blocks import block_of
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint
 from aid.sd.model.device import torch_device
 from aid.train.kohya import base_words, lora_metadata
-from aid.train.lightness import frozen_types
 from aid.train.loop import kept_for_states, train
 from aid.train.optimiser.group import Trained, part_rates
 from aid.train.run import style_training
 from aid.train.settings import LoraInputs, LoraSettings
 from aid.train.step.plan import plan_styles
 from aid.train.team import join
+from aid.train.weight_types import frozen_types
 
 
 @verb("train lora", resumable=True, together=True, precious=STATES)

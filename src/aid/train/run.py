@@ -18,7 +18,6 @@ from aid.sd.model.architecture import Architecture
 from aid.sd.model.checkpoint import StableDiffusion, load_checkpoint, save_checkpoint
 from aid.sd.model.device import torch_device
 from aid.sd.prompt.text import Conditioning
-from aid.train.lightness import trained_types
 from aid.train.loop import kept_for_states, train
 from aid.train.optimiser.group import Group, Trained, grouped, part_rates, weights_of
 from aid.train.optimiser.optimiser import create_optimiser
@@ -28,6 +27,7 @@ from aid.train.step.condition import Remembered, Written, encode_captions, encod
 from aid.train.step.plan import plan_styles
 from aid.train.team import ALONE, Team, join
 from aid.train.training import Training, make_ready
+from aid.train.weight_types import trained_types
 
 
 @verb("train finetune", resumable=True, together=True, precious=STATES)

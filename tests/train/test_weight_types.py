@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from aid.sd.model.checkpoint import load_checkpoint
-from aid.train.lightness import frozen_types, trained_types
 from aid.train.settings import FinetuneSettings, LoraSettings
+from aid.train.weight_types import frozen_types, trained_types
 
 
 def test_matrices_alone_are_halved_and_not_the_vaes(lively_checkpoint: Path) -> None:
